@@ -1,0 +1,11 @@
+//! What a host offers: clock, randomness, disk, processors.
+//!
+//! Everything above asks this room for time, sleep and chance, never the standard library (clippy holds that), so that
+//! a simulated host can stand in for the real one.
+
+pub mod clock;
+pub mod disk;
+pub mod processors;
+pub mod random;
+
+pub use clock::{Clock, RealClock};

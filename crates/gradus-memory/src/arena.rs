@@ -1,0 +1,133 @@
+//! The memory of a host device: one reserved region, handed out from its start.
+
+use crate::{RawRange, Span};
+use gradus_error::{Error, IoContext, Result};
+use rustix::mm::{self, Advice, MapFlags, ProtFlags};
+use std::ffi::c_void;
+use std::ptr::NonNull;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+/// Every span begins on a multiple of this many elements: a cache line of 64 bytes.
+const ALIGNMENT: usize = 16;
+
+/// A region of zeroed f32 elements. Address space is reserved at once, memory is taken when first touched.
+pub struct Arena {
+    start: NonNull<f32>,
+    capacity: usize,
+    used: AtomicUsize,
+}
+
+// SAFETY: the region belongs to the arena alone; access goes through unsafe methods whose callers exclude races.
+unsafe impl Send for Arena {}
+// SAFETY: as above; the only state that safe methods change is an atomic.
+unsafe impl Sync for Arena {}
+
+impl Arena {
+    /// Reserves room for `capacity` elements.
+    ///
+    /// # Errors
+    /// `Exhausted` or `Unavailable` when the system refuses the reservation: ask for less.
+    pub fn reserve(capacity: usize) -> Result<Self> {
+        let bytes = capacity.max(1) * size_of::<f32>();
+        // SAFETY: a fresh anonymous private mapping overlays nothing.
+        let start = unsafe {
+            mm::mmap_anonymous(
+                std::ptr::null_mut(),
+                bytes,
+                ProtFlags::READ | ProtFlags::WRITE,
+                MapFlags::PRIVATE | MapFlags::NORESERVE,
+            )
+        }
+        .context(|| format!("cannot reserve {bytes} bytes of memory"))?;
+        // SAFETY: the range was mapped just above. Huge pages only make it faster: a refusal is no failure.
+        let _ = unsafe { mm::madvise(start, bytes, Advice::LinuxHugepage) };
+        let start = NonNull::new(start.cast()).ok_or_else(|| Error::internal("mmap returned null"))?;
+        Ok(Self { start, capacity, used: AtomicUsize::new(0) })
+    }
+
+    /// Hands out `len` elements, zero, on a cache line of their own. They are never taken back.
+    ///
+    /// # Errors
+    /// `Exhausted` when the reservation is used up.
+    pub fn allocate(&self, len: usize) -> Result<Span> {
+        let rounded = len.next_multiple_of(ALIGNMENT);
+        let taken = self.used.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |used| {
+            used.checked_add(rounded).filter(|end| *end <= self.capacity)
+        });
+        match taken {
+            Ok(start) => Ok(Span::new(start, len)),
+            Err(used) => Err(Error::exhausted(format!(
+                "no room for {len} more elements: {used} of the {} reserved are in use; choose a smaller model or batch",
+                self.capacity
+            ))),
+        }
+    }
+
+    /// Elements handed out so far.
+    pub fn used(&self) -> usize {
+        self.used.load(Ordering::Relaxed)
+    }
+
+    /// The address of a range.
+    ///
+    /// # Panics
+    /// If the range was not handed out by this arena.
+    pub fn raw(&self, span: Span) -> RawRange {
+        assert!(span.end() <= self.used(), "a span must come from this arena");
+        // SAFETY: the assertion keeps start inside the mapping.
+        RawRange { start: unsafe { self.start.as_ptr().add(span.start) }, len: span.len }
+    }
+
+    /// The elements of a range, to read.
+    ///
+    /// # Safety
+    /// Nobody writes the range while the slice lives.
+    pub unsafe fn slice(&self, span: Span) -> &[f32] {
+        let raw = self.raw(span);
+        // SAFETY: inside the mapping, initialised to zero by the kernel, not written meanwhile by the caller's word.
+        unsafe { std::slice::from_raw_parts(raw.start, raw.len) }
+    }
+
+    /// The elements of a range, to write.
+    ///
+    /// # Safety
+    /// Nobody else reads or writes the range while the slice lives.
+    #[allow(clippy::mut_from_ref, reason = "exclusive access is the caller's word")]
+    pub unsafe fn slice_mut(&self, span: Span) -> &mut [f32] {
+        let raw = self.raw(span);
+        // SAFETY: inside the mapping, initialised to zero by the kernel, exclusive by the caller's word.
+        unsafe { std::slice::from_raw_parts_mut(raw.start, raw.len) }
+    }
+}
+
+impl Drop for Arena {
+    fn drop(&mut self) {
+        let bytes = self.capacity.max(1) * size_of::<f32>();
+        // SAFETY: the mapping was made by reserve with this size; slices borrow the arena and are gone.
+        let _ = unsafe { mm::munmap(self.start.as_ptr().cast::<c_void>(), bytes) };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use gradus_error::Kind;
+
+    #[test]
+    fn spans_are_zero_aligned_and_apart() {
+        let arena = Arena::reserve(1000).unwrap();
+        let (a, b) = (arena.allocate(3).unwrap(), arena.allocate(5).unwrap());
+        assert!(!a.overlaps(&b) && b.start % ALIGNMENT == 0);
+        // SAFETY: one thread, two disjoint spans.
+        let (x, y) = unsafe { (arena.slice_mut(a), arena.slice(b)) };
+        x.fill(7.0);
+        assert_eq!(y, [0.0; 5]);
+    }
+
+    #[test]
+    fn a_full_arena_says_so() {
+        let arena = Arena::reserve(32).unwrap();
+        arena.allocate(20).unwrap();
+        assert_eq!(*arena.allocate(1).unwrap_err().kind(), Kind::Exhausted);
+    }
+}
