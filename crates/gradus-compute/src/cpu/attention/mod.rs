@@ -1,0 +1,235 @@
+//! Causal attention in blocks, forward and backward, never storing all scores (Dao et al. 2022, algorithms 1 and 4).
+//!
+//! What: one [`Item`] is a sequence and a key-value head, with all the query heads that read it; items are shared out
+//! among threads. How: keys, values and queries are packed into the panels of the matrix kernels (see `gemm`), a block
+//! of scores is made by these kernels in scratch that stays in the first cache, turned into probabilities in place, and
+//! multiplied on. Blocks in which no query sees a key are skipped. Scores are kept in units of log 2, so that
+//! probabilities are powers of two.
+//! Invariants: an item writes only its own rows and heads; its sums are made in a fixed order; products are f32
+//! whatever the device's precision, as the scores' softmax is more sensitive than its share of the work is large.
+
+mod backward;
+mod decode;
+mod forward;
+
+pub use backward::{Backward, backward_scratch};
+pub use decode::{Decode, FEW_QUERIES, decode_scratch};
+pub use forward::{Forward, forward_scratch};
+
+use super::gemm::{Operand, PanelLayout, SLACK, Single, Target, TileKernel, Vectors, pack};
+use super::memory::Elements;
+use super::simd::Simd;
+use crate::device::Attention;
+
+/// Queries (forward) or keys (backward) across a block of scores: a multiple of every family's panel of columns.
+const ACROSS: usize = 64;
+/// About as many keys (forward) or queries (backward) down a block of scores.
+const DOWN: usize = 56;
+/// Below every score, and finite, so that differences of two are numbers.
+const LOWEST: f32 = -1e30;
+
+/// The tile kernel that attention uses.
+type Kernel<S> = Vectors<S, Single<false>>;
+
+/// Rows of heads.
+#[derive(Clone, Copy)]
+pub struct HeadRows {
+    /// All of them.
+    pub elements: Elements,
+    /// Elements from one row to the next.
+    pub stride: usize,
+}
+
+impl HeadRows {
+    /// Address of a row's head.
+    fn at(&self, row: usize, head: usize, head_size: usize) -> *mut f32 {
+        self.elements.at(row * self.stride + head * head_size)
+    }
+}
+
+/// A sequence and a key-value head.
+#[derive(Clone, Copy)]
+pub struct Item<'a> {
+    /// The operation's shape.
+    pub shape: Attention<'a>,
+    /// Which sequence.
+    pub batch: usize,
+    /// Which key-value head.
+    pub kv_head: usize,
+}
+
+impl<'a> Item<'a> {
+    /// Item `index` of the `B * K` of an operation.
+    pub fn new(shape: Attention<'a>, index: usize) -> Self {
+        Self { shape, batch: index / shape.kv_heads, kv_head: index % shape.kv_heads }
+    }
+
+    /// Query heads that read this key-value head.
+    fn heads(&self) -> std::ops::Range<usize> {
+        let group = self.shape.heads / self.shape.kv_heads;
+        self.kv_head * group..(self.kv_head + 1) * group
+    }
+
+    /// First of this sequence's query rows.
+    fn query_row(&self) -> usize {
+        self.batch * self.shape.query_len
+    }
+
+    /// First of this sequence's key rows.
+    fn key_row(&self) -> usize {
+        self.batch * self.shape.key_rows
+    }
+
+    /// First element of a head's log-sum-exp.
+    fn sums_at(&self, head: usize) -> usize {
+        (self.batch * self.shape.heads + head) * self.shape.query_len
+    }
+
+    /// Position of query `query` among the keys: the last key that it sees.
+    fn last_key(&self, query: usize) -> usize {
+        self.shape.key_len - self.shape.query_len + query
+    }
+
+    /// For each query the first key that it sees: the first of its document. Whole numbers, exact below 2^24.
+    fn first_keys(&self, first: &mut [f32]) {
+        first.fill(0.0);
+        let Some(documents) = self.shape.documents else { return };
+        let documents = &documents[self.query_row()..][..self.shape.query_len];
+        for query in 1..self.shape.query_len {
+            let same = documents[query] == documents[query - 1];
+            first[query] = if same { first[query - 1] } else { query as f32 };
+        }
+    }
+
+    /// Factor from a product to a score in units of log 2.
+    fn scale_log2(&self) -> f32 {
+        self.shape.scale * std::f32::consts::LOG2_E
+    }
+}
+
+/// Takes pieces from the front of the scratch.
+struct Pieces<'a>(&'a mut [f32]);
+
+impl<'a> Pieces<'a> {
+    fn take(&mut self, len: usize) -> &'a mut [f32] {
+        let (piece, rest) = std::mem::take(&mut self.0).split_at_mut(len.next_multiple_of(16));
+        self.0 = rest;
+        &mut piece[..len]
+    }
+}
+
+/// Elements that [`Pieces::take`] uses for pieces of these lengths.
+fn pieces_len(lens: &[usize]) -> usize {
+    lens.iter().map(|len| len.next_multiple_of(16)).sum()
+}
+
+/// Lines of the widest panel of any family.
+const PANEL: usize = 32;
+
+/// Elements of the panels of `lines` lines of `depth`, whatever the family, slack included.
+fn panels_len(lines: usize, depth: usize) -> usize {
+    (lines + PANEL) * depth + SLACK
+}
+
+/// Rows in a block of scores: whole panels of rows.
+fn down<S: Simd>() -> usize {
+    DOWN / S::TILE_ROWS * S::TILE_ROWS
+}
+
+/// Packs rows of one head as lines that run along the head: the left (`rows`) or the right side of a product.
+///
+/// # Safety
+/// `from` is readable for `lines` lines, and `to` holds their panels and slack.
+unsafe fn pack_lines<S: Simd>(
+    s: S,
+    rows: bool,
+    from: *const f32,
+    stride: usize,
+    lines: usize,
+    size: usize,
+    to: &mut [f32],
+) {
+    let kernel = Kernel::new(s);
+    let layout = if rows { PanelLayout::rows(kernel) } else { PanelLayout::columns(kernel) };
+    assert!(to.len() >= panels_len(lines, size), "panels must fit their piece of scratch");
+    // SAFETY: as the caller says, and as asserted.
+    unsafe {
+        pack(s, layout, Operand { start: from, stride, along: true }, lines, size, size, to.as_mut_ptr())
+    };
+}
+
+/// Packs rows of one head as the right side of a product over rows: lines are the head's elements.
+///
+/// # Safety
+/// `from` is readable for `rows` rows, and `to` holds their panels and slack.
+unsafe fn pack_depth<S: Simd>(
+    s: S,
+    from: *const f32,
+    stride: usize,
+    rows: usize,
+    size: usize,
+    to: &mut [f32],
+) {
+    let layout = PanelLayout::columns(Kernel::new(s));
+    assert!(to.len() >= panels_len(size, rows), "panels must fit their piece of scratch");
+    // SAFETY: as the caller says, and as asserted.
+    unsafe {
+        pack(s, layout, Operand { start: from, stride, along: false }, size, rows, rows, to.as_mut_ptr())
+    };
+}
+
+/// A product of packed or scratch rows with packed columns.
+#[derive(Clone, Copy)]
+struct SmallProduct {
+    /// Rows and columns of the target.
+    rows: usize,
+    columns: usize,
+    /// Units of the depth.
+    depth: usize,
+    /// First row panel, and elements from one panel to the next.
+    left: *const f32,
+    left_panel: usize,
+    /// Elements from one unit of a row panel to the next.
+    left_stride: usize,
+    /// First column panel, and elements from one panel to the next.
+    right: *const f32,
+    right_panel: usize,
+    target: *mut f32,
+    stride: usize,
+    accumulate: bool,
+    row_scale: *const f32,
+}
+
+impl SmallProduct {
+    /// Runs all tiles.
+    ///
+    /// # Safety
+    /// The panels hold these rows, columns and depth, and the target is writable for them.
+    unsafe fn run<S: Simd>(self, s: S) {
+        let kernel = Kernel::new(s);
+        for (i, column) in (0..self.columns).step_by(kernel.columns()).enumerate() {
+            for (j, row) in (0..self.rows).step_by(kernel.rows()).enumerate() {
+                let target = Target {
+                    start: self.target.wrapping_add(row * self.stride + column),
+                    stride: self.stride,
+                    rows: kernel.rows().min(self.rows - row),
+                    columns: kernel.columns().min(self.columns - column),
+                    bias: std::ptr::null(),
+                    residual: std::ptr::null(),
+                    accumulate: self.accumulate,
+                    row_scale: if self.row_scale.is_null() {
+                        self.row_scale
+                    } else {
+                        self.row_scale.wrapping_add(row)
+                    },
+                };
+                // SAFETY: panels and target as the caller says.
+                unsafe {
+                    let left = self.left.add(j * self.left_panel);
+                    let right = self.right.add(i * self.right_panel);
+                    kernel.tile(self.depth, left, self.left_stride, right, &target);
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,367 @@
+//! Operations on elements: sums, activations, rotary positions, embeddings.
+//!
+//! Each is an [`Operation`] on a part of its rows or elements; the device cuts the whole into parts. Addresses are
+//! resolved and their sizes checked by the device, and parts write apart: that is what the SAFETY comments lean on.
+
+use super::math::sigmoid;
+use super::memory::Elements;
+use super::simd::{Operation, Simd};
+use std::ops::Range;
+
+/// A function of `N` elements.
+pub trait Function<const N: usize>: Copy {
+    /// Its value; implement with `#[inline(always)]`.
+    fn apply<S: Simd>(self, s: S, x: [S::V; N]) -> S::V;
+}
+
+/// `out[i] = f(inputs[..][i])` for `i` in `range`; an input may be the output.
+pub struct Map<F, const N: usize> {
+    /// The function.
+    pub f: F,
+    /// Its arguments.
+    pub inputs: [Elements; N],
+    /// Its values.
+    pub out: Elements,
+    /// The elements to compute.
+    pub range: Range<usize>,
+}
+
+impl<F: Function<N>, const N: usize> Operation for Map<F, N> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        for at in self.range.clone().step_by(S::LANES) {
+            let count = S::LANES.min(self.range.end - at);
+            // SAFETY: the range lies inside all inputs and the output; nobody else writes it.
+            unsafe {
+                let x = self.inputs.map(|input| s.load_up_to(input.at(at), count));
+                s.store_up_to(self.out.at(at), count, self.f.apply(s, x));
+            }
+        }
+    }
+}
+
+/// `a + b`.
+#[derive(Clone, Copy)]
+pub struct Sum;
+
+impl Function<2> for Sum {
+    #[inline(always)]
+    fn apply<S: Simd>(self, s: S, [a, b]: [S::V; 2]) -> S::V {
+        s.add(a, b)
+    }
+}
+
+/// sqrt(2 / pi), of the tanh form of gelu.
+const GELU_SCALE: f32 = 0.797_884_6;
+/// The cubic coefficient of the tanh form of gelu.
+const GELU_CUBIC: f32 = 0.044_715;
+
+/// `gelu(x) = x * sigmoid(2u)`, `u = scale * (x + cubic * x^3)`: the tanh form, since `(1 + tanh u) / 2 = sigmoid(2u)`.
+#[derive(Clone, Copy)]
+pub struct Gelu;
+
+impl Function<1> for Gelu {
+    #[inline(always)]
+    fn apply<S: Simd>(self, s: S, [x]: [S::V; 1]) -> S::V {
+        s.mul(x, gelu_gate(s, x))
+    }
+}
+
+/// `sigmoid(2u)`.
+#[inline(always)]
+fn gelu_gate<S: Simd>(s: S, x: S::V) -> S::V {
+    let cubic = s.mul_add(s.mul(x, x), s.splat(2.0 * GELU_SCALE * GELU_CUBIC), s.splat(2.0 * GELU_SCALE));
+    sigmoid(s, s.mul(x, cubic))
+}
+
+/// `d * gelu'(x)` of `x` and `d`: with `g = sigmoid(2u)`, `gelu' = g + x * g * (1 - g) * 2u'`.
+#[derive(Clone, Copy)]
+pub struct GeluGradient;
+
+impl Function<2> for GeluGradient {
+    #[inline(always)]
+    fn apply<S: Simd>(self, s: S, [x, d]: [S::V; 2]) -> S::V {
+        let gate = gelu_gate(s, x);
+        let slope = s.mul_add(s.mul(x, x), s.splat(6.0 * GELU_SCALE * GELU_CUBIC), s.splat(2.0 * GELU_SCALE));
+        let rest = s.sub(gate, s.mul(gate, gate));
+        s.mul(d, s.mul_add(s.mul(x, slope), rest, gate))
+    }
+}
+
+/// `out[M, F] = silu(gate) * up` for rows `rows` of `gate_up[M, 2F]`.
+pub struct Swiglu {
+    /// Gate and up, side by side in each row.
+    pub gate_up: Elements,
+    /// `[M, F]`.
+    pub out: Elements,
+    /// `F`.
+    pub width: usize,
+    /// The rows to compute.
+    pub rows: Range<usize>,
+}
+
+impl Operation for Swiglu {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        for row in self.rows.clone() {
+            for at in (0..self.width).step_by(S::LANES) {
+                let count = S::LANES.min(self.width - at);
+                // SAFETY: inside row `row` of both, which this part alone writes.
+                unsafe {
+                    let gate = s.load_up_to(self.gate_up.at(2 * row * self.width + at), count);
+                    let up = s.load_up_to(self.gate_up.at((2 * row + 1) * self.width + at), count);
+                    let value = s.mul(s.mul(gate, sigmoid(s, gate)), up);
+                    s.store_up_to(self.out.at(row * self.width + at), count, value);
+                }
+            }
+        }
+    }
+}
+
+/// The gradient of [`Swiglu`]; `d_gate_up` may be `gate_up`.
+pub struct SwigluGradient {
+    /// Gate and up, side by side in each row.
+    pub gate_up: Elements,
+    /// `[M, F]`.
+    pub d_out: Elements,
+    /// As `gate_up`.
+    pub d_gate_up: Elements,
+    /// `F`.
+    pub width: usize,
+    /// The rows to compute.
+    pub rows: Range<usize>,
+}
+
+impl Operation for SwigluGradient {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        for row in self.rows.clone() {
+            for at in (0..self.width).step_by(S::LANES) {
+                let count = S::LANES.min(self.width - at);
+                let (first, second) = (2 * row * self.width + at, (2 * row + 1) * self.width + at);
+                // SAFETY: inside row `row` of all three; both elements are read before either is written.
+                unsafe {
+                    let gate = s.load_up_to(self.gate_up.at(first), count);
+                    let up = s.load_up_to(self.gate_up.at(second), count);
+                    let d = s.load_up_to(self.d_out.at(row * self.width + at), count);
+                    let open = sigmoid(s, gate);
+                    let silu = s.mul(gate, open);
+                    // silu' = sigmoid * (1 + gate * (1 - sigmoid)) = sigmoid + silu - silu * sigmoid.
+                    let slope = s.add(open, s.sub(silu, s.mul(silu, open)));
+                    s.store_up_to(self.d_gate_up.at(first), count, s.mul(s.mul(d, up), slope));
+                    s.store_up_to(self.d_gate_up.at(second), count, s.mul(d, silu));
+                }
+            }
+        }
+    }
+}
+
+/// Cosines and sines of `position * theta^(-2i/D)`: `[position][D/2]` each, computed in f64.
+#[derive(Default)]
+pub struct RopeTable {
+    theta: f32,
+    half: usize,
+    positions: usize,
+    cosines: Vec<f32>,
+    sines: Vec<f32>,
+}
+
+impl RopeTable {
+    /// Makes the table hold positions below `positions` for this base and half head size.
+    pub fn extend(&mut self, theta: f32, half: usize, positions: usize) {
+        if self.theta.to_bits() != theta.to_bits() || self.half != half {
+            *self = Self { theta, half, ..Self::default() };
+        }
+        for position in self.positions..positions {
+            for i in 0..half {
+                let angle = position as f64 * f64::from(theta).powf(-2.0 * i as f64 / (2 * half) as f64);
+                self.cosines.push(angle.cos() as f32);
+                self.sines.push(angle.sin() as f32);
+            }
+        }
+        self.positions = self.positions.max(positions);
+    }
+}
+
+/// Turns the heads of rows `rows`.
+pub struct Turn<'a> {
+    /// Rows of heads.
+    pub x: Elements,
+    /// Elements from one row to the next.
+    pub stride: usize,
+    /// Heads in a row.
+    pub heads: usize,
+    /// Half the head size.
+    pub half: usize,
+    /// Turn back.
+    pub inverse: bool,
+    /// A position for each row.
+    pub positions: &'a [u32],
+    /// Holds all of them.
+    pub table: &'a RopeTable,
+    /// The rows to turn.
+    pub rows: Range<usize>,
+}
+
+impl Operation for Turn<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let sign = s.splat(if self.inverse { -1.0 } else { 1.0 });
+        for row in self.rows.clone() {
+            let entry = self.positions[row] as usize * self.half;
+            let cosines = &self.table.cosines[entry..][..self.half];
+            let sines = &self.table.sines[entry..][..self.half];
+            for head in 0..self.heads {
+                let first = row * self.stride + 2 * head * self.half;
+                for at in (0..self.half).step_by(S::LANES) {
+                    let count = S::LANES.min(self.half - at);
+                    let (low, high) = (self.x.at(first + at), self.x.at(first + self.half + at));
+                    // SAFETY: inside this head of this row, and inside the table's entry.
+                    unsafe {
+                        let cos = s.load_up_to(cosines.as_ptr().add(at), count);
+                        let sin = s.mul(sign, s.load_up_to(sines.as_ptr().add(at), count));
+                        let (a, b) = (s.load_up_to(low, count), s.load_up_to(high, count));
+                        s.store_up_to(low, count, s.sub(s.mul(a, cos), s.mul(b, sin)));
+                        s.store_up_to(high, count, s.mul_add(b, cos, s.mul(a, sin)));
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// `out[M, C] = table[token] (+ position_table[position])` for rows `rows`.
+pub struct Embed<'a> {
+    /// A row of the table for each row.
+    pub tokens: &'a [u32],
+    /// A row of the position table for each row, if there is one.
+    pub positions: &'a [u32],
+    /// `C`.
+    pub width: usize,
+    /// Rows of `C`.
+    pub table: Elements,
+    /// Rows of `C`, or empty.
+    pub position_table: Elements,
+    /// `[M, C]`.
+    pub out: Elements,
+    /// The rows to compute.
+    pub rows: Range<usize>,
+}
+
+impl Operation for Embed<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        for row in self.rows.clone() {
+            // SAFETY: slice() holds the index against the table; this part alone writes the row.
+            unsafe {
+                let token = self.table.slice(self.tokens[row] as usize * self.width, self.width);
+                let out = self.out.slice_mut(row * self.width, self.width);
+                if self.position_table.is_empty() {
+                    out.copy_from_slice(token);
+                } else {
+                    let position =
+                        self.position_table.slice(self.positions[row] as usize * self.width, self.width);
+                    let inputs = [Elements::of(token), Elements::of(position)];
+                    let range = 0..self.width;
+                    Map { f: Sum, inputs, out: Elements::of_mut(out), range }.run(s);
+                }
+            }
+        }
+    }
+}
+
+/// Adds columns `columns` of each row of `d_out[M, C]` to the row of the table that `indices` names, in row order:
+/// the order of sums does not depend on the number of threads.
+pub struct Scatter<'a> {
+    /// A row of the table for each row.
+    pub indices: &'a [u32],
+    /// `C`.
+    pub width: usize,
+    /// `[M, C]`.
+    pub d_out: Elements,
+    /// Rows of `C`.
+    pub d_table: Elements,
+    /// The columns to add.
+    pub columns: Range<usize>,
+}
+
+impl Operation for Scatter<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let (first, count) = (self.columns.start, self.columns.len());
+        for (row, index) in self.indices.iter().enumerate() {
+            // SAFETY: slices are held against their ranges; this part alone touches these columns of the table.
+            unsafe {
+                let from = Elements::of(self.d_out.slice(row * self.width + first, count));
+                let to =
+                    Elements::of_mut(self.d_table.slice_mut(*index as usize * self.width + first, count));
+                Map { f: Sum, inputs: [to, from], out: to, range: 0..count }.run(s);
+            }
+        }
+    }
+}
+
+/// Adds the sums of columns `columns` of `from[M, N]` to `to[N]`, in row order.
+pub struct ColumnSums {
+    /// `[M, N]`.
+    pub from: Elements,
+    /// `[N]`.
+    pub to: Elements,
+    /// `M`.
+    pub rows: usize,
+    /// `N`.
+    pub width: usize,
+    /// The columns to sum.
+    pub columns: Range<usize>,
+}
+
+/// Vectors of columns that are summed at once: whole cache lines of several rows in flight.
+const COLUMN_VECTORS: usize = 8;
+
+impl Operation for ColumnSums {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let step = COLUMN_VECTORS * S::LANES;
+        for column in self.columns.clone().step_by(step) {
+            let end = self.columns.end.min(column + step);
+            let mut sums = [s.splat(0.0); COLUMN_VECTORS];
+            for row in 0..self.rows {
+                for (j, sum) in sums.iter_mut().enumerate() {
+                    let at = column + j * S::LANES;
+                    if at < end {
+                        // SAFETY: inside the row.
+                        let v = unsafe {
+                            s.load_up_to(self.from.at(row * self.width + at), S::LANES.min(end - at))
+                        };
+                        *sum = s.add(*sum, v);
+                    }
+                }
+            }
+            for (j, sum) in sums.into_iter().enumerate() {
+                let at = column + j * S::LANES;
+                if at < end {
+                    let count = S::LANES.min(end - at);
+                    // SAFETY: this part alone touches these columns.
+                    unsafe {
+                        let before = s.load_up_to(self.to.at(at), count);
+                        s.store_up_to(self.to.at(at), count, s.add(before, sum));
+                    }
+                }
+            }
+        }
+    }
+}

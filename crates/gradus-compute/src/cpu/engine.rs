@@ -1,0 +1,220 @@
+//! What carries operations out: threads, their scratch, and the choice of kernels.
+
+use super::amx;
+use super::features::{Family, Kernels};
+use super::gemm::{Pairs, Product, SCRATCH, Single, TileKernel, Vectors};
+use super::memory::Scratch;
+use super::pool::{Pool, part};
+#[cfg(target_arch = "x86_64")]
+use super::simd::Avx512;
+use super::simd::{Operation, Simd};
+use crate::device::Precision;
+use gradus_error::Result;
+use std::ops::Range;
+
+/// Work below this many multiplications or element operations is not worth waking threads for (about 10 us).
+const WORTH_SHARING: usize = 200_000;
+
+/// How matrix products are computed.
+#[derive(Clone, Copy)]
+enum Products {
+    /// In f32.
+    Single,
+    /// In f32, operands rounded to bf16.
+    Rounded,
+    /// By AVX512-BF16.
+    #[cfg(target_arch = "x86_64")]
+    Pairs(Avx512<true>),
+    /// By AMX.
+    #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+    Tiles(amx::Tiles<Avx512<false>, amx::Hardware>),
+}
+
+/// Threads and kernels of one device.
+pub struct Engine {
+    pool: Pool,
+    scratch: Vec<Scratch>,
+    /// The vectors of the family.
+    pub family: Family,
+    products: Products,
+    precision: Precision,
+    /// What a person should know about the choice of kernels.
+    note: &'static str,
+}
+
+/// The address of the threads' scratch.
+struct Each(*mut Scratch);
+
+// SAFETY: thread `index` takes element `index` only.
+unsafe impl Sync for Each {}
+
+impl Engine {
+    /// Threads and kernels for this precision.
+    ///
+    /// # Errors
+    /// `Invalid` when the processor cannot run the kernels; `Unavailable` or `Exhausted` when the system has no more
+    /// threads or memory.
+    pub fn new(threads: usize, precision: Precision, kernels: Kernels) -> Result<Self> {
+        let family = Family::of(kernels)?;
+        let (products, note) = choose(precision, kernels);
+        let pool = Pool::new(threads.max(1))?;
+        let scratch = (0..pool.threads()).map(|_| Scratch::new(SCRATCH)).collect::<Result<_>>()?;
+        Ok(Self { pool, scratch, family, products, precision, note })
+    }
+
+    /// Kernels, threads and precision.
+    pub fn describe(&self) -> String {
+        let vectors = match self.family {
+            Family::Plain(_) => "plain",
+            #[cfg(target_arch = "x86_64")]
+            Family::Avx2(_) => "avx2",
+            #[cfg(target_arch = "x86_64")]
+            Family::Avx512(_) => "avx512",
+        };
+        let products = match self.products {
+            Products::Single | Products::Rounded => "",
+            #[cfg(target_arch = "x86_64")]
+            Products::Pairs(_) => " + avx512_bf16",
+            #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+            Products::Tiles(_) => " + amx_bf16",
+        };
+        let threads = self.pool.threads();
+        let s = if threads == 1 { "" } else { "s" };
+        let precision = format!("{:?}", self.precision).to_lowercase();
+        format!("cpu: {vectors}{products}, {threads} thread{s}, {precision}{}", self.note)
+    }
+
+    /// Threads, the caller's included.
+    pub fn threads(&self) -> usize {
+        self.pool.threads()
+    }
+
+    /// Calls `job(index, scratch)` for each index below `parts`, at most the number of threads, at once.
+    pub fn parts(&mut self, parts: usize, job: impl Fn(usize, &mut Scratch) + Sync) {
+        if parts <= 1 {
+            return job(0, &mut self.scratch[0]);
+        }
+        let scratch = Each(self.scratch.as_mut_ptr());
+        let scratch = &scratch;
+        self.pool.run(&|index| {
+            if index < parts {
+                // SAFETY: there is one scratch for each thread, and each index runs on one thread.
+                job(index, unsafe { &mut *scratch.0.add(index) });
+            }
+        });
+    }
+
+    /// Cuts `0..len` into whole granules for the threads, or for one if `len * cost` is too little to share.
+    pub fn split(
+        &mut self,
+        len: usize,
+        granule: usize,
+        cost: usize,
+        job: impl Fn(Range<usize>, &mut Scratch) + Sync,
+    ) {
+        let parts = self.worth(len.saturating_mul(cost));
+        self.parts(parts, |index, scratch| {
+            let range = part(len, granule, parts, index);
+            if !range.is_empty() {
+                job(range, scratch);
+            }
+        });
+    }
+
+    /// Threads for that much work.
+    pub fn worth(&self, work: usize) -> usize {
+        if work < WORTH_SHARING { 1 } else { self.threads() }
+    }
+
+    /// Runs on one part an operation made for it.
+    pub fn each<O: Operation<Output = ()>>(
+        &mut self,
+        len: usize,
+        granule: usize,
+        cost: usize,
+        make: impl Fn(Range<usize>) -> O + Sync,
+    ) {
+        let family = self.family;
+        self.split(len, granule, cost, |range, _| family.run(make(range)));
+    }
+
+    /// Whether operands are rounded to bf16 before they are multiplied as f32.
+    pub fn rounds(&self) -> bool {
+        self.precision == Precision::Bf16
+    }
+
+    /// A matrix product.
+    ///
+    /// # Safety
+    /// It is valid, and nobody else writes its target or operands.
+    pub unsafe fn product(&mut self, product: Product) {
+        let threads = self.worth(product.flops() as usize);
+        let (products, family) = (self.products, self.family);
+        self.parts(threads, |index, scratch| {
+            let job = Share { product, threads, index, scratch: scratch.at_least(SCRATCH) };
+            // SAFETY: passed on.
+            unsafe {
+                match products {
+                    Products::Single => family.run(InFamily::<Single<false>>(job, std::marker::PhantomData)),
+                    Products::Rounded => family.run(InFamily::<Single<true>>(job, std::marker::PhantomData)),
+                    #[cfg(target_arch = "x86_64")]
+                    Products::Pairs(s) => job.run(Vectors::<_, Pairs>::new(s)),
+                    #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+                    Products::Tiles(kernel) => job.run(kernel),
+                }
+            }
+        });
+    }
+}
+
+/// The products for a precision, and what to say about them.
+fn choose(precision: Precision, kernels: Kernels) -> (Products, &'static str) {
+    if precision == Precision::F32 {
+        return (Products::Single, "");
+    }
+    #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+    let distrusted = match Avx512::detect().and_then(amx::Tiles::detect) {
+        Some(tiles) if kernels == Kernels::Amx && amx::hardware_agrees() => {
+            return (Products::Tiles(tiles), "");
+        }
+        _ if kernels == Kernels::Amx => ", amx left unused: its results differ from what they should be",
+        _ => "",
+    };
+    #[cfg(not(all(target_arch = "x86_64", target_os = "linux")))]
+    let distrusted = "";
+    #[cfg(target_arch = "x86_64")]
+    if let (Kernels::Avx512 | Kernels::Amx, Some(s)) = (kernels, Avx512::detect()) {
+        return (Products::Pairs(s), distrusted);
+    }
+    (Products::Rounded, distrusted)
+}
+
+/// One thread's share of a product.
+struct Share<'a> {
+    product: Product,
+    threads: usize,
+    index: usize,
+    scratch: &'a mut [f32],
+}
+
+impl Share<'_> {
+    /// # Safety
+    /// As [`Product::run`].
+    unsafe fn run<K: TileKernel>(self, kernel: K) {
+        // SAFETY: passed on.
+        unsafe { self.product.run(kernel, self.threads, self.index, self.scratch) };
+    }
+}
+
+/// A share by the vectors of a family.
+struct InFamily<'a, D>(Share<'a>, std::marker::PhantomData<D>);
+
+impl<D: super::gemm::Dot> Operation for InFamily<'_, D> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        // SAFETY: made only in Engine::product, whose caller vouches for the product.
+        unsafe { self.0.run(Vectors::<S, D>::new(s)) };
+    }
+}

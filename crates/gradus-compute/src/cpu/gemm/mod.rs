@@ -1,0 +1,205 @@
+//! Matrix products: one driver for every kernel.
+//!
+//! What: `C[M, N] = A[M, K] * B[K, N]` with what is added on the way, for operands that run along or across the depth
+//! `K`: a linear layer forward, its input's gradient and its weight's.
+//! How (Goto and van de Geijn 2008; Van Zee and van de Geijn 2015): the depth is cut into blocks, columns into blocks,
+//! rows into blocks; blocks are packed into panels, and the tile kernel runs over pairs of panels. A panel of columns
+//! is reused from the first cache by all row panels of a block, a block of rows from the second.
+//! Threads: the output is cut into a grid of rectangles, one for each thread, and each thread packs what it needs;
+//! no thread waits for another. Each element's sum is made in the same order whatever the grid.
+//! Invariant: a step allocates nothing; the scratch of a thread has the fixed size [`SCRATCH`].
+
+mod gemv;
+mod pack;
+mod tile;
+
+pub use gemv::{FEW_ROWS, FewRows};
+pub use pack::{Operand, PanelLayout, SLACK, pack, units_of};
+pub use tile::{Dot, Pairs, Single, Target, TileKernel, Vectors, finish};
+
+use super::pool::part;
+use std::ops::Range;
+
+/// Units of the depth in a block.
+const DEPTH_UNITS: usize = 384;
+/// Rows in a block: `224 * 384 * 4` bytes are 336 KiB, a third of a second-level cache of 1 MiB.
+const BLOCK_ROWS: usize = 224;
+/// Columns in a block: `1024 * 384 * 4` bytes are 1.5 MiB, in the third-level cache.
+const BLOCK_COLUMNS: usize = 1024;
+/// Room for a panel that is not full, on either side.
+const LARGEST_TILE: usize = 64;
+
+/// Elements of scratch that a thread needs.
+pub const SCRATCH: usize =
+    (BLOCK_ROWS + LARGEST_TILE) * DEPTH_UNITS + (BLOCK_COLUMNS + LARGEST_TILE) * DEPTH_UNITS + 2 * SLACK;
+
+/// A matrix product. All addresses are valid for its sizes, and the target overlaps no operand.
+#[derive(Clone, Copy)]
+pub struct Product {
+    /// `M`.
+    pub rows: usize,
+    /// `N`.
+    pub columns: usize,
+    /// `K`.
+    pub depth: usize,
+    /// Its lines are rows of the target.
+    pub left: Operand,
+    /// Its lines are columns of the target.
+    pub right: Operand,
+    /// First element of the target.
+    pub target: *mut f32,
+    /// Elements from one row of the target to the next, and of the residual.
+    pub stride: usize,
+    /// One element for each column, or null.
+    pub bias: *const f32,
+    /// As the target, or null; may be the target itself.
+    pub residual: *const f32,
+    /// Adds to the target.
+    pub accumulate: bool,
+}
+
+// SAFETY: addresses; threads write disjoint rectangles of the target.
+unsafe impl Send for Product {}
+// SAFETY: as above.
+unsafe impl Sync for Product {}
+
+impl Product {
+    /// Multiplications and additions.
+    pub fn flops(&self) -> f64 {
+        2.0 * self.rows as f64 * self.columns as f64 * self.depth as f64
+    }
+
+    /// The rectangle of thread `index` of `threads`: of the grids with that many cells, the one that packs least.
+    fn rectangle<K: TileKernel>(
+        &self,
+        kernel: K,
+        threads: usize,
+        index: usize,
+    ) -> (Range<usize>, Range<usize>) {
+        let cost = |down: usize| self.rows.div_ceil(down) + self.columns.div_ceil(threads / down);
+        let grids = (1..=threads).filter(|down| threads.is_multiple_of(*down));
+        let down = grids.min_by_key(|down| cost(*down)).unwrap_or(1);
+        let across = threads / down;
+        (
+            part(self.rows, kernel.rows(), down, index / across),
+            part(self.columns, kernel.columns(), across, index % across),
+        )
+    }
+
+    /// Does the part of thread `index` of `threads` with `scratch` of [`SCRATCH`] elements.
+    ///
+    /// # Safety
+    /// The product is valid, and parts of different indices may run at once but no other writer.
+    pub unsafe fn run<K: TileKernel>(&self, kernel: K, threads: usize, index: usize, scratch: &mut [f32]) {
+        let (rows, columns) = self.rectangle(kernel, threads, index);
+        if rows.is_empty() || columns.is_empty() {
+            return;
+        }
+        kernel.begin();
+        // SAFETY: passed on; the rectangles of different indices do not overlap.
+        unsafe { self.blocks(kernel, rows, columns, scratch) };
+        kernel.end();
+    }
+
+    /// Blocks of columns, of the depth, of rows.
+    unsafe fn blocks<K: TileKernel>(
+        &self,
+        kernel: K,
+        rows: Range<usize>,
+        columns: Range<usize>,
+        scratch: &mut [f32],
+    ) {
+        assert!(scratch.len() >= SCRATCH, "the scratch of a product has a fixed size");
+        let (row_panels, column_panels) =
+            scratch.split_at_mut((BLOCK_ROWS + LARGEST_TILE) * DEPTH_UNITS + SLACK);
+        let depth_block = depth_block(self.depth, K::GROUP);
+        for column in columns.clone().step_by(BLOCK_COLUMNS) {
+            let width = BLOCK_COLUMNS.min(columns.end - column);
+            // A depth of zero still has its one, empty block: the target is to be set.
+            for depth in (0..self.depth.max(1)).step_by(depth_block) {
+                let deep = depth_block.min(self.depth - depth);
+                let units = units_of::<K>(deep);
+                let block = Block { kernel, units, first: depth == 0 };
+                // SAFETY: inside the operand; the panels were sized for a block.
+                unsafe {
+                    let layout = PanelLayout::columns(kernel);
+                    let operand = self.right.from(column, depth);
+                    pack(kernel.simd(), layout, operand, width, deep, units, column_panels.as_mut_ptr());
+                }
+                let row_block = BLOCK_ROWS / kernel.rows() * kernel.rows();
+                for row in rows.clone().step_by(row_block) {
+                    let height = row_block.min(rows.end - row);
+                    // SAFETY: as above.
+                    unsafe {
+                        let layout = PanelLayout::rows(kernel);
+                        let operand = self.left.from(row, depth);
+                        pack(kernel.simd(), layout, operand, height, deep, units, row_panels.as_mut_ptr());
+                        self.tiles(
+                            block,
+                            row..row + height,
+                            column..column + width,
+                            row_panels,
+                            column_panels,
+                        );
+                    }
+                }
+            }
+        }
+    }
+
+    /// All pairs of panels of one block.
+    unsafe fn tiles<K: TileKernel>(
+        &self,
+        block: Block<K>,
+        rows: Range<usize>,
+        columns: Range<usize>,
+        row_panels: &[f32],
+        column_panels: &[f32],
+    ) {
+        let (tile_rows, tile_columns) = (block.kernel.rows(), block.kernel.columns());
+        for column in columns.clone().step_by(tile_columns) {
+            let column_panel = &column_panels[(column - columns.start) * block.units..];
+            for row in rows.clone().step_by(tile_rows) {
+                let row_panel = &row_panels[(row - rows.start) * block.units..];
+                let offset = row * self.stride + column;
+                let shifted = |p: *const f32, by: usize| {
+                    if p.is_null() || !block.first { std::ptr::null() } else { p.wrapping_add(by) }
+                };
+                let target = Target {
+                    start: self.target.wrapping_add(offset),
+                    stride: self.stride,
+                    rows: tile_rows.min(rows.end - row),
+                    columns: tile_columns.min(columns.end - column),
+                    bias: shifted(self.bias, column),
+                    residual: shifted(self.residual, offset),
+                    accumulate: self.accumulate || !block.first,
+                    row_scale: std::ptr::null(),
+                };
+                // SAFETY: both panels hold the block's units; the target is inside this thread's rectangle.
+                unsafe {
+                    block.kernel.tile(
+                        block.units,
+                        row_panel.as_ptr(),
+                        tile_rows,
+                        column_panel.as_ptr(),
+                        &target,
+                    );
+                }
+            }
+        }
+    }
+}
+
+/// A block of the depth.
+#[derive(Clone, Copy)]
+struct Block<K> {
+    kernel: K,
+    units: usize,
+    first: bool,
+}
+
+/// Depth elements in a block: as even as multiples of 32 allow.
+fn depth_block(depth: usize, group: usize) -> usize {
+    let blocks = depth.div_ceil(DEPTH_UNITS * group).max(1);
+    depth.div_ceil(blocks).next_multiple_of(32).max(32)
+}

@@ -1,0 +1,232 @@
+//! The innermost kernel of a matrix product: one tile of the output, from two packed panels.
+//!
+//! A panel is a run of *units*, one for each step of the depth; a unit holds as many depth elements as the kernel
+//! multiplies at once: one f32, or a pair of bf16 in the same 32 bits. In a column panel unit `p` of column `j` is
+//! element `p * columns + j`; in a row panel unit `p` of row `i` is element `p * row_stride + i` (except for kernels
+//! that keep [`TileKernel::ROW_RUN`] units of a row together).
+
+use crate::cpu::simd::{Operation, Simd};
+use std::marker::PhantomData;
+
+/// Where a tile goes, and what is added to it on the way.
+#[derive(Clone, Copy)]
+pub struct Target {
+    /// First element of the tile.
+    pub start: *mut f32,
+    /// Elements from one row to the next, of the residual too.
+    pub stride: usize,
+    /// Valid rows of the tile.
+    pub rows: usize,
+    /// Valid columns of the tile.
+    pub columns: usize,
+    /// One element for each column, or null.
+    pub bias: *const f32,
+    /// The tile of the residual, or null; may be the target itself.
+    pub residual: *const f32,
+    /// Adds to what is there.
+    pub accumulate: bool,
+    /// With `accumulate`: a factor for each row of what is there, or null.
+    pub row_scale: *const f32,
+}
+
+/// A kernel for tiles of `rows() x columns()`.
+pub trait TileKernel: Copy + Send + Sync {
+    /// Vectors used for packing and epilogues.
+    type S: Simd;
+    /// Depth elements in a unit: 1 (f32) or 2 (bf16 pairs).
+    const GROUP: usize;
+    /// Whether f32 units are rounded to bf16 while packing.
+    const ROUND: bool;
+    /// Units of one row that stand together in a row panel; panels are padded to a multiple of it.
+    const ROW_RUN: usize;
+
+    /// The vectors.
+    fn simd(self) -> Self::S;
+    /// Rows of a full tile.
+    fn rows(self) -> usize;
+    /// Columns of a full tile: of a column panel.
+    fn columns(self) -> usize;
+    /// Prepares the calling thread for a run of tiles.
+    fn begin(self) {}
+    /// Ends what [`TileKernel::begin`] began.
+    fn end(self) {}
+
+    /// Computes a tile from `units` units of a row panel and a column panel.
+    ///
+    /// # Safety
+    /// The panels hold `units` units, rows beyond `target.rows` included up to what `row_stride` spans; target, bias,
+    /// residual and row factors are valid for the tile; `begin` was called on this thread.
+    unsafe fn tile(
+        self,
+        units: usize,
+        rows: *const f32,
+        row_stride: usize,
+        columns: *const f32,
+        target: &Target,
+    );
+}
+
+/// How units are multiplied.
+pub trait Dot: Copy + Send + Sync + 'static {
+    /// As [`TileKernel::GROUP`].
+    const GROUP: usize;
+    /// As [`TileKernel::ROUND`].
+    const ROUND: bool;
+    /// `sums + a * b`.
+    fn dot<S: Simd>(s: S, a: S::V, b: S::V, sums: S::V) -> S::V;
+}
+
+/// f32 times f32; rounded to bf16 before if `ROUND`, for processors without bf16 products.
+#[derive(Debug, Clone, Copy)]
+pub struct Single<const ROUND: bool>;
+/// Pairs of bf16.
+#[derive(Debug, Clone, Copy)]
+pub struct Pairs;
+
+impl<const ROUND: bool> Dot for Single<ROUND> {
+    const GROUP: usize = 1;
+    const ROUND: bool = ROUND;
+    #[inline(always)]
+    fn dot<S: Simd>(s: S, a: S::V, b: S::V, sums: S::V) -> S::V {
+        s.mul_add(a, b, sums)
+    }
+}
+
+impl Dot for Pairs {
+    const GROUP: usize = 2;
+    const ROUND: bool = true;
+    #[inline(always)]
+    fn dot<S: Simd>(s: S, a: S::V, b: S::V, sums: S::V) -> S::V {
+        s.dot_pairs(a, b, sums)
+    }
+}
+
+/// The kernel of vectors: `TILE_ROWS x TILE_VECTORS` sums in registers.
+#[derive(Debug, Clone, Copy)]
+pub struct Vectors<S, D> {
+    s: S,
+    dot: PhantomData<D>,
+}
+
+impl<S: Simd, D: Dot> Vectors<S, D> {
+    /// Of the family that `s` proves.
+    pub fn new(s: S) -> Self {
+        Self { s, dot: PhantomData }
+    }
+}
+
+impl<S: Simd, D: Dot> TileKernel for Vectors<S, D> {
+    type S = S;
+    const GROUP: usize = D::GROUP;
+    const ROUND: bool = D::ROUND;
+    const ROW_RUN: usize = 1;
+
+    fn simd(self) -> S {
+        self.s
+    }
+    fn rows(self) -> usize {
+        S::TILE_ROWS
+    }
+    fn columns(self) -> usize {
+        S::TILE_VECTORS * S::LANES
+    }
+
+    unsafe fn tile(
+        self,
+        units: usize,
+        rows: *const f32,
+        row_stride: usize,
+        columns: *const f32,
+        target: &Target,
+    ) {
+        debug_assert!(target.rows <= S::TILE_ROWS && target.columns <= self.columns());
+        // One compiled kernel for each number of rows: a short tile costs only its own rows.
+        macro_rules! of_rows {
+            ($($rows:literal)*) => {
+                match (target.rows, S::TILE_VECTORS) {
+                    $(($rows, 1) if $rows <= S::TILE_ROWS => {
+                        self.s.vectorize(Tile::<D, $rows, 1> { units, rows, row_stride, columns, target, dot: PhantomData });
+                    })*
+                    $(($rows, 2) if $rows <= S::TILE_ROWS => {
+                        self.s.vectorize(Tile::<D, $rows, 2> { units, rows, row_stride, columns, target, dot: PhantomData });
+                    })*
+                    other => unreachable!("no kernel for a tile of {other:?}"),
+                }
+            };
+        }
+        of_rows!(1 2 3 4 5 6 7 8 9 10 11 12 13 14);
+    }
+}
+
+/// One tile; what makes it safe to run is [`TileKernel::tile`]'s contract.
+struct Tile<'a, D, const ROWS: usize, const VECTORS: usize> {
+    units: usize,
+    rows: *const f32,
+    row_stride: usize,
+    columns: *const f32,
+    target: &'a Target,
+    dot: PhantomData<D>,
+}
+
+impl<D: Dot, const ROWS: usize, const VECTORS: usize> Operation for Tile<'_, D, ROWS, VECTORS> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let mut sums = [[s.splat(0.0); VECTORS]; ROWS];
+        let (mut row, mut column) = (self.rows, self.columns);
+        for _ in 0..self.units {
+            // SAFETY: each unit of both panels is readable by the contract of TileKernel::tile.
+            unsafe {
+                let mut b = [s.splat(0.0); VECTORS];
+                for (j, b) in b.iter_mut().enumerate() {
+                    *b = s.load(column.add(j * S::LANES));
+                }
+                for (i, sums) in sums.iter_mut().enumerate() {
+                    let a = s.splat(*row.add(i));
+                    for (sum, b) in sums.iter_mut().zip(b) {
+                        *sum = D::dot(s, a, b, *sum);
+                    }
+                }
+                row = row.add(self.row_stride);
+                column = column.add(VECTORS * S::LANES);
+            }
+        }
+        for (i, sums) in sums.into_iter().enumerate() {
+            for (j, sum) in sums.into_iter().enumerate() {
+                // SAFETY: row i and the columns of vector j, as far as valid, are writable by the same contract.
+                unsafe { finish(s, self.target, i, j * S::LANES, sum) };
+            }
+        }
+    }
+}
+
+/// Adds to the sums of row `row`, columns `column..`, what the target asks for, and stores them.
+///
+/// # Safety
+/// The target is valid, and `row` is one of its rows.
+#[inline(always)]
+pub unsafe fn finish<S: Simd>(s: S, target: &Target, row: usize, column: usize, mut sum: S::V) {
+    if column >= target.columns {
+        return;
+    }
+    let count = (target.columns - column).min(S::LANES);
+    // SAFETY: count columns from column on are valid by the caller's word.
+    unsafe {
+        let at = row * target.stride + column;
+        if !target.bias.is_null() {
+            sum = s.add(sum, s.load_up_to(target.bias.add(column), count));
+        }
+        if !target.residual.is_null() {
+            sum = s.add(sum, s.load_up_to(target.residual.add(at), count));
+        }
+        if target.accumulate {
+            let before = s.load_up_to(target.start.add(at), count);
+            sum = match target.row_scale.is_null() {
+                true => s.add(before, sum),
+                false => s.mul_add(before, s.splat(*target.row_scale.add(row)), sum),
+            };
+        }
+        s.store_up_to(target.start.add(at), count, sum);
+    }
+}

@@ -1,0 +1,283 @@
+//! What a device can do.
+
+use gradus_error::Result;
+use gradus_memory::{RawRange, Span};
+use serde::{Deserialize, Serialize};
+
+/// A target that counts in no loss.
+pub const IGNORED: u32 = u32::MAX;
+
+/// The arithmetic of matrix products.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, Default)]
+#[serde(rename_all = "lowercase")]
+pub enum Precision {
+    /// Operands and sums in f32.
+    F32,
+    /// Operands rounded to bf16 (to nearest, ties to even), sums in f32; everything else stays f32.
+    #[default]
+    Bf16,
+}
+
+/// Rows of a matrix that may be columns of a wider one: row `i` begins at `span.start + i * stride`.
+#[derive(Debug, Clone, Copy)]
+pub struct Rows {
+    /// From the first element of the first row to the last element of the last.
+    pub span: Span,
+    /// Elements from one row to the next.
+    pub stride: usize,
+}
+
+impl Rows {
+    /// Columns `first..first + width` of a matrix of `rows` rows and `stride` columns that fills `whole`.
+    ///
+    /// # Panics
+    /// If those columns are not inside the matrix.
+    pub fn columns(whole: Span, rows: usize, stride: usize, first: usize, width: usize) -> Self {
+        assert!(rows > 0 && first + width <= stride, "columns must lie inside their matrix");
+        Self { span: whole.part(first, (rows - 1) * stride + width), stride }
+    }
+}
+
+/// Looking up tokens, and positions where they are learned.
+#[derive(Debug, Clone, Copy)]
+pub struct Embedding<'a> {
+    /// One row of the table for each output row.
+    pub tokens: &'a [u32],
+    /// One row of the position table for each output row; unused without one.
+    pub positions: &'a [u32],
+    /// `C`.
+    pub width: usize,
+}
+
+/// Which normalisation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum NormKind {
+    /// Subtract the mean, divide by the standard deviation, weight and bias (Ba et al. 2016).
+    Layer,
+    /// Divide by the root of the mean square, weight (Zhang and Sennrich 2019).
+    Rms,
+}
+
+/// A normalisation of rows.
+#[derive(Debug, Clone, Copy)]
+pub struct Norm {
+    /// Which one.
+    pub kind: NormKind,
+    /// Added to the variance or mean square.
+    pub epsilon: f32,
+    /// `C`: elements per row.
+    pub width: usize,
+}
+
+/// The shape of `out[M, N] = x[M, K] * w[N, K]^T`.
+#[derive(Debug, Clone, Copy)]
+pub struct Linear {
+    /// `M`.
+    pub rows: usize,
+    /// `K`.
+    pub inputs: usize,
+    /// `N`.
+    pub outputs: usize,
+}
+
+/// Rotary positions (Su et al. 2021) in the half-split convention of Hugging Face's Llama: element `i` of a head turns
+/// with element `i + D/2`, by `position * theta^(-2i/D)`.
+#[derive(Debug, Clone, Copy)]
+pub struct Rope<'a> {
+    /// One position for each row.
+    pub positions: &'a [u32],
+    /// Heads side by side in a row, from its first element.
+    pub heads: usize,
+    /// `D`.
+    pub head_size: usize,
+    /// Base of the frequencies.
+    pub theta: f32,
+    /// Turn back: the gradient's way.
+    pub inverse: bool,
+}
+
+/// Causal attention. Query `i` of `query_len` stands at position `key_len - query_len + i` and sees keys up to there
+/// (its own document's only, where `documents` is given).
+#[derive(Debug, Clone, Copy)]
+pub struct Attention<'a> {
+    /// `B`: sequences, one after another in the rows of queries and of keys.
+    pub batch: usize,
+    /// `T` of the queries.
+    pub query_len: usize,
+    /// Keys of each sequence, at least `query_len`.
+    pub key_len: usize,
+    /// Rows from one sequence's keys to the next one's (a cache holds more rows than are in use).
+    pub key_rows: usize,
+    /// `H`.
+    pub heads: usize,
+    /// `K`, a divisor of `H`; query head `h` reads key-value head `h / (H / K)`.
+    pub kv_heads: usize,
+    /// `D`.
+    pub head_size: usize,
+    /// Factor of the scores, usually `1 / sqrt(D)`.
+    pub scale: f32,
+    /// For each of `B * T` rows a number that only rows of the same document share and that never falls within a
+    /// sequence; `None` lets attention cross documents. Requires `query_len == key_len`.
+    pub documents: Option<&'a [u32]>,
+}
+
+/// The loss of a vocabulary's logits.
+#[derive(Debug, Clone, Copy)]
+pub struct CrossEntropy<'a> {
+    /// The right token for each row, or [`IGNORED`].
+    pub targets: &'a [u32],
+    /// `V` as tokens know it: logits from there on are padding and take no part.
+    pub vocabulary: usize,
+    /// Logits per row, padding included.
+    pub width: usize,
+}
+
+/// One update by AdamW (Loshchilov and Hutter 2019, algorithm 2, with torch's order of operations).
+#[derive(Debug, Clone, Copy)]
+pub struct AdamW {
+    /// Step size now.
+    pub learning_rate: f32,
+    /// Decay of the first moment.
+    pub beta1: f32,
+    /// Decay of the second moment.
+    pub beta2: f32,
+    /// Added to the root of the second moment.
+    pub epsilon: f32,
+    /// Decoupled weight decay.
+    pub weight_decay: f32,
+    /// Updates made, this one included: from 1.
+    pub update: u64,
+    /// Factor of the gradient: one over the targets of the step, times clipping.
+    pub gradient_scale: f32,
+}
+
+/// A device: memory, and operations on ranges of it.
+///
+/// An operation reads and writes only the ranges that it is given; an output overlaps an input only where the
+/// operation says "in place". Wrong sizes and overlaps are bugs of the caller and panic. Operations may be
+/// asynchronous, in order; [`Device::read`], [`Device::raw`] and every method that returns a number wait for what was
+/// asked before. "Adds to" means that the gradient is summed into what is there.
+pub trait Device: Send + Sync {
+    /// Name, kernels and threads, as shown to a person and recorded with a run.
+    fn describe(&self) -> String;
+    /// The arithmetic of matrix products.
+    fn precision(&self) -> Precision;
+
+    /// Hands out `len` elements, zero. They are never taken back.
+    ///
+    /// # Errors
+    /// `Exhausted` when the device has no more memory.
+    fn allocate(&self, len: usize) -> Result<Span>;
+    /// Elements handed out so far.
+    fn allocated(&self) -> usize;
+    /// Copies from the host.
+    fn write(&self, to: Span, values: &[f32]);
+    /// Copies to the host.
+    fn read(&self, from: Span, values: &mut [f32]);
+    /// The address of a range in host memory, for a collective.
+    fn raw(&self, span: Span) -> RawRange;
+
+    /// Sets every element.
+    fn fill(&self, span: Span, value: f32);
+    /// `out = a + b`; in place where `out` is `a`.
+    fn add(&self, a: Span, b: Span, out: Span);
+    /// Copies `rows` rows of `width`: from `from` to `to`, each with its stride.
+    fn copy_rows(&self, rows: usize, width: usize, from: Rows, to: Rows);
+
+    /// `out[M, C] = table[token] + position_table[position]`.
+    fn embedding_forward(&self, shape: Embedding, table: Span, position_table: Option<Span>, out: Span);
+    /// Adds to `d_table` and `d_position_table`.
+    fn embedding_backward(
+        &self,
+        shape: Embedding,
+        d_out: Span,
+        d_table: Span,
+        d_position_table: Option<Span>,
+    );
+
+    /// `out[M, C]`, and `statistics[M, 2]` = mean (0 for RMS) and reciprocal deviation of each row.
+    fn norm_forward(
+        &self,
+        shape: Norm,
+        x: Span,
+        weight: Span,
+        bias: Option<Span>,
+        out: Span,
+        statistics: Span,
+    );
+    /// Sets `d_x` to the gradient, plus `d_residual[M, C]` where given; adds to `d_weight` and `d_bias`. In place where
+    /// `d_x` is `d_residual` or `d_out`.
+    #[allow(clippy::too_many_arguments, reason = "each is a tensor of the operation")]
+    fn norm_backward(
+        &self,
+        shape: Norm,
+        x: Span,
+        weight: Span,
+        statistics: Span,
+        d_out: Span,
+        d_residual: Option<Span>,
+        d_x: Span,
+        d_weight: Span,
+        d_bias: Option<Span>,
+    );
+
+    /// `out = x * w^T`, plus `bias[N]` and `residual[M, N]` where given; in place where `out` is `residual`.
+    fn linear_forward(
+        &self,
+        shape: Linear,
+        x: Span,
+        weight: Span,
+        bias: Option<Span>,
+        residual: Option<Span>,
+        out: Span,
+    );
+    /// `d_x[M, K] = d_out[M, N] * w[N, K]`; adds to `d_x` if `accumulate`.
+    fn linear_backward_input(&self, shape: Linear, d_out: Span, weight: Span, d_x: Span, accumulate: bool);
+    /// Adds `d_out^T * x` to `d_weight[N, K]`, and the column sums of `d_out` to `d_bias[N]`.
+    fn linear_backward_weight(
+        &self,
+        shape: Linear,
+        d_out: Span,
+        x: Span,
+        d_weight: Span,
+        d_bias: Option<Span>,
+    );
+
+    /// `out = gelu(x)`, the tanh form (Hendrycks and Gimpel 2016) that GPT-2 calls `gelu_new`.
+    fn gelu_forward(&self, x: Span, out: Span);
+    /// `d_x = d_out * gelu'(x)`; in place where `d_x` is `d_out`.
+    fn gelu_backward(&self, x: Span, d_out: Span, d_x: Span);
+    /// `out[M, F] = silu(gate) * up` for `gate_up[M, 2F]`, gate first in each row (Shazeer 2020).
+    fn swiglu_forward(&self, rows: usize, gate_up: Span, out: Span);
+    /// `d_gate_up[M, 2F]`; in place where it is `gate_up`.
+    fn swiglu_backward(&self, rows: usize, gate_up: Span, d_out: Span, d_gate_up: Span);
+    /// Turns the heads of each row, in place.
+    fn rope(&self, shape: Rope, x: Rows);
+
+    /// `out[B * T, H * D]` and `log_sum_exp[B, H, T]` of the scaled scores.
+    fn attention_forward(&self, shape: Attention, q: Rows, k: Rows, v: Rows, out: Span, log_sum_exp: Span);
+    /// Sets `d_q`, `d_k` and `d_v`. Requires `query_len == key_len == key_rows`.
+    #[allow(clippy::too_many_arguments, reason = "each is a tensor of the operation")]
+    fn attention_backward(
+        &self,
+        shape: Attention,
+        q: Rows,
+        k: Rows,
+        v: Rows,
+        out: Span,
+        log_sum_exp: Span,
+        d_out: Span,
+        d_q: Rows,
+        d_k: Rows,
+        d_v: Rows,
+    );
+
+    /// Replaces `logits` by the gradient of the *sum* of losses (zero where ignored or padding), and sets `losses[M]`
+    /// (nats; zero where ignored). Without `gradient` the logits' content is undefined afterwards.
+    fn cross_entropy(&self, shape: CrossEntropy, logits: Span, losses: Span, gradient: bool);
+
+    /// Sum of squares in f64, in a fixed order; not finite if an element is not.
+    fn sum_of_squares(&self, x: Span) -> f64;
+    /// One update of `parameter` and both moments.
+    fn adamw(&self, update: AdamW, parameter: Span, gradient: Span, moment1: Span, moment2: Span);
+}

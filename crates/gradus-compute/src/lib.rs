@@ -1,0 +1,20 @@
+//! The device and its kernels.
+//!
+//! A [`Device`] owns memory and carries out coarse operations on ranges of it; layers name ranges and never touch
+//! memory themselves. `reference` is plain loops, obviously right, the oracle of every test; `cpu` is fast.
+//!
+//! Shapes, everywhere: `B` batch, `T` sequence length, `C` model width, `H` query heads, `K` key-value heads, `D` head
+//! size, `F` feed-forward width, `V` vocabulary; `M` rows, `N` outputs and `K` inputs of a matrix product. All
+//! elements in memory are f32, row-major. With [`Precision::Bf16`] a device rounds the operands of matrix products to
+//! bf16 and accumulates in f32.
+
+pub mod cpu;
+mod device;
+pub mod reduce;
+mod reference;
+
+pub use cpu::CpuDevice;
+pub use device::{
+    AdamW, Attention, CrossEntropy, Device, Embedding, IGNORED, Linear, Norm, NormKind, Precision, Rope, Rows,
+};
+pub use reference::Reference;
