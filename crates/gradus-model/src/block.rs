@@ -1,0 +1,277 @@
+//! One transformer block: attention and feed-forward, each behind a norm and added to the residual stream.
+//!
+//! Shapes: `M = B * T` rows; `x[M, C]`, `qkv[M, (H + 2K) D]`, `up[M, F]` or `[M, 2F]`.
+
+use crate::cache::KeyValueCache;
+use crate::config::{Family, ModelConfig};
+use crate::parameters::{BlockTensors, LinearTensors, NormTensors};
+use crate::workspace::{BlockGradients, BlockSaved};
+use gradus_compute::{Attention, Device, Linear, Norm, NormKind, Rope, Rows};
+use gradus_memory::Span;
+
+/// What is the same for all blocks of one pass.
+#[derive(Clone, Copy)]
+pub(crate) struct Pass<'a> {
+    pub device: &'a dyn Device,
+    pub config: &'a ModelConfig,
+    /// All weights.
+    pub weights: Span,
+    /// `B`.
+    pub batch: usize,
+    /// `T`.
+    pub sequence: usize,
+    /// Position of each row.
+    pub positions: &'a [u32],
+    /// Document of each row, where attention must not cross.
+    pub documents: Option<&'a [u32]>,
+    /// Told between operations of the backward pass.
+    pub observer: &'a dyn BackwardObserver,
+}
+
+/// Whoever acts while a backward pass goes on: it starts sending gradients that are final, and moves what is under
+/// way. Ranks that fill their host's cores have no thread to spare for that.
+pub trait BackwardObserver {
+    /// Called after each costly operation.
+    fn between_operations(&self) {}
+    /// Gradients from the start of the layout to `end` will not change any more in this pass.
+    fn final_up_to(&self, _end: usize) {}
+}
+
+/// For passes that nobody observes.
+impl BackwardObserver for () {}
+
+impl Pass<'_> {
+    pub fn rows(&self) -> usize {
+        self.batch * self.sequence
+    }
+
+    fn weight(&self, tensor: Span) -> Span {
+        self.weights.part(tensor.start, tensor.len)
+    }
+
+    /// The part of a workspace's matrix that this pass's rows take.
+    fn matrix(&self, span: Span, width: usize) -> Span {
+        span.part(0, self.rows() * width)
+    }
+
+    fn norm(&self) -> Norm {
+        let kind = match self.config.family {
+            Family::Gpt2 => NormKind::Layer,
+            Family::Llama => NormKind::Rms,
+        };
+        Norm { kind, epsilon: self.config.norm_epsilon, width: self.config.width }
+    }
+
+    fn linear(&self, tensors: LinearTensors, inputs: usize) -> Linear {
+        Linear { rows: self.rows(), inputs, outputs: tensors.weight.len / inputs }
+    }
+
+    pub fn norm_forward(&self, tensors: NormTensors, x: Span, out: Span, statistics: Span) {
+        let bias = tensors.bias.map(|bias| self.weight(bias));
+        self.device.norm_forward(self.norm(), x, self.weight(tensors.weight), bias, out, statistics);
+    }
+
+    #[allow(clippy::too_many_arguments, reason = "each is a tensor of the operation")]
+    pub fn norm_backward(
+        &self,
+        tensors: NormTensors,
+        x: Span,
+        statistics: Span,
+        d_out: Span,
+        d_residual: Option<Span>,
+        d_x: Span,
+        gradients: Span,
+    ) {
+        let place = |tensor: Span| gradients.part(tensor.start, tensor.len);
+        let (weight, d_weight) = (self.weight(tensors.weight), place(tensors.weight));
+        let d_bias = tensors.bias.map(place);
+        self.device.norm_backward(self.norm(), x, weight, statistics, d_out, d_residual, d_x, d_weight, d_bias);
+    }
+
+    fn linear_forward(&self, tensors: LinearTensors, x: Span, inputs: usize, residual: Option<Span>, out: Span) {
+        let (weight, bias) = (self.weight(tensors.weight), tensors.bias.map(|bias| self.weight(bias)));
+        self.device.linear_forward(self.linear(tensors, inputs), x, weight, bias, residual, out);
+    }
+
+    fn linear_backward_input(&self, tensors: LinearTensors, d_out: Span, d_x: Span, inputs: usize) {
+        let shape = self.linear(tensors, inputs);
+        self.device.linear_backward_input(shape, d_out, self.weight(tensors.weight), d_x, false);
+        self.observer.between_operations();
+    }
+
+    fn linear_backward_weight(&self, tensors: LinearTensors, d_out: Span, x: Span, inputs: usize, gradients: Span) {
+        let place = |tensor: Span| gradients.part(tensor.start, tensor.len);
+        let (d_weight, d_bias) = (place(tensors.weight), tensors.bias.map(place));
+        self.device.linear_backward_weight(self.linear(tensors, inputs), d_out, x, d_weight, d_bias);
+        self.observer.between_operations();
+    }
+
+    /// Turns queries and keys of `qkv`, forth or back; GPT-2 knows positions from its table and does nothing.
+    fn rope(&self, qkv: Span, inverse: bool) {
+        if self.config.family == Family::Gpt2 {
+            return;
+        }
+        let shape = Rope {
+            positions: self.positions,
+            heads: self.config.heads + self.config.kv_heads,
+            head_size: self.config.head_size,
+            theta: self.config.rope_theta,
+            inverse,
+        };
+        let width = self.config.query_width() + self.config.kv_width();
+        self.device.rope(shape, Rows::columns(qkv, self.rows(), self.config.qkv_width(), 0, width));
+    }
+
+    /// Queries, keys and values as columns of `qkv`.
+    fn split(&self, qkv: Span) -> [Rows; 3] {
+        let (queries, keys) = (self.config.query_width(), self.config.kv_width());
+        let columns = |first, width| Rows::columns(qkv, self.rows(), self.config.qkv_width(), first, width);
+        [columns(0, queries), columns(queries, keys), columns(queries + keys, keys)]
+    }
+
+    fn attention(&self, key_len: usize, key_rows: usize) -> Attention<'_> {
+        Attention {
+            batch: self.batch,
+            query_len: self.sequence,
+            key_len,
+            key_rows,
+            heads: self.config.heads,
+            kv_heads: self.config.kv_heads,
+            head_size: self.config.head_size,
+            scale: 1.0 / (self.config.head_size as f32).sqrt(),
+            documents: self.documents,
+        }
+    }
+}
+
+/// One block in one pass: its weights, its input, and the memory it uses.
+pub(crate) struct Block<'a> {
+    pub pass: Pass<'a>,
+    pub tensors: &'a BlockTensors,
+    pub saved: BlockSaved,
+}
+
+impl Block<'_> {
+    /// Forward: from the residual stream `x` to `out`, both `[M, C]`; with a cache, keys and values go through it.
+    pub fn forward(&self, x: Span, out: Span, cache: Option<(&KeyValueCache, usize)>) {
+        let saved = self.sized();
+        self.attention_forward(&saved, x, cache);
+        self.feed_forward_forward(&saved, out);
+    }
+
+    /// The saved matrices, cut to the rows of this pass.
+    fn sized(&self) -> BlockSaved {
+        let (pass, config, saved) = (&self.pass, self.pass.config, &self.saved);
+        BlockSaved {
+            attention_normal: pass.matrix(saved.attention_normal, config.width),
+            attention_statistics: pass.matrix(saved.attention_statistics, 2),
+            qkv: pass.matrix(saved.qkv, config.qkv_width()),
+            attention: pass.matrix(saved.attention, config.query_width()),
+            log_sum_exp: pass.matrix(saved.log_sum_exp, config.heads),
+            middle: pass.matrix(saved.middle, config.width),
+            feed_forward_normal: pass.matrix(saved.feed_forward_normal, config.width),
+            feed_forward_statistics: pass.matrix(saved.feed_forward_statistics, 2),
+            up: pass.matrix(saved.up, config.up_width()),
+            activated: pass.matrix(saved.activated, config.feed_forward),
+        }
+    }
+
+    fn attention_forward(&self, saved: &BlockSaved, x: Span, cache: Option<(&KeyValueCache, usize)>) {
+        let (pass, tensors) = (&self.pass, self.tensors);
+        pass.norm_forward(tensors.attention_norm, x, saved.attention_normal, saved.attention_statistics);
+        pass.linear_forward(tensors.qkv, saved.attention_normal, pass.config.width, None, saved.qkv);
+        pass.rope(saved.qkv, false);
+        let [q, mut k, mut v] = pass.split(saved.qkv);
+        let mut shape = pass.attention(pass.sequence, pass.sequence);
+        if let Some((cache, layer)) = cache {
+            let (keys, values) = cache.tail(layer, cache.len() - pass.sequence, pass.sequence);
+            pass.device.copy_rows(pass.sequence, pass.config.kv_width(), k, keys);
+            pass.device.copy_rows(pass.sequence, pass.config.kv_width(), v, values);
+            (k, v) = cache.layer(layer);
+            shape = pass.attention(cache.len(), cache.capacity());
+        }
+        pass.device.attention_forward(shape, q, k, v, saved.attention, saved.log_sum_exp);
+        let width = pass.config.query_width();
+        pass.linear_forward(tensors.attention_out, saved.attention, width, Some(x), saved.middle);
+    }
+
+    fn feed_forward_forward(&self, saved: &BlockSaved, out: Span) {
+        let (pass, tensors) = (&self.pass, self.tensors);
+        pass.norm_forward(
+            tensors.feed_forward_norm,
+            saved.middle,
+            saved.feed_forward_normal,
+            saved.feed_forward_statistics,
+        );
+        pass.linear_forward(tensors.up, saved.feed_forward_normal, pass.config.width, None, saved.up);
+        match pass.config.family {
+            Family::Gpt2 => pass.device.gelu_forward(saved.up, saved.activated),
+            Family::Llama => pass.device.swiglu_forward(pass.rows(), saved.up, saved.activated),
+        }
+        let width = pass.config.feed_forward;
+        pass.linear_forward(tensors.down, saved.activated, width, Some(saved.middle), out);
+    }
+
+    /// The gradients of all that this block's linear layers put out, and of its norms' weights; `slot.out` holds the
+    /// gradient of the block's output and is kept, `slot.input` becomes that of its input `x`.
+    pub fn backward_input(&self, x: Span, slot: &BlockGradients, gradients: Span) {
+        let (pass, saved) = (&self.pass, self.sized());
+        let slot = self.sized_gradients(slot);
+        let inner = |width: usize| slot.inner.part(0, pass.rows() * width);
+        let (tensors, config) = (self.tensors, pass.config);
+
+        let d_activated = inner(config.feed_forward);
+        pass.linear_backward_input(tensors.down, slot.out, d_activated, config.feed_forward);
+        match config.family {
+            Family::Gpt2 => pass.device.gelu_backward(saved.up, d_activated, slot.up),
+            Family::Llama => pass.device.swiglu_backward(pass.rows(), saved.up, d_activated, slot.up),
+        }
+        let d_normal = inner(config.width);
+        pass.linear_backward_input(tensors.up, slot.up, d_normal, config.width);
+        let (norm, statistics) = (tensors.feed_forward_norm, saved.feed_forward_statistics);
+        pass.norm_backward(norm, saved.middle, statistics, d_normal, Some(slot.out), slot.middle, gradients);
+
+        let d_attention = inner(config.query_width());
+        pass.linear_backward_input(tensors.attention_out, slot.middle, d_attention, config.query_width());
+        self.attention_backward(&saved, d_attention, slot.qkv);
+        let d_normal = inner(config.width);
+        pass.linear_backward_input(tensors.qkv, slot.qkv, d_normal, config.width);
+        let (norm, statistics) = (tensors.attention_norm, saved.attention_statistics);
+        pass.norm_backward(norm, x, statistics, d_normal, Some(slot.middle), slot.input, gradients);
+    }
+
+    fn attention_backward(&self, saved: &BlockSaved, d_attention: Span, d_qkv: Span) {
+        let pass = &self.pass;
+        let [q, k, v] = pass.split(saved.qkv);
+        let [d_q, d_k, d_v] = pass.split(d_qkv);
+        let shape = pass.attention(pass.sequence, pass.sequence);
+        let (out, log_sum_exp) = (saved.attention, saved.log_sum_exp);
+        pass.device.attention_backward(shape, q, k, v, out, log_sum_exp, d_attention, d_q, d_k, d_v);
+        pass.rope(d_qkv, true);
+        pass.observer.between_operations();
+    }
+
+    /// Adds the gradients of this block's linear layers, from what [`Block::backward_input`] left in `slot`.
+    pub fn backward_weight(&self, slot: &BlockGradients, gradients: Span) {
+        let (pass, saved, config) = (&self.pass, self.sized(), self.pass.config);
+        let slot = self.sized_gradients(slot);
+        let tensors = self.tensors;
+        pass.linear_backward_weight(tensors.down, slot.out, saved.activated, config.feed_forward, gradients);
+        pass.linear_backward_weight(tensors.up, slot.up, saved.feed_forward_normal, config.width, gradients);
+        let width = config.query_width();
+        pass.linear_backward_weight(tensors.attention_out, slot.middle, saved.attention, width, gradients);
+        pass.linear_backward_weight(tensors.qkv, slot.qkv, saved.attention_normal, config.width, gradients);
+    }
+
+    fn sized_gradients(&self, slot: &BlockGradients) -> BlockGradients {
+        let (pass, config) = (&self.pass, self.pass.config);
+        BlockGradients {
+            out: pass.matrix(slot.out, config.width),
+            input: pass.matrix(slot.input, config.width),
+            middle: pass.matrix(slot.middle, config.width),
+            up: pass.matrix(slot.up, config.up_width()),
+            qkv: pass.matrix(slot.qkv, config.qkv_width()),
+            inner: slot.inner,
+        }
+    }
+}

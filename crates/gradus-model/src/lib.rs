@@ -1,0 +1,26 @@
+//! Transformers, explicit: layers with forward and backward side by side, no tape.
+//!
+//! One model covers two families as data: GPT-2's (learned positions, LayerNorm, GELU, biases) and Llama's (rotary
+//! positions, RMSNorm, SwiGLU, grouped-query attention, and Qwen2's biases on queries, keys and values). A layer names
+//! ranges and asks its device; it knows no communicator, no file and no optimizer. Randomness is counter-based.
+//! Dropout is absent: pre-training on data that are seen about once does not use it, and without it a step is a pure
+//! function of weights and tokens.
+
+mod block;
+mod cache;
+mod config;
+mod generate;
+pub mod hugging_face;
+mod initial;
+mod parameters;
+pub mod sampling;
+mod transformer;
+mod workspace;
+
+pub use block::BackwardObserver;
+pub use cache::KeyValueCache;
+pub use config::{Family, ModelConfig, ModelSettings, PRESETS};
+pub use generate::{Generator, Request};
+pub use parameters::{BlockTensors, LinearTensors, NormTensors, Parameters};
+pub use transformer::{Batch, LossSum, Transformer};
+pub use workspace::Workspace;

@@ -1,0 +1,354 @@
+//! The whole model: embedding, blocks, final norm, head and loss, forth and back.
+
+use crate::block::{BackwardObserver, Block, Pass};
+use crate::cache::KeyValueCache;
+use crate::config::ModelConfig;
+use crate::initial;
+use crate::parameters::Parameters;
+use crate::workspace::{BlockGradients, Workspace};
+use gradus_compute::{CrossEntropy, Device, Embedding, IGNORED, Linear};
+use gradus_error::{Error, Result};
+use gradus_memory::Span;
+use std::ops::AddAssign;
+use std::sync::Arc;
+
+/// Sequences to learn from.
+#[derive(Debug, Clone, Copy)]
+pub struct Batch<'a> {
+    /// `B`.
+    pub batch: usize,
+    /// `T`.
+    pub sequence: usize,
+    /// `B * T` tokens.
+    pub tokens: &'a [u32],
+    /// The token that follows each, or [`IGNORED`].
+    pub targets: &'a [u32],
+    /// A number per row that only rows of one document share and that never falls within a sequence; attention then
+    /// stays within a document. `None` lets it cross.
+    pub documents: Option<&'a [u32]>,
+}
+
+/// Losses of several targets, summed.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct LossSum {
+    /// Sum of losses, nats.
+    pub nats: f64,
+    /// Targets that counted.
+    pub targets: u64,
+}
+
+impl LossSum {
+    /// Loss per target; not a number without targets.
+    pub fn mean(&self) -> f64 {
+        self.nats / self.targets as f64
+    }
+}
+
+impl AddAssign for LossSum {
+    fn add_assign(&mut self, other: Self) {
+        self.nats += other.nats;
+        self.targets += other.targets;
+    }
+}
+
+/// A model with its weights on a device.
+pub struct Transformer {
+    config: ModelConfig,
+    parameters: Parameters,
+    device: Arc<dyn Device>,
+    weights: Span,
+    /// Position of each row for the largest batch seen by construction: 0, 1, ..., T - 1.
+    positions: Vec<u32>,
+}
+
+impl Transformer {
+    /// A model whose weights are all zero.
+    ///
+    /// # Errors
+    /// `Invalid` for impossible sizes; `Exhausted` when the device has no room.
+    pub fn new(config: ModelConfig, device: Arc<dyn Device>) -> Result<Self> {
+        config.check()?;
+        let parameters = Parameters::new(&config);
+        let weights = device.allocate(parameters.layout.len())?;
+        let positions = (0..config.context as u32).collect();
+        Ok(Self { config, parameters, device, weights, positions })
+    }
+
+    /// Gives every tensor its first values, which depend on `seed` and the tensor's name alone.
+    pub fn initialise(&self, seed: u64) {
+        initial::initial(&self.config, &self.parameters, seed, &mut |span, values| self.put(span, values));
+    }
+
+    /// Kind and sizes.
+    pub fn config(&self) -> &ModelConfig {
+        &self.config
+    }
+
+    /// Names and places of the tensors.
+    pub fn parameters(&self) -> &Parameters {
+        &self.parameters
+    }
+
+    /// The device that holds the weights.
+    pub fn device(&self) -> &Arc<dyn Device> {
+        &self.device
+    }
+
+    /// All weights, in the order of the layout.
+    pub fn weights(&self) -> Span {
+        self.weights
+    }
+
+    /// Sets a range of the layout.
+    pub fn put(&self, span: Span, values: &[f32]) {
+        self.device.write(self.weights.part(span.start, span.len), values);
+    }
+
+    /// Reads a range of the layout.
+    pub fn get(&self, span: Span) -> Vec<f32> {
+        let mut values = vec![0.0; span.len];
+        self.device.read(self.weights.part(span.start, span.len), &mut values);
+        values
+    }
+
+    /// The held-out way: forward only, the loss summed.
+    ///
+    /// # Errors
+    /// `Invalid` for a batch that does not fit the model or the workspace.
+    pub fn loss(&self, workspace: &Workspace, batch: Batch) -> Result<LossSum> {
+        self.check(workspace, batch)?;
+        let positions = self.positions_of(batch.batch, batch.sequence, 0);
+        let pass = self.pass(batch, &positions, &());
+        self.forward(pass, workspace, batch.tokens, None);
+        self.head_loss(pass, workspace, batch.targets, None);
+        Ok(self.loss_sum(workspace, batch.targets))
+    }
+
+    /// Forward and backward. Adds the gradient of the *sum* of losses to `gradients`, which holds the whole layout;
+    /// `observer` learns which ranges are final.
+    ///
+    /// # Errors
+    /// `Invalid` for a batch that does not fit the model or the workspace.
+    pub fn forward_backward(
+        &self,
+        workspace: &Workspace,
+        batch: Batch,
+        gradients: Span,
+        observer: &dyn BackwardObserver,
+    ) -> Result<LossSum> {
+        self.check(workspace, batch)?;
+        let Some(slot) = workspace.gradients else {
+            return Err(Error::internal("a workspace for inference was used for training"));
+        };
+        let positions = self.positions_of(batch.batch, batch.sequence, 0);
+        let pass = self.pass(batch, &positions, observer);
+        self.forward(pass, workspace, batch.tokens, None);
+        self.head_loss(pass, workspace, batch.targets, Some((slot, gradients)));
+        let d_embedded = self.backward_blocks(pass, workspace, slot, gradients);
+        self.backward_embedding(pass, batch.tokens, d_embedded, gradients);
+        Ok(self.loss_sum(workspace, batch.targets))
+    }
+
+    /// Runs `tokens` forward, after what `cache` holds, and returns the logits `[rows, V]` of the last `rows`.
+    ///
+    /// # Errors
+    /// `Invalid` when the tokens do not fit the model, the workspace or the cache.
+    pub fn logits(
+        &self,
+        workspace: &Workspace,
+        tokens: &[u32],
+        cache: &mut KeyValueCache,
+        rows: usize,
+    ) -> Result<Vec<f32>> {
+        let targets = vec![IGNORED; tokens.len()];
+        let batch = Batch { batch: 1, sequence: tokens.len(), tokens, targets: &targets, documents: None };
+        self.check(workspace, batch)?;
+        let first = cache.len();
+        cache.advance(tokens.len())?;
+        let positions = self.positions_of(1, tokens.len(), first);
+        let pass = self.pass(batch, &positions, &());
+        self.forward(pass, workspace, tokens, Some(cache));
+        let mut logits = Vec::with_capacity(rows * self.config.vocabulary);
+        let (normal, chunk_rows) = (workspace.normal, workspace.chunk_rows(&self.config));
+        for (start, len) in chunks(tokens.len() - rows, tokens.len(), chunk_rows) {
+            let chunk = self.head(normal.part(start * self.config.width, len * self.config.width), workspace, len);
+            let mut values = vec![0.0; chunk.len];
+            self.device.read(chunk, &mut values);
+            let real = values.chunks_exact(self.config.padded_vocabulary());
+            real.for_each(|row| logits.extend_from_slice(&row[..self.config.vocabulary]));
+        }
+        Ok(logits)
+    }
+
+    fn check(&self, workspace: &Workspace, batch: Batch) -> Result<()> {
+        let rows = batch.batch * batch.sequence;
+        if rows == 0 || rows > workspace.rows || batch.tokens.len() != rows || batch.targets.len() != rows {
+            return Err(Error::invalid(format!(
+                "{} sequences of {} tokens do not fit a workspace for {} tokens",
+                batch.batch, batch.sequence, workspace.rows
+            )));
+        }
+        if batch.sequence > self.config.context {
+            return Err(Error::invalid(format!(
+                "a sequence of {} tokens is longer than the model's context of {}",
+                batch.sequence, self.config.context
+            )));
+        }
+        let known = |token: &&u32| (**token as usize) < self.config.vocabulary;
+        let unknown_target = batch.targets.iter().find(|target| **target != IGNORED && !known(target));
+        match batch.tokens.iter().find(|token| !known(token)).or(unknown_target) {
+            Some(token) => Err(Error::invalid(format!(
+                "token {token} is beyond the model's vocabulary of {}: data and model must share a tokenizer",
+                self.config.vocabulary
+            ))),
+            None => Ok(()),
+        }
+    }
+
+    fn positions_of(&self, batch: usize, sequence: usize, first: usize) -> Vec<u32> {
+        // The table ends at the context; a cache never holds more than that.
+        let last = (first + sequence).min(self.positions.len());
+        self.positions[first.min(last)..last].repeat(batch)
+    }
+
+    fn pass<'a>(&'a self, batch: Batch<'a>, positions: &'a [u32], observer: &'a dyn BackwardObserver) -> Pass<'a> {
+        Pass {
+            device: self.device.as_ref(),
+            config: &self.config,
+            weights: self.weights,
+            batch: batch.batch,
+            sequence: batch.sequence,
+            positions,
+            documents: batch.documents,
+            observer,
+        }
+    }
+
+    fn weight(&self, tensor: Span) -> Span {
+        self.weights.part(tensor.start, tensor.len)
+    }
+
+    /// Embedding, blocks and final norm.
+    fn forward(&self, pass: Pass, workspace: &Workspace, tokens: &[u32], cache: Option<&KeyValueCache>) {
+        let (rows, width) = (pass.rows(), self.config.width);
+        let shape = Embedding { tokens, positions: pass.positions, width };
+        let positions = self.parameters.positions.map(|table| self.weight(table));
+        let x = workspace.input(0, rows, width);
+        self.device.embedding_forward(shape, self.weight(self.parameters.embedding), positions, x);
+        for layer in 0..self.config.layers {
+            let (x, out) = (workspace.input(layer, rows, width), workspace.input(layer + 1, rows, width));
+            self.block(pass, workspace, layer).forward(x, out, cache.map(|cache| (cache, layer)));
+        }
+        let x = workspace.input(self.config.layers, rows, width);
+        let (normal, statistics) = (workspace.normal.part(0, rows * width), workspace.statistics.part(0, rows * 2));
+        pass.norm_forward(self.parameters.final_norm, x, normal, statistics);
+    }
+
+    fn block<'a>(&'a self, pass: Pass<'a>, workspace: &Workspace, layer: usize) -> Block<'a> {
+        Block { pass, tensors: &self.parameters.blocks[layer], saved: *workspace.saved(layer) }
+    }
+
+    fn head_shape(&self, rows: usize) -> Linear {
+        Linear { rows, inputs: self.config.width, outputs: self.config.padded_vocabulary() }
+    }
+
+    /// Logits of `rows` rows of the final norm's output.
+    fn head(&self, normal: Span, workspace: &Workspace, rows: usize) -> Span {
+        let logits = workspace.logits.part(0, rows * self.config.padded_vocabulary());
+        self.device.linear_forward(
+            self.head_shape(rows),
+            normal,
+            self.weight(self.parameters.head),
+            None,
+            None,
+            logits,
+        );
+        logits
+    }
+
+    /// Losses of all rows, chunk by chunk: the logits of a whole batch are never stored. With a slot also the gradients
+    /// of head and final norm; `slot.out` then holds that of the last block's output.
+    fn head_loss(
+        &self,
+        pass: Pass,
+        workspace: &Workspace,
+        targets: &[u32],
+        backward: Option<(BlockGradients, Span)>,
+    ) {
+        let width = self.config.width;
+        for (start, len) in chunks(0, pass.rows(), workspace.chunk_rows(&self.config)) {
+            let normal = workspace.normal.part(start * width, len * width);
+            let logits = self.head(normal, workspace, len);
+            let shape = CrossEntropy {
+                targets: &targets[start..start + len],
+                vocabulary: self.config.vocabulary,
+                width: self.config.padded_vocabulary(),
+            };
+            self.device.cross_entropy(shape, logits, workspace.losses.part(start, len), backward.is_some());
+            if let Some((slot, gradients)) = backward {
+                let d_normal = slot.middle.part(start * width, len * width);
+                let head = self.parameters.head;
+                self.device.linear_backward_input(self.head_shape(len), logits, self.weight(head), d_normal, false);
+                let d_head = gradients.part(head.start, head.len);
+                self.device.linear_backward_weight(self.head_shape(len), logits, normal, d_head, None);
+                pass.observer.between_operations();
+            }
+        }
+        if let Some((slot, gradients)) = backward {
+            self.backward_final_norm(pass, workspace, slot, gradients);
+        }
+    }
+
+    fn backward_final_norm(&self, pass: Pass, workspace: &Workspace, slot: BlockGradients, gradients: Span) {
+        let (rows, width) = (pass.rows(), self.config.width);
+        let x = workspace.input(self.config.layers, rows, width);
+        let (d_normal, d_x) = (slot.middle.part(0, rows * width), slot.out.part(0, rows * width));
+        let statistics = workspace.statistics.part(0, rows * 2);
+        pass.norm_backward(self.parameters.final_norm, x, statistics, d_normal, None, d_x, gradients);
+        pass.observer.final_up_to(self.parameters.end_of_head());
+    }
+
+    /// Blocks from last to first; returns the gradient of the embedding's output.
+    fn backward_blocks(
+        &self,
+        pass: Pass,
+        workspace: &Workspace,
+        mut slot: BlockGradients,
+        gradients: Span,
+    ) -> Span {
+        let (rows, width) = (pass.rows(), self.config.width);
+        for layer in (0..self.config.layers).rev() {
+            let block = self.block(pass, workspace, layer);
+            let x = workspace.input(layer, rows, width);
+            if workspace.recompute {
+                block.forward(x, workspace.input(layer + 1, rows, width), None);
+            }
+            block.backward_input(x, &slot, gradients);
+            block.backward_weight(&slot, gradients);
+            std::mem::swap(&mut slot.out, &mut slot.input);
+            pass.observer.final_up_to(self.parameters.end_of_block(layer));
+        }
+        slot.out.part(0, rows * width)
+    }
+
+    fn backward_embedding(&self, pass: Pass, tokens: &[u32], d_embedded: Span, gradients: Span) {
+        let place = |tensor: Span| gradients.part(tensor.start, tensor.len);
+        let shape = Embedding { tokens, positions: pass.positions, width: self.config.width };
+        let (d_table, d_positions) = (place(self.parameters.embedding), self.parameters.positions.map(place));
+        self.device.embedding_backward(shape, d_embedded, d_table, d_positions);
+        pass.observer.final_up_to(self.parameters.layout.len());
+    }
+
+    /// Sums the rows' losses in their order, in f64.
+    fn loss_sum(&self, workspace: &Workspace, targets: &[u32]) -> LossSum {
+        let mut losses = vec![0.0; targets.len()];
+        self.device.read(workspace.losses.part(0, targets.len()), &mut losses);
+        let nats = losses.into_iter().map(f64::from).sum();
+        LossSum { nats, targets: targets.iter().filter(|target| **target != IGNORED).count() as u64 }
+    }
+}
+
+/// `(start, len)` of consecutive chunks of at most `size` rows from `first` to `end`.
+fn chunks(first: usize, end: usize, size: usize) -> impl Iterator<Item = (usize, usize)> {
+    (first..end).step_by(size).map(move |start| (start, size.min(end - start)))
+}
