@@ -32,7 +32,8 @@ impl Segment {
     /// `Exhausted` when the memory cannot be reserved; the system's failure otherwise.
     pub fn create(name: &str, len: usize) -> Result<Self> {
         let describe = || format!("cannot reserve {len} bytes of shared memory for {name}");
-        let file = fs::memfd_create(name, MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING).context(describe)?;
+        let file =
+            fs::memfd_create(name, MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING).context(describe)?;
         fs::ftruncate(&file, len as u64).context(describe)?;
         if len > 0 {
             fs::fallocate(&file, FallocateFlags::empty(), 0, len as u64).context(describe)?;
@@ -54,7 +55,9 @@ impl Segment {
             return Err(Error::invalid("a shared segment is not sealed against shrinking"));
         }
         if u64::try_from(size) != Ok(len as u64) {
-            return Err(Error::invalid(format!("a shared segment holds {size} bytes where {len} were agreed on")));
+            return Err(Error::invalid(format!(
+                "a shared segment holds {size} bytes where {len} were agreed on"
+            )));
         }
         Self::map(file, len)
     }
@@ -89,7 +92,10 @@ impl Segment {
     /// # Panics
     /// If they are not inside the segment.
     pub fn at(&self, offset: usize, len: usize) -> *mut u8 {
-        assert!(offset.checked_add(len).is_some_and(|end| end <= self.len), "a range must lie inside its segment");
+        assert!(
+            offset.checked_add(len).is_some_and(|end| end <= self.len),
+            "a range must lie inside its segment"
+        );
         // SAFETY: the assertion keeps the offset inside the mapping.
         unsafe { self.start.as_ptr().add(offset) }
     }

@@ -6,6 +6,11 @@ use serde::{Deserialize, Serialize};
 /// The vocabulary is padded to a multiple of this: whole tiles and cache lines for every kernel.
 const VOCABULARY_MULTIPLE: usize = 64;
 
+/// Eight times the layers of the deepest published models, so that names of tensors stay within a few MiB.
+const MOST_LAYERS: usize = 1 << 12;
+/// 4 TiB as f32, ten times the largest open dense model's: beyond it a size is a slip or an attack.
+const MOST_ELEMENTS: f64 = (1u64 << 40) as f64;
+
 /// Which family a model belongs to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, Default)]
 #[serde(rename_all = "lowercase")]
@@ -151,7 +156,7 @@ impl ModelSettings {
     /// `Invalid`, naming the key, for an unknown preset or family and for sizes that do not go together.
     pub fn complete(&self, tokens: usize) -> Result<ModelConfig> {
         let base = self.base()?;
-        let preset = !self.preset.is_empty();
+        let (preset, gpt2) = (!self.preset.is_empty(), base.family == Family::Gpt2);
         let pick = |given: usize, base: usize| if given > 0 { given } else { base };
         let width = pick(self.width, base.width);
         let heads = pick(self.heads, base.heads);
@@ -171,9 +176,10 @@ impl ModelSettings {
             head_size,
             feed_forward,
             tied: choice("model.tied", &self.tied, base.tied)?,
-            qkv_bias: choice("model.qkv_bias", &self.qkv_bias, base.qkv_bias)?,
+            // GPT-2 has biases everywhere and no rotary positions, whatever the settings say.
+            qkv_bias: gpt2 || choice("model.qkv_bias", &self.qkv_bias, base.qkv_bias)?,
             norm_epsilon: if self.norm_epsilon > 0.0 { self.norm_epsilon as f32 } else { base.norm_epsilon },
-            rope_theta: if self.rope_theta > 0.0 { self.rope_theta as f32 } else { base.rope_theta },
+            rope_theta: if self.rope_theta > 0.0 && !gpt2 { self.rope_theta as f32 } else { base.rope_theta },
         };
         if config.vocabulary < tokens {
             return Err(Error::invalid(format!(
@@ -260,7 +266,32 @@ impl ModelConfig {
                 self.heads, self.kv_heads
             )));
         }
+        self.check_total()?;
         self.check_family()
+    }
+
+    /// Whether the whole is of a size that exists; each size alone was checked before.
+    fn check_total(&self) -> Result<()> {
+        let sizes = [
+            self.vocabulary,
+            self.width,
+            self.layers,
+            self.query_width(),
+            self.kv_width(),
+            self.feed_forward,
+            self.context,
+        ];
+        let [vocabulary, width, layers, queries, keys, feed_forward, context] = sizes.map(|size| size as f64);
+        let positions = if self.family == Family::Gpt2 { context } else { 0.0 };
+        let elements =
+            width * (2.0 * vocabulary + positions + layers * (2.0 * (queries + keys) + 3.0 * feed_forward));
+        if self.layers > MOST_LAYERS || elements > MOST_ELEMENTS {
+            return Err(Error::invalid(format!(
+                "{} layers and about {elements:.1e} elements: at most {MOST_LAYERS} and {MOST_ELEMENTS:.1e} are supported",
+                self.layers
+            )));
+        }
+        Ok(())
     }
 
     fn check_family(&self) -> Result<()> {
@@ -276,6 +307,10 @@ impl ModelConfig {
             )),
             Family::Gpt2 if self.heads * self.head_size != self.width => invalid(format!(
                 "model.width is {} and model.heads is {}: GPT-2 needs a width that the heads divide",
+                self.width, self.heads
+            )),
+            Family::Llama if !self.width.is_multiple_of(self.heads) => invalid(format!(
+                "model.width is {} and model.heads is {}: transformers opens only models whose heads divide the width",
                 self.width, self.heads
             )),
             _ => Ok(()),

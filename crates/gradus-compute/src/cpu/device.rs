@@ -1,9 +1,7 @@
 //! The operations: sizes checked, ranges resolved, work cut into parts.
 
 use super::attention::{self, HeadRows, Item};
-use super::elementwise::{
-    ColumnSums, Embed, Gelu, GeluGradient, Map, Scatter, Sum, Swiglu, SwigluGradient, Turn,
-};
+use super::elementwise::{Embed, Gelu, GeluGradient, Map, Scatter, Sum, Swiglu, SwigluGradient, Turn};
 use super::gemm::{FEW_ROWS, FewRows, Operand, Product};
 use super::loss::{Losses, SQUARES_BLOCK, Squares, Update};
 use super::memory::{Columns, Elements, resolve, resolve_rows, unless_in_place};
@@ -41,6 +39,7 @@ pub fn forward_product(shape: Linear, x: Elements, weight: Elements, out: Elemen
         bias: std::ptr::null(),
         residual: std::ptr::null(),
         accumulate: false,
+        left_sums: std::ptr::null_mut(),
     }
 }
 
@@ -369,6 +368,7 @@ impl Device for CpuDevice {
             bias: std::ptr::null(),
             residual: std::ptr::null(),
             accumulate,
+            left_sums: std::ptr::null_mut(),
         };
         // SAFETY: sizes were checked, and the lock keeps other operations out.
         unsafe { self.working().engine.product(product) };
@@ -398,20 +398,10 @@ impl Device for CpuDevice {
             bias: std::ptr::null(),
             residual: std::ptr::null(),
             accumulate: true,
+            left_sums: d_bias.or_null(),
         };
-        let engine = &mut self.working().engine;
         // SAFETY: sizes were checked, and the lock keeps other operations out.
-        unsafe { engine.product(product) };
-        if !d_bias.is_empty() {
-            let (rows, width) = (shape.rows, shape.outputs);
-            engine.each(width, LINE, rows, |columns| ColumnSums {
-                from: d_out,
-                to: d_bias,
-                rows,
-                width,
-                columns,
-            });
-        }
+        unsafe { self.working().engine.product(product) };
     }
 
     fn gelu_forward(&self, x: Span, out: Span) {

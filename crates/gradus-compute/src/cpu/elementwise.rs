@@ -35,7 +35,10 @@ impl<F: Function<N>, const N: usize> Operation for Map<F, N> {
             let count = S::LANES.min(self.range.end - at);
             // SAFETY: the range lies inside all inputs and the output; nobody else writes it.
             unsafe {
-                let x = self.inputs.map(|input| s.load_up_to(input.at(at), count));
+                let mut x = [s.splat(0.0); N];
+                for (x, input) in x.iter_mut().zip(&self.inputs) {
+                    *x = s.load_up_to(input.at(at), count);
+                }
                 s.store_up_to(self.out.at(at), count, self.f.apply(s, x));
             }
         }
@@ -308,59 +311,6 @@ impl Operation for Scatter<'_> {
                 let to =
                     Elements::of_mut(self.d_table.slice_mut(*index as usize * self.width + first, count));
                 Map { f: Sum, inputs: [to, from], out: to, range: 0..count }.run(s);
-            }
-        }
-    }
-}
-
-/// Adds the sums of columns `columns` of `from[M, N]` to `to[N]`, in row order.
-pub struct ColumnSums {
-    /// `[M, N]`.
-    pub from: Elements,
-    /// `[N]`.
-    pub to: Elements,
-    /// `M`.
-    pub rows: usize,
-    /// `N`.
-    pub width: usize,
-    /// The columns to sum.
-    pub columns: Range<usize>,
-}
-
-/// Vectors of columns that are summed at once: whole cache lines of several rows in flight.
-const COLUMN_VECTORS: usize = 8;
-
-impl Operation for ColumnSums {
-    type Output = ();
-
-    #[inline(always)]
-    fn run<S: Simd>(self, s: S) {
-        let step = COLUMN_VECTORS * S::LANES;
-        for column in self.columns.clone().step_by(step) {
-            let end = self.columns.end.min(column + step);
-            let mut sums = [s.splat(0.0); COLUMN_VECTORS];
-            for row in 0..self.rows {
-                for (j, sum) in sums.iter_mut().enumerate() {
-                    let at = column + j * S::LANES;
-                    if at < end {
-                        // SAFETY: inside the row.
-                        let v = unsafe {
-                            s.load_up_to(self.from.at(row * self.width + at), S::LANES.min(end - at))
-                        };
-                        *sum = s.add(*sum, v);
-                    }
-                }
-            }
-            for (j, sum) in sums.into_iter().enumerate() {
-                let at = column + j * S::LANES;
-                if at < end {
-                    let count = S::LANES.min(end - at);
-                    // SAFETY: this part alone touches these columns.
-                    unsafe {
-                        let before = s.load_up_to(self.to.at(at), count);
-                        s.store_up_to(self.to.at(at), count, s.add(before, sum));
-                    }
-                }
             }
         }
     }

@@ -77,8 +77,9 @@ impl CpuDevice {
     pub fn peak_flops(&self) -> f64 {
         let mut working = self.working();
         let Working { engine, shared, .. } = &mut *working;
-        // Both dims are whole tiles of every kernel, the depth whole blocks; threads share the rows.
-        let shape = Linear { rows: 896 * engine.threads(), inputs: 768, outputs: 1024 };
+        // Whole blocks of rows for each thread, one block of the depth, and rows whose addresses do not all fall on
+        // one set of the first cache.
+        let shape = Linear { rows: 896 * engine.threads(), inputs: 384, outputs: 1152 };
         let (x_len, w_len) = (shape.rows * shape.inputs, shape.outputs * shape.inputs);
         let memory = shared.at_least(x_len + w_len + shape.rows * shape.outputs);
         memory.fill(0.5);

@@ -33,7 +33,11 @@ fn row_sums<S: Simd, R: RowSum<N>, const N: usize>(s: S, row: &R, width: usize) 
             sums[n][0] = s.add(sums[n][0], terms[n]);
         }
     }
-    sums.map(|[a, b, c, d]| s.sum(s.add(s.add(a, b), s.add(c, d))))
+    let mut totals = [0.0; N];
+    for (total, [a, b, c, d]) in totals.iter_mut().zip(sums) {
+        *total = s.sum(s.add(s.add(a, b), s.add(c, d)));
+    }
+    totals
 }
 
 struct Plainly(*const f32);

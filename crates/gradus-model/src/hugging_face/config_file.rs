@@ -14,10 +14,6 @@ use std::path::Path;
 
 /// A published `config.json` has a few KiB; one with names for a thousand labels some 100.
 const LONGEST_FILE_BYTES: u64 = 4 << 20;
-/// Eight times the layers of the deepest published models, so that names of tensors stay within a few MiB.
-const MOST_LAYERS: usize = 1 << 12;
-/// 4 TiB as f32, ten times the largest open dense model's: beyond it a size is a slip or an attack.
-const MOST_ELEMENTS: f64 = (1u64 << 40) as f64;
 
 /// Reads `folder/config.json`.
 pub(super) fn read(folder: &Path) -> Result<ModelConfig> {
@@ -29,32 +25,8 @@ pub(super) fn read(folder: &Path) -> Result<ModelConfig> {
         "qwen2" => qwen2(&fields)?,
         other => return Err(fields.wrong("model_type", &other.into(), "\"gpt2\", \"llama\" or \"qwen2\"")),
     };
-    config.check().and_then(|()| check_total(&config)).map_err(|error| error.within(path.display()))?;
+    config.check().map_err(|error| error.within(path.display()))?;
     Ok(config)
-}
-
-/// Whether the whole is of a size that exists; each size alone was checked before.
-fn check_total(config: &ModelConfig) -> Result<()> {
-    let [vocabulary, width, layers, queries, keys, feed_forward, context] = [
-        config.vocabulary,
-        config.width,
-        config.layers,
-        config.query_width(),
-        config.kv_width(),
-        config.feed_forward,
-        config.context,
-    ]
-    .map(|size| size as f64);
-    let positions = if config.family == Family::Gpt2 { context } else { 0.0 };
-    let elements =
-        width * (2.0 * vocabulary + positions + layers * (2.0 * (queries + keys) + 3.0 * feed_forward));
-    if config.layers > MOST_LAYERS || elements > MOST_ELEMENTS {
-        return Err(Error::invalid(format!(
-            "{} layers and about {elements:.1e} elements: at most {MOST_LAYERS} and {MOST_ELEMENTS:.1e} are supported",
-            config.layers
-        )));
-    }
-    Ok(())
 }
 
 fn gpt2(fields: &Fields) -> Result<ModelConfig> {

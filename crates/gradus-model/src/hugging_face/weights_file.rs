@@ -224,9 +224,7 @@ fn read_index(path: &Path) -> Result<BTreeMap<String, Vec<String>>> {
     Ok(files)
 }
 
-/// Whether the name leads to a file right in its folder, and nowhere else.
+/// Whether the name is a single component, and so leads to a file right in its folder.
 fn is_plain_name(name: &str) -> bool {
-    let mut components = Path::new(name).components();
-    let first = components.next();
-    first == Some(Component::Normal(name.as_ref())) && components.next().is_none() && !name.contains('\0')
+    Path::new(name).components().next() == Some(Component::Normal(name.as_ref())) && !name.contains('\0')
 }

@@ -4,7 +4,7 @@
 //! as it stands it is the left side of the products that give `d_k` and `d_v`; transposed, of the one that gives `d_q`.
 
 use super::{
-    ACROSS, HeadRows, Item, Kernel, Pieces, SmallProduct, down, pack_depth, pack_lines, panels_len,
+    ACROSS, HeadRows, Item, Kernel, Pieces, SmallProduct, Useful, down, pack_depth, pack_lines, panels_len,
     pieces_len,
 };
 use crate::cpu::gemm::TileKernel;
@@ -165,11 +165,14 @@ impl Backward<'_> {
         s.vectorize(Slopes { of: self, queries: queries.clone(), keys: keys.clone(), masked, work });
         let kv_head = self.item.kv_head;
         let (key, query) = (self.item.key_row() + keys.start, self.item.query_row() + queries.start);
-        let depth = (queries.len(), queries.start);
-        self.gradient(s, work.p, keys.len(), depth, work.d_out_deep, (self.d_v, key, kv_head));
-        self.gradient(s, work.d_scores, keys.len(), depth, work.queries_deep, (self.d_k, key, kv_head));
-        let depth = (keys.len(), keys.start);
-        self.gradient(s, work.transposed, queries.len(), depth, work.keys_deep, (self.d_q, query, head));
+        let diagonal = queries.start as isize - keys.start as isize;
+        let (rows, depth) = (keys.len(), queries.clone());
+        let (deep, useful) = (&*work.d_out_deep, Useful::DepthFrom(diagonal));
+        self.gradient(s, (work.p, rows), (deep, depth.clone()), (self.d_v, key, kv_head), useful);
+        let deep = &*work.queries_deep;
+        self.gradient(s, (work.d_scores, rows), (deep, depth), (self.d_k, key, kv_head), useful);
+        let (deep, useful) = (&*work.keys_deep, Useful::DepthUpTo(diagonal));
+        self.gradient(s, (work.transposed, queries.len()), (deep, keys), (self.d_q, query, head), useful);
     }
 
     /// Products of packed rows and packed columns along the head.
@@ -197,6 +200,7 @@ impl Backward<'_> {
             stride: ACROSS,
             accumulate: false,
             row_scale: std::ptr::null(),
+            useful: Useful::ColumnsUpTo(queries.start as isize - keys.start as isize),
         };
         // SAFETY: blocks of queries and of keys begin with a panel; `to` holds a block.
         unsafe { product.run(s) };
@@ -206,27 +210,27 @@ impl Backward<'_> {
     fn gradient<S: Simd>(
         &self,
         s: S,
-        left: &[f32],
-        rows: usize,
-        (depth, start): (usize, usize),
-        deep: &[f32],
+        (left, rows): (&[f32], usize),
+        (deep, depth): (&[f32], Range<usize>),
         (to, row, head): (HeadRows, usize, usize),
+        useful: Useful,
     ) {
         let kernel = Kernel::new(s);
         let Item { shape, .. } = self.item;
         let product = SmallProduct {
             rows,
             columns: shape.head_size,
-            depth,
+            depth: depth.len(),
             left: left.as_ptr(),
             left_panel: kernel.rows(),
             left_stride: ACROSS,
-            right: deep[start * kernel.columns()..].as_ptr(),
+            right: deep[depth.start * kernel.columns()..].as_ptr(),
             right_panel: kernel.columns() * shape.key_len,
             target: to.at(row, head, shape.head_size),
             stride: to.stride,
             accumulate: true,
             row_scale: std::ptr::null(),
+            useful,
         };
         // SAFETY: a block's rows and depth are inside its piece and the panels; the gradient is this item's own.
         unsafe { product.run(s) };
@@ -314,13 +318,16 @@ impl Slopes<'_, '_, '_> {
             // SAFETY: a row of ACROSS elements holds whole vectors.
             unsafe {
                 let mut value = exp2(s, s.sub(s.mul(s.load(p), scale_log2), sum));
+                let mut slope = s.mul(s.mul(value, scale), s.sub(s.load(d), mean));
                 if MASKED {
-                    let position = s.add(lanes, s.splat((self.keys.start + at) as f32));
-                    value = s.select_le(position, last, value, s.splat(0.0));
-                    value = s.select_le(first, position, value, s.splat(0.0));
+                    // Both: where no tile was made, what is there may not be a number.
+                    let (zero, position) =
+                        (s.splat(0.0), s.add(lanes, s.splat((self.keys.start + at) as f32)));
+                    value = s.select_le(first, position, s.select_le(position, last, value, zero), zero);
+                    slope = s.select_le(first, position, s.select_le(position, last, slope, zero), zero);
                 }
                 s.store(p, value);
-                s.store(d, s.mul(s.mul(value, scale), s.sub(s.load(d), mean)));
+                s.store(d, slope);
             }
         }
     }

@@ -4,8 +4,8 @@
 //! are then vectors, and the block is the left side of the product with the values as it stands.
 
 use super::{
-    ACROSS, HeadRows, Item, Kernel, LOWEST, PANEL, Pieces, SmallProduct, down, pack_depth, pack_lines,
-    panels_len, pieces_len,
+    ACROSS, HeadRows, Item, Kernel, LOWEST, PANEL, Pieces, SmallProduct, Useful, down, pack_depth,
+    pack_lines, panels_len, pieces_len,
 };
 use crate::cpu::gemm::TileKernel;
 use crate::cpu::math::exp2;
@@ -137,6 +137,7 @@ impl Forward<'_> {
     fn keys<S: Simd>(&self, s: S, block: Block, keys: Range<usize>, work: &mut Work) {
         let kernel = Kernel::new(s);
         let size = self.item.shape.head_size;
+        let diagonal = self.item.last_key(block.start) as isize - keys.start as isize;
         let scores = SmallProduct {
             rows: keys.len(),
             columns: block.count.next_multiple_of(kernel.columns()),
@@ -150,6 +151,7 @@ impl Forward<'_> {
             stride: ACROSS,
             accumulate: false,
             row_scale: std::ptr::null(),
+            useful: Useful::RowsUpTo(diagonal),
         };
         // SAFETY: a block of keys begins with a panel; the scores' piece holds a block.
         unsafe { scores.run(s) };
@@ -170,6 +172,7 @@ impl Forward<'_> {
             stride: size.next_multiple_of(PANEL),
             accumulate: true,
             row_scale: work.running[2 * ACROSS..].as_ptr(),
+            useful: Useful::DepthUpTo(diagonal),
         };
         // SAFETY: scores are rows of ACROSS; panels of values hold all keys; the sums' rows hold whole panels.
         unsafe { weighted.run(s) };
@@ -209,8 +212,8 @@ impl Soften<'_, '_, '_> {
     fn columns<S: Simd, const MASKED: bool>(&mut self, s: S, query: usize) {
         let scale = s.splat(self.of.item.scale_log2());
         let running = self.work.running.as_mut_ptr().wrapping_add(query);
-        let before = running;
-        let [mut most, before] = [load::<S>(s, before), load::<S>(s, before)];
+        let before = load(s, running);
+        let mut most = before;
         let scores = self.work.scores.as_mut_ptr().wrapping_add(query);
         let (first, last) = self.limits::<S, MASKED>(s, query);
         for (i, key) in self.keys.clone().enumerate() {
@@ -282,8 +285,12 @@ impl Soften<'_, '_, '_> {
 
 #[inline(always)]
 fn load<S: Simd>(s: S, from: *const f32) -> [S::V; ABREAST] {
-    // SAFETY: callers pass ACROSS elements less a multiple of ABREAST vectors, each a divisor of it.
-    std::array::from_fn(|j| unsafe { s.load(from.wrapping_add(j * S::LANES)) })
+    let mut vectors = [s.splat(0.0); ABREAST];
+    for (j, v) in vectors.iter_mut().enumerate() {
+        // SAFETY: callers pass ACROSS elements less a multiple of ABREAST vectors, each a divisor of it.
+        *v = unsafe { s.load(from.wrapping_add(j * S::LANES)) };
+    }
+    vectors
 }
 
 /// Divides the sums by the queries' totals and writes them out.

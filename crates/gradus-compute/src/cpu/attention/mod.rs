@@ -20,6 +20,7 @@ use super::gemm::{Operand, PanelLayout, SLACK, Single, Target, TileKernel, Vecto
 use super::memory::Elements;
 use super::simd::Simd;
 use crate::device::Attention;
+use std::ops::Range;
 
 /// Queries (forward) or keys (backward) across a block of scores: a multiple of every family's panel of columns.
 const ACROSS: usize = 64;
@@ -65,7 +66,7 @@ impl<'a> Item<'a> {
     }
 
     /// Query heads that read this key-value head.
-    fn heads(&self) -> std::ops::Range<usize> {
+    fn heads(&self) -> Range<usize> {
         let group = self.shape.heads / self.shape.kv_heads;
         self.kv_head * group..(self.kv_head + 1) * group
     }
@@ -178,6 +179,35 @@ unsafe fn pack_depth<S: Simd>(
     };
 }
 
+/// Which part of a product on the diagonal of attention is of any use: elements where a key comes after its query are
+/// masked, so that tiles of nothing else need not be made, nor such depths be added.
+#[derive(Clone, Copy)]
+enum Useful {
+    /// Targets with `row - column <= offset`.
+    RowsUpTo(isize),
+    /// Targets with `column - row <= offset`.
+    ColumnsUpTo(isize),
+    /// Depths with `depth - row <= offset`.
+    DepthUpTo(isize),
+    /// Depths with `row - depth <= offset`.
+    DepthFrom(isize),
+}
+
+impl Useful {
+    /// The depths that a tile needs, of `depth`; none if it is not needed.
+    fn depths(self, rows: &Range<usize>, columns: &Range<usize>, depth: usize) -> Range<usize> {
+        let whole = |needed: bool| if needed { 0..depth } else { 0..0 };
+        match self {
+            Self::RowsUpTo(offset) => whole(rows.start as isize - (columns.end as isize - 1) <= offset),
+            Self::ColumnsUpTo(offset) => whole(columns.start as isize - (rows.end as isize - 1) <= offset),
+            Self::DepthUpTo(offset) => 0..depth.min((rows.end as isize + offset).max(0) as usize),
+            Self::DepthFrom(offset) => {
+                (rows.start as isize - offset).clamp(0, depth as isize) as usize..depth
+            }
+        }
+    }
+}
+
 /// A product of packed or scratch rows with packed columns.
 #[derive(Clone, Copy)]
 struct SmallProduct {
@@ -198,6 +228,7 @@ struct SmallProduct {
     stride: usize,
     accumulate: bool,
     row_scale: *const f32,
+    useful: Useful,
 }
 
 impl SmallProduct {
@@ -209,11 +240,18 @@ impl SmallProduct {
         let kernel = Kernel::new(s);
         for (i, column) in (0..self.columns).step_by(kernel.columns()).enumerate() {
             for (j, row) in (0..self.rows).step_by(kernel.rows()).enumerate() {
+                let rows = kernel.rows().min(self.rows - row);
+                let columns = kernel.columns().min(self.columns - column);
+                let depths = self.useful.depths(&(row..row + rows), &(column..column + columns), self.depth);
+                // Where nothing is added, what is there still takes its factor.
+                if depths.is_empty() && self.row_scale.is_null() {
+                    continue;
+                }
                 let target = Target {
                     start: self.target.wrapping_add(row * self.stride + column),
                     stride: self.stride,
-                    rows: kernel.rows().min(self.rows - row),
-                    columns: kernel.columns().min(self.columns - column),
+                    rows,
+                    columns,
                     bias: std::ptr::null(),
                     residual: std::ptr::null(),
                     accumulate: self.accumulate,
@@ -225,9 +263,9 @@ impl SmallProduct {
                 };
                 // SAFETY: panels and target as the caller says.
                 unsafe {
-                    let left = self.left.add(j * self.left_panel);
-                    let right = self.right.add(i * self.right_panel);
-                    kernel.tile(self.depth, left, self.left_stride, right, &target);
+                    let left = self.left.add(j * self.left_panel + depths.start * self.left_stride);
+                    let right = self.right.add(i * self.right_panel + depths.start * kernel.columns());
+                    kernel.tile(depths.len(), left, self.left_stride, right, &target);
                 }
             }
         }

@@ -111,10 +111,13 @@ impl FewRows {
     ) {
         // SAFETY: count elements from depth on of these weights and of each row of x.
         unsafe {
-            let w = weights.map(|weight| {
-                let w = s.load_up_to(weight.add(depth), count);
-                if self.round { s.round_bf16(w) } else { w }
-            });
+            let mut w = [s.splat(0.0); SIDE_BY_SIDE];
+            for (w, weight) in w.iter_mut().zip(weights) {
+                *w = s.load_up_to(weight.add(depth), count);
+                if self.round {
+                    *w = s.round_bf16(*w);
+                }
+            }
             for (row, sums) in sums.iter_mut().enumerate() {
                 let x = s.load_up_to(self.x.at(row * self.depth + depth), count);
                 for (sum, w) in sums.iter_mut().zip(w) {

@@ -14,6 +14,7 @@ mod pack;
 mod tile;
 
 pub use gemv::{FEW_ROWS, FewRows};
+use pack::pack_and_sum;
 pub use pack::{Operand, PanelLayout, SLACK, pack, units_of};
 pub use tile::{Dot, Pairs, Single, Target, TileKernel, Vectors, finish};
 
@@ -56,6 +57,8 @@ pub struct Product {
     pub residual: *const f32,
     /// Adds to the target.
     pub accumulate: bool,
+    /// Adds the sum of each left line to these, or null; only for left lines across the depth.
+    pub left_sums: *mut f32,
 }
 
 // SAFETY: addresses; threads write disjoint rectangles of the target.
@@ -131,9 +134,9 @@ impl Product {
                     let height = row_block.min(rows.end - row);
                     // SAFETY: as above.
                     unsafe {
-                        let layout = PanelLayout::rows(kernel);
-                        let operand = self.left.from(row, depth);
-                        pack(kernel.simd(), layout, operand, height, deep, units, row_panels.as_mut_ptr());
+                        // Each row is summed by the one thread, and at the one block, that has the first column.
+                        let sums = if column == 0 { self.left_sums } else { std::ptr::null_mut() };
+                        self.pack_rows(kernel, row..row + height, depth..depth + deep, row_panels, sums);
                         self.tiles(
                             block,
                             row..row + height,
@@ -143,6 +146,29 @@ impl Product {
                         );
                     }
                 }
+            }
+        }
+    }
+
+    /// Packs a block of rows; adds the sums of its rows to those of `sums` unless that is null.
+    unsafe fn pack_rows<K: TileKernel>(
+        &self,
+        kernel: K,
+        rows: Range<usize>,
+        depth: Range<usize>,
+        to: &mut [f32],
+        sums: *mut f32,
+    ) {
+        let (s, layout, operand) =
+            (kernel.simd(), PanelLayout::rows(kernel), self.left.from(rows.start, depth.start));
+        let (units, to) = (units_of::<K>(depth.len()), to.as_mut_ptr());
+        // SAFETY: inside the operand; the panels were sized for a block; a row's sum is written by one thread.
+        unsafe {
+            if sums.is_null() {
+                pack(s, layout, operand, rows.len(), depth.len(), units, to);
+            } else {
+                let sums = sums.wrapping_add(rows.start);
+                pack_and_sum(s, layout, operand, rows.len(), depth.len(), units, to, sums);
             }
         }
     }

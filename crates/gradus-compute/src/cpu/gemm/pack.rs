@@ -6,6 +6,7 @@
 
 use super::tile::TileKernel;
 use crate::cpu::simd::{Operation, Simd};
+use std::ops::Range;
 
 /// A matrix whose lines are summed over with another's.
 #[derive(Clone, Copy)]
@@ -59,6 +60,10 @@ pub fn units_of<K: TileKernel>(depth: usize) -> usize {
 /// Elements that a panel's stores may reach beyond its end; what is there must not matter.
 pub const SLACK: usize = 16;
 
+/// Units that are packed of one panel before the next one's turn, where lines run across the depth: a panel takes but
+/// one or two cache lines of each row in memory, and its neighbours the rest.
+const TURN: usize = 16;
+
 /// Packs `lines` lines of `depth` elements into panels of `units * width` elements each, from `to` on.
 ///
 /// # Safety
@@ -72,17 +77,86 @@ pub unsafe fn pack<S: Simd>(
     units: usize,
     to: *mut f32,
 ) {
-    for panel in 0..lines.div_ceil(layout.width) {
-        let first = panel * layout.width;
-        let panel = Panel {
-            layout,
-            operand: operand.from(first, 0),
-            lines: layout.width.min(lines - first),
-            depth,
-            units,
-            to: to.wrapping_add(panel * units * layout.width),
-        };
-        s.vectorize(panel);
+    s.vectorize(Panels { layout, operand, lines, depth, units, to, sums: std::ptr::null_mut() });
+}
+
+/// As [`pack`] for lines across the depth; adds the sum of each line's elements, not rounded, to `sums`.
+///
+/// # Safety
+/// As there, and `sums` is valid for `lines` elements.
+#[allow(clippy::too_many_arguments, reason = "pack's, and the sums")]
+pub unsafe fn pack_and_sum<S: Simd>(
+    s: S,
+    layout: PanelLayout,
+    operand: Operand,
+    lines: usize,
+    depth: usize,
+    units: usize,
+    to: *mut f32,
+    sums: *mut f32,
+) {
+    debug_assert!(!operand.along, "lines along the depth are not summed");
+    s.vectorize(Panels { layout, operand, lines, depth, units, to, sums });
+}
+
+/// All panels; what makes it safe to run is [`pack`]'s contract.
+struct Panels {
+    layout: PanelLayout,
+    operand: Operand,
+    lines: usize,
+    depth: usize,
+    units: usize,
+    to: *mut f32,
+    /// To be added to, or null.
+    sums: *mut f32,
+}
+
+impl Operation for Panels {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        match (self.operand.along, self.layout.group) {
+            (true, 1) => self.each::<S, true, 1>(s),
+            (true, _) => self.each::<S, true, 2>(s),
+            (false, 1) => self.each::<S, false, 1>(s),
+            (false, _) => self.each::<S, false, 2>(s),
+        }
+    }
+}
+
+impl Panels {
+    #[inline(always)]
+    fn each<S: Simd, const ALONG: bool, const GROUP: usize>(&self, s: S) {
+        let turn = if ALONG { self.units.max(1) } else { TURN };
+        for unit in (0..self.units).step_by(turn) {
+            for index in 0..self.lines.div_ceil(self.layout.width) {
+                let panel = self.panel(index);
+                let units = unit..self.units.min(unit + turn);
+                // SAFETY: by the contract of pack.
+                unsafe {
+                    if ALONG {
+                        panel.along::<S, GROUP>(s, units);
+                    } else {
+                        panel.across::<S, GROUP>(s, units);
+                    }
+                }
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn panel(&self, index: usize) -> Panel {
+        let first = index * self.layout.width;
+        Panel {
+            layout: self.layout,
+            operand: self.operand.from(first, 0),
+            lines: self.layout.width.min(self.lines - first),
+            depth: self.depth,
+            units: self.units,
+            to: self.to.wrapping_add(index * self.units * self.layout.width),
+            sums: if self.sums.is_null() { self.sums } else { self.sums.wrapping_add(first) },
+        }
     }
 }
 
@@ -94,23 +168,7 @@ struct Panel {
     depth: usize,
     units: usize,
     to: *mut f32,
-}
-
-impl Operation for Panel {
-    type Output = ();
-
-    #[inline(always)]
-    fn run<S: Simd>(self, s: S) {
-        // SAFETY: by the contract of pack.
-        unsafe {
-            match (self.operand.along, self.layout.group) {
-                (true, 1) => self.along::<S, 1>(s),
-                (true, _) => self.along::<S, 2>(s),
-                (false, 1) => self.across::<S, 1>(s),
-                (false, _) => self.across::<S, 2>(s),
-            }
-        }
-    }
+    sums: *mut f32,
 }
 
 impl Panel {
@@ -133,8 +191,8 @@ impl Panel {
 
     /// Lines along the depth.
     #[inline(always)]
-    unsafe fn along<S: Simd, const GROUP: usize>(&self, s: S) {
-        for unit in (0..self.units).step_by(S::LANES) {
+    unsafe fn along<S: Simd, const GROUP: usize>(&self, s: S, units: Range<usize>) {
+        for unit in units.step_by(S::LANES) {
             let depth = unit * GROUP;
             let left = self.depth.saturating_sub(depth);
             for line in (0..self.layout.width).step_by(S::LANES) {
@@ -169,67 +227,98 @@ impl Panel {
         }
     }
 
-    /// Stores a square whose vectors are units. A vector may reach over the panel's width into the next unit, which
-    /// is stored after it, or, from the last unit, into the slack.
+    /// Stores a square whose vectors are units.
     #[inline(always)]
     unsafe fn put_units<S: Simd>(&self, s: S, unit: usize, line: usize, square: &mut S::Square) {
         for (i, v) in square.as_mut().iter().enumerate() {
             if unit + i < self.units {
-                // SAFETY: inside the panel, or the slack behind it.
-                unsafe { s.store(self.to.add((unit + i) * self.layout.width + line), *v) };
+                // SAFETY: inside the panel.
+                unsafe { self.put(s, unit + i, line, *v) };
             }
         }
     }
 
-    /// One vector of the units of `LANES` lines at one unit of the depth.
+    /// Stores one vector of a unit. It may reach over the panel's width into the next unit, which is stored after it;
+    /// that of the last unit is cut.
     #[inline(always)]
-    unsafe fn units_across<S: Simd, const GROUP: usize>(&self, s: S, unit: usize, line: usize) -> S::V {
+    unsafe fn put<S: Simd>(&self, s: S, unit: usize, line: usize, v: S::V) {
+        let to = self.to.wrapping_add(unit * self.layout.width + line);
+        let left = self.layout.width - line;
+        // SAFETY: inside the panel, of which another unit follows unless the vector is cut.
+        unsafe {
+            if left < S::LANES && unit + 1 == self.units {
+                s.store_first(to, left, v)
+            } else {
+                s.store(to, v)
+            }
+        }
+    }
+
+    /// One vector of the units of `LANES` lines at one unit of the depth, and the sums of their elements.
+    #[inline(always)]
+    unsafe fn units_across<S: Simd, const GROUP: usize>(
+        &self,
+        s: S,
+        unit: usize,
+        line: usize,
+    ) -> (S::V, S::V) {
         let valid = self.lines.saturating_sub(line).min(S::LANES);
         let depth = unit * GROUP;
         if valid == 0 || depth >= self.depth {
-            return s.splat(0.0);
+            return (s.splat(0.0), s.splat(0.0));
         }
         let from = self.operand.start.wrapping_add(depth * self.operand.stride + line);
         // SAFETY: valid lines at one or two depths of the operand.
         unsafe {
             let v = s.load_up_to(from, valid);
             if GROUP == 1 {
-                return if self.layout.round { s.round_bf16(v) } else { v };
+                return (if self.layout.round { s.round_bf16(v) } else { v }, v);
             }
             let second = match depth + 1 < self.depth {
                 true => s.load_up_to(from.wrapping_add(self.operand.stride), valid),
                 false => s.splat(0.0),
             };
-            s.pair(v, second)
+            (s.pair(v, second), s.add(v, second))
         }
+    }
+
+    /// Adds to the sums of lines from `line` on.
+    #[inline(always)]
+    unsafe fn add_sums<S: Simd>(&self, s: S, line: usize, sums: S::V) {
+        if self.sums.is_null() || line >= self.lines {
+            return;
+        }
+        let (to, count) = (self.sums.wrapping_add(line), S::LANES.min(self.lines - line));
+        // SAFETY: the sums of all lines are valid by the contract of pack_and_sum.
+        unsafe { s.store_up_to(to, count, s.add(s.load_up_to(to, count), sums)) };
     }
 
     /// Lines across the depth.
     #[inline(always)]
-    unsafe fn across<S: Simd, const GROUP: usize>(&self, s: S) {
-        if self.layout.run == 1 {
-            for unit in 0..self.units {
-                for line in (0..self.layout.width).step_by(S::LANES) {
-                    // SAFETY: inside the panel, or before what is stored next, or in the slack.
-                    unsafe {
-                        let v = self.units_across::<S, GROUP>(s, unit, line);
-                        s.store(self.to.add(unit * self.layout.width + line), v);
+    unsafe fn across<S: Simd, const GROUP: usize>(&self, s: S, units: Range<usize>) {
+        for line in (0..self.layout.width).step_by(S::LANES) {
+            let mut sums = s.splat(0.0);
+            for unit in units.clone().step_by(if self.layout.run == 1 { 1 } else { S::LANES }) {
+                // SAFETY: inside the operand and the panel.
+                unsafe {
+                    if self.layout.run == 1 {
+                        let (v, sum) = self.units_across::<S, GROUP>(s, unit, line);
+                        sums = s.add(sums, sum);
+                        self.put(s, unit, line, v);
+                        continue;
                     }
+                    let mut square = s.square();
+                    for (i, v) in square.as_mut().iter_mut().enumerate() {
+                        let (units, sum) = self.units_across::<S, GROUP>(s, unit + i, line);
+                        sums = s.add(sums, sum);
+                        *v = units;
+                    }
+                    s.transpose(&mut square);
+                    self.put_lines(s, unit, line, &mut square);
                 }
             }
-            return;
-        }
-        for unit in (0..self.units).step_by(S::LANES) {
-            for line in (0..self.layout.width).step_by(S::LANES) {
-                let mut square = s.square();
-                for (i, v) in square.as_mut().iter_mut().enumerate() {
-                    // SAFETY: inside the operand, zero beyond.
-                    *v = unsafe { self.units_across::<S, GROUP>(s, unit + i, line) };
-                }
-                s.transpose(&mut square);
-                // SAFETY: inside the panel.
-                unsafe { self.put_lines(s, unit, line, &mut square) };
-            }
+            // SAFETY: by the contract of pack_and_sum.
+            unsafe { self.add_sums(s, line, sums) };
         }
     }
 }

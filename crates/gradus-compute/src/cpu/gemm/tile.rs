@@ -173,6 +173,14 @@ impl<D: Dot, const ROWS: usize, const VECTORS: usize> Operation for Tile<'_, D, 
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
+        // What the sums will be added to is on its way while they are made.
+        if self.target.accumulate {
+            for i in 0..ROWS {
+                for j in 0..VECTORS {
+                    s.prefetch(self.target.start.wrapping_add(i * self.target.stride + j * S::LANES));
+                }
+            }
+        }
         let mut sums = [[s.splat(0.0); VECTORS]; ROWS];
         let (mut row, mut column) = (self.rows, self.columns);
         for _ in 0..self.units {

@@ -214,6 +214,11 @@ unsafe impl Simd for Avx2 {
     }
 
     #[inline(always)]
+    fn prefetch(self, at: *const f32) {
+        proven!(_mm_prefetch::<_MM_HINT_T0>(at.cast()))
+    }
+
+    #[inline(always)]
     fn square(self) -> [__m256; 8] {
         [self.splat(0.0); 8]
     }

@@ -211,6 +211,11 @@ unsafe impl<const BF16: bool> Simd for Avx512<BF16> {
     }
 
     #[inline(always)]
+    fn prefetch(self, at: *const f32) {
+        proven!(_mm_prefetch::<_MM_HINT_T0>(at.cast()))
+    }
+
+    #[inline(always)]
     fn square(self) -> [__m512; 16] {
         [self.splat(0.0); 16]
     }

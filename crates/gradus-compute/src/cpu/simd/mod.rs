@@ -108,6 +108,9 @@ pub unsafe trait Simd: Copy + Send + Sync + 'static {
     /// `sums[i] + a[2i] * b[2i] + a[2i+1] * b[2i+1]` of pairs of bf16 (subnormals may count as zero).
     fn dot_pairs(self, a: Self::V, b: Self::V, sums: Self::V) -> Self::V;
 
+    /// Asks for the cache line of an address, which need not be valid.
+    fn prefetch(self, at: *const f32);
+
     /// A square of zeros.
     fn square(self) -> Self::Square;
     /// Exchanges rows and columns.

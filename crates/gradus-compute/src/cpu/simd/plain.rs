@@ -142,6 +142,9 @@ unsafe impl Simd for Plain {
     }
 
     #[inline(always)]
+    fn prefetch(self, _at: *const f32) {}
+
+    #[inline(always)]
     fn square(self) -> Self::Square {
         [[0.0; LANES]; LANES]
     }

@@ -12,6 +12,20 @@ fn presets_survive_their_config_file() {
     }
 }
 
+#[test]
+fn special_tokens_are_written_even_where_there_is_none() {
+    for config in configs() {
+        let folder = tempfile::tempdir().unwrap();
+        let tokens = SpecialTokens { bos: None, eos: Some(3) };
+        config_writer::write(folder.path(), &config, tokens).unwrap();
+        for file in ["config.json", "generation_config.json"] {
+            let value: Value = serde_json::from_slice(&fs::read(folder.path().join(file)).unwrap()).unwrap();
+            assert_eq!(value.get("bos_token_id"), Some(&Value::Null), "{file}");
+            assert_eq!(value["eos_token_id"], 3, "{file}");
+        }
+    }
+}
+
 /// The `config.json` of a published model of each type, cut to what matters.
 fn published() -> [Value; 3] {
     [

@@ -1,0 +1,22 @@
+//! Collectives as plans.
+//!
+//! - [`generate`] holds algorithms: pure functions from a rank and its world to the steps of a [`plan`].
+//! - [`checker`] proves on symbols that a plan does what it should, for any world and length.
+//! - [`choose`] picks the algorithm for a size.
+//! - The executor runs plans over any [`gradus_fabric::Transport`], several at a time, without blocking.
+//! - [`Communicator`] is what the trainer holds.
+//!
+//! Invariants: results have the same bits on all ranks; ranks that do not do the same thing get an error that says who
+//! does what, never a hang; memory of a collective is touched inside calls to its communicator only.
+
+pub mod checker;
+pub mod choose;
+mod communicator;
+pub mod dependencies;
+mod executor;
+pub mod generate;
+mod header;
+mod operation;
+pub mod plan;
+
+pub use communicator::{Communicator, Counters, Handle};

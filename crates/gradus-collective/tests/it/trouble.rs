@@ -1,0 +1,148 @@
+//! What goes wrong, and that everybody is told.
+
+use crate::world::{BOTH, run};
+use gradus_collective::Communicator;
+use gradus_error::{Error, Kind};
+use gradus_fabric::{FabricSettings, TransportKind, connect};
+use gradus_memory::RawRange;
+use std::time::Duration;
+
+fn fail_everywhere(world_size: usize, body: impl Fn(&mut Communicator) -> Error + Sync) -> Vec<Error> {
+    let settings = FabricSettings::default();
+    let errors = BOTH.into_iter().flat_map(|kind| {
+        run(world_size, kind, &settings, |mut communicator| {
+            let error = body(&mut communicator);
+            let after = communicator.barrier().unwrap_err();
+            assert_eq!(after.kind(), error.kind(), "{after}");
+            assert_eq!(communicator.progress().unwrap_err().kind(), error.kind());
+            error
+        })
+    });
+    errors.collect()
+}
+
+#[test]
+fn other_lengths_are_an_error_on_all_sides() {
+    for world_size in 2..=4 {
+        for [short, long] in [[0, 5], [4, 5], [10, 100_000], [500_000, 500_001]] {
+            let errors = fail_everywhere(world_size, |communicator| {
+                let len = if communicator.rank() == 1 { short } else { long };
+                let first = communicator.all_reduce(&mut vec![1.0; len]);
+                // Ranks far from the odd one may be done before anybody notices.
+                first.and_then(|()| communicator.barrier()).and_then(|()| communicator.barrier()).unwrap_err()
+            });
+            assert!(errors.iter().all(|error| *error.kind() == Kind::Invalid), "{errors:?}");
+            let named = |part: String| errors.iter().all(|error| error.to_string().contains(&part));
+            assert!(named(format!("of {short} f32")) && named(format!("of {long} f32")), "{errors:?}");
+        }
+    }
+}
+
+#[test]
+fn other_operations_are_an_error_on_all_sides() {
+    let errors = fail_everywhere(2, |communicator| match communicator.rank() {
+        0 => communicator.all_reduce(&mut [1.0; 100]).unwrap_err(),
+        _ => communicator.barrier().unwrap_err(),
+    });
+    for error in errors {
+        let text = error.to_string();
+        assert_eq!(*error.kind(), Kind::Invalid);
+        assert!(
+            text.contains("barrier number 0") && text.contains("all-reduce number 0 of 100 f32"),
+            "{text}"
+        );
+        assert!(text.contains("rank 0") && text.contains("rank 1"), "{text}");
+    }
+}
+
+#[test]
+fn two_roots_are_an_error_at_the_next_collective_at_the_latest() {
+    let errors = fail_everywhere(2, |communicator| {
+        let root = communicator.rank();
+        let first = communicator.broadcast(root, &mut [0; 10]);
+        first.and_then(|()| communicator.barrier()).and_then(|()| communicator.barrier()).unwrap_err()
+    });
+    assert!(errors.iter().all(|error| *error.kind() == Kind::Invalid), "{errors:?}");
+}
+
+#[test]
+fn a_rank_that_leaves_is_lost_to_those_who_need_it() {
+    for kind in BOTH {
+        let errors = run(3, kind, &FabricSettings::default(), |mut communicator| {
+            communicator.barrier().unwrap();
+            (communicator.rank() != 2).then(|| communicator.all_reduce(&mut [0.0; 100]).unwrap_err())
+        });
+        for error in errors.into_iter().flatten() {
+            assert_eq!(*error.kind(), Kind::PeerLost { rank: 2 }, "{error}");
+        }
+    }
+}
+
+#[test]
+fn a_rank_that_panics_tells_the_others() {
+    for kind in BOTH {
+        let errors = run(2, kind, &FabricSettings::default(), |mut communicator| {
+            if communicator.rank() == 1 {
+                let panicked = std::panic::catch_unwind(std::panic::AssertUnwindSafe(move || {
+                    communicator.barrier().unwrap();
+                    panic!("on purpose");
+                }));
+                assert!(panicked.is_err());
+                return None;
+            }
+            communicator.barrier().unwrap();
+            Some(communicator.barrier().unwrap_err())
+        });
+        assert_eq!(*errors[0].as_ref().unwrap().kind(), Kind::Internal);
+    }
+}
+
+#[test]
+fn a_rank_that_lives_but_takes_no_part_is_named() {
+    for kind in BOTH {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let launch = |rank: usize| {
+            let port = listener.local_addr().unwrap().port();
+            let mut launch = gradus_fabric::Launch::local(rank, 2, port);
+            launch.rendezvous_fd = (rank == 0).then(|| std::os::fd::AsRawFd::as_raw_fd(&listener));
+            launch
+        };
+        let idle = |rank| connect(&launch(rank), kind, &FabricSettings::default(), "").unwrap();
+        std::thread::scope(|scope| {
+            let peer = scope.spawn(|| idle(1));
+            let mut communicator = Communicator::new(idle(0), Duration::from_millis(50));
+            let peer = peer.join().unwrap();
+            let error = communicator.barrier().unwrap_err();
+            assert_eq!(*error.kind(), Kind::Unavailable);
+            assert!(error.to_string().contains("waits for rank 1"), "{error}");
+            drop(peer);
+        });
+    }
+}
+
+#[test]
+fn memory_is_free_once_a_communicator_is_gone() {
+    for kind in BOTH {
+        let both_have_started = std::sync::Barrier::new(2);
+        run(2, kind, &FabricSettings::default(), |mut communicator| {
+            let mut data = vec![1.0f32; 3_000_000];
+            // SAFETY: the communicator is dropped before the data are touched.
+            let handle = unsafe { communicator.start_all_reduce(RawRange::of(&mut data)) }.unwrap();
+            assert!(!communicator.is_done(&handle));
+            both_have_started.wait();
+            drop(communicator);
+            data.fill(2.0);
+            assert!(data.iter().all(|x| *x == 2.0));
+        });
+    }
+}
+
+#[test]
+fn a_root_outside_the_world_is_refused_without_harm() {
+    let error = Communicator::alone().broadcast(1, &mut []).unwrap_err();
+    assert_eq!(*error.kind(), Kind::Invalid);
+    run(2, TransportKind::Tcp, &FabricSettings::default(), |mut communicator| {
+        assert_eq!(*communicator.broadcast(2, &mut [1]).unwrap_err().kind(), Kind::Invalid);
+        communicator.barrier().unwrap();
+    });
+}

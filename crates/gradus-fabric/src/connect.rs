@@ -1,0 +1,77 @@
+//! From a launch to a transport.
+
+use crate::host;
+use crate::launch::Launch;
+use crate::rendezvous::{Member, Table, Terms, meet};
+use crate::settings::{FabricSettings, TransportKind};
+use crate::shm::SharedMemory;
+use crate::tcp::Tcp;
+use crate::transport::{Alone, Transport};
+use gradus_error::{Error, Result};
+use gradus_host::{Clock, RealClock};
+use std::time::Duration;
+
+/// Meets the other ranks and connects to all of them. A world of one meets nobody.
+///
+/// `fingerprint` says on what terms this rank wants to train; ranks with different ones do not train together. Blocks
+/// until all ranks are there or the rendezvous' time is up, and about as long again while they connect.
+///
+/// # Errors
+/// `Invalid` when ranks disagree (version, world size, transport, fingerprint), came twice, the port is taken, or the
+/// transport asked for cannot serve this world; `Unavailable` naming ranks that did not come; `PeerLost` naming one
+/// that left meanwhile; `Exhausted` when there is no memory to share.
+pub fn connect(
+    launch: &Launch,
+    kind: TransportKind,
+    settings: &FabricSettings,
+    fingerprint: &str,
+) -> Result<Box<dyn Transport>> {
+    if launch.world_size == 1 && launch.rank == 0 {
+        return Ok(Box::new(Alone));
+    }
+    if launch.rank >= launch.world_size {
+        return Err(Error::invalid(format!(
+            "rank {} is not below world size {}",
+            launch.rank, launch.world_size
+        )));
+    }
+    let clock = RealClock::new();
+    let timeout = Duration::from_secs(settings.rendezvous_timeout_s);
+    let mut table = meet(&Terms { launch, transport: kind, fingerprint, timeout, clock: &clock })?;
+    let until = clock.now() + timeout;
+    let spin = has_processor_each(&table, launch.rank);
+    tracing::debug!(rank = launch.rank, world_size = launch.world_size, spin, "all ranks have come");
+    if shares_memory(kind, &table.members)? {
+        let ring_bytes = settings.ring_bytes;
+        Ok(Box::new(SharedMemory::connect(launch.rank, &mut table, ring_bytes, spin, &clock, until)?))
+    } else {
+        Ok(Box::new(Tcp::connect(launch.rank, table, settings.socket_buffer_bytes, spin, &clock, until)?))
+    }
+}
+
+/// Whether the ranks that share our host have a processor each. Hosts that cannot be told apart by what they share are
+/// told apart by address.
+fn has_processor_each(table: &Table, rank: usize) -> bool {
+    let own = &table.members[rank];
+    let neighbours = table.members.iter().filter(|member| match own.host.is_empty() {
+        false => member.host == own.host,
+        true => member.address.ip() == own.address.ip(),
+    });
+    let masks: Vec<&str> = neighbours.map(|member| member.processors.as_str()).collect();
+    host::enough_processors(&masks)
+}
+
+/// Every rank comes to the same answer: all have the same table.
+fn shares_memory(kind: TransportKind, members: &[Member]) -> Result<bool> {
+    let first = &members[0].host;
+    let stranger = members.iter().position(|member| first.is_empty() || member.host != *first);
+    match (kind, stranger) {
+        (TransportKind::Tcp, _) => Ok(false),
+        (TransportKind::Auto, stranger) => Ok(stranger.is_none()),
+        (TransportKind::SharedMemory, None) => Ok(true),
+        (TransportKind::SharedMemory, Some(rank)) => Err(Error::invalid(format!(
+            "ranks 0 and {rank} cannot share memory: they run on different hosts, in different network namespaces or \
+             as different users; choose transport tcp or auto"
+        ))),
+    }
+}

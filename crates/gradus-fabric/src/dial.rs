@@ -1,0 +1,171 @@
+//! The system's side of the rendezvous: sockets, names, ports.
+
+use crate::gate::timespec;
+use crate::launch::{Launch, RENDEZVOUS_FD};
+use gradus_error::{Error, IoContext, Result};
+use gradus_host::{Clock, random};
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::io::Errno;
+use rustix::net::{AddressFamily, SendFlags, SocketAddrUnix, SocketFlags, SocketType, socket_with, sockopt};
+use std::io::ErrorKind;
+use std::net::{SocketAddr, TcpListener, TcpStream, ToSocketAddrs};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::net::UnixListener;
+use std::time::Duration;
+
+/// The pause before the second try to reach rank 0; it doubles up to [`LONGEST_PAUSE`].
+const FIRST_PAUSE: Duration = Duration::from_millis(10);
+const LONGEST_PAUSE: Duration = Duration::from_millis(500);
+
+/// How long one try may take: a packet lost at the start is sent again after one second, then two.
+const ONE_TRY: Duration = Duration::from_secs(5);
+
+/// How long a peer may leave its connection full.
+const STUCK: Duration = Duration::from_secs(10);
+
+/// The socket at which rank 0 is awaited: the one handed on, or a new one at the master's address only.
+///
+/// # Errors
+/// `Invalid` when the port is taken, the address is not this host's, or what was handed on is no listening socket.
+pub(crate) fn entrance(launch: &Launch) -> Result<TcpListener> {
+    let Launch { master_address: address, master_port: port, .. } = launch;
+    if let Some(fd) = launch.rendezvous_fd {
+        return inherited(fd);
+    }
+    TcpListener::bind((address.as_str(), *port)).map_err(|error| match error.kind() {
+        ErrorKind::AddrInUse => Error::invalid(format!(
+            "port {port} of {address} is in use by another program: set MASTER_PORT to a free one"
+        ))
+        .with_source(error),
+        ErrorKind::AddrNotAvailable => Error::invalid(format!(
+            "{address} is no address of this host, on which rank 0 runs: set MASTER_ADDR to one that is"
+        ))
+        .with_source(error),
+        _ => Error::io(format!("rank 0 cannot listen on {address}:{port} (MASTER_ADDR, MASTER_PORT)"), error),
+    })
+}
+
+/// A copy of the socket behind a number that the environment names; the number itself stays whose it is.
+fn inherited(fd: i32) -> Result<TcpListener> {
+    let wrong = || Error::invalid(format!("{RENDEZVOUS_FD} is {fd}, which is no listening socket: unset it"));
+    if fd < 0 {
+        return Err(wrong());
+    }
+    // SAFETY: borrowed for one call that copies whatever the number names, and fails if it names nothing.
+    let borrowed = unsafe { BorrowedFd::borrow_raw(fd) };
+    let copy = rustix::io::fcntl_dupfd_cloexec(borrowed, 3).map_err(|error| wrong().with_source(error))?;
+    match sockopt::socket_acceptconn(&copy) {
+        Ok(true) => Ok(copy.into()),
+        _ => Err(wrong()),
+    }
+}
+
+/// The port at which a socket listens.
+///
+/// # Errors
+/// The system's failure.
+pub(crate) fn port(listener: &TcpListener) -> Result<u16> {
+    Ok(listener.local_addr().context(|| "cannot read a socket's own address".to_owned())?.port())
+}
+
+/// Where the other end of a socket is, if it is still there.
+pub(crate) fn peer_address(socket: &OwnedFd) -> Option<SocketAddr> {
+    rustix::net::getpeername(socket).ok()??.try_into().ok()
+}
+
+/// Connects to rank 0, again and again until `until`.
+///
+/// # Errors
+/// `Unavailable` with the last try's failure.
+pub(crate) fn reach(launch: &Launch, clock: &dyn Clock, until: Duration) -> Result<TcpStream> {
+    let mut pause = FIRST_PAUSE;
+    loop {
+        let error = match try_once((launch.master_address.as_str(), launch.master_port), clock, until) {
+            Ok(stream) => return Ok(stream),
+            Err(error) => error,
+        };
+        if clock.now() + pause >= until {
+            let Launch { rank, master_address: address, master_port: port, .. } = launch;
+            return Err(Error::unavailable(format!(
+                "rank {rank} cannot reach rank 0 at {address}:{port} (MASTER_ADDR, MASTER_PORT): is it running there?"
+            ))
+            .with_source(error));
+        }
+        clock.sleep(pause);
+        pause = (pause * 2).min(LONGEST_PAUSE);
+    }
+}
+
+/// Tries each address of a name once.
+pub(crate) fn try_once(
+    place: impl ToSocketAddrs,
+    clock: &dyn Clock,
+    until: Duration,
+) -> std::io::Result<TcpStream> {
+    let mut last = std::io::Error::from(ErrorKind::NotFound);
+    for address in place.to_socket_addrs()? {
+        let left = until.saturating_sub(clock.now()).clamp(Duration::from_millis(1), ONE_TRY);
+        match TcpStream::connect_timeout(&address, left) {
+            // A port in the range that the system hands out can be connected to itself while nobody listens there.
+            Ok(stream) if stream.local_addr()? == address => last = ErrorKind::ConnectionRefused.into(),
+            Ok(stream) => return Ok(stream),
+            Err(error) => last = error,
+        }
+    }
+    Err(last)
+}
+
+/// Sends everything on a non-blocking socket, waiting for room as long as there is some now and then.
+pub(crate) fn send_all(socket: impl AsFd, bytes: &[u8], clock: &dyn Clock) -> std::result::Result<(), Errno> {
+    let (mut sent, mut until) = (0, clock.now() + STUCK);
+    while sent < bytes.len() {
+        match rustix::net::send(&socket, &bytes[sent..], SendFlags::NOSIGNAL | SendFlags::DONTWAIT) {
+            Ok(count) => (sent, until) = (sent + count, clock.now() + STUCK),
+            Err(Errno::INTR) => {}
+            Err(Errno::AGAIN) if clock.now() < until => {
+                let limit = timespec(until.saturating_sub(clock.now()));
+                let _ = poll(&mut [PollFd::new(&socket, PollFlags::OUT)], Some(&limit));
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
+}
+
+/// A listening Unix socket in the abstract namespace, which leaves nothing behind, and its name, which nobody guesses.
+///
+/// # Errors
+/// The system's failure.
+pub(crate) fn local_door() -> Result<(Option<UnixListener>, String)> {
+    let name = format!("gradus-{:016x}{:016x}", random::seed_from_system(), random::seed_from_system());
+    let describe = || "cannot open a Unix socket".to_owned();
+    let address = std::os::unix::net::SocketAddr::from_abstract_name(&name).context(describe)?;
+    Ok((Some(UnixListener::bind_addr(&address).context(describe)?), name))
+}
+
+/// Connects to a socket that [`local_door`] opened.
+pub(crate) fn reach_local(name: &str, limit: Duration) -> std::result::Result<OwnedFd, Errno> {
+    let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
+    // Connecting blocks while the other side has many callers to let in; zero would mean for ever.
+    let limit = limit.max(Duration::from_millis(1));
+    sockopt::set_socket_timeout(&socket, sockopt::Timeout::Send, Some(limit))?;
+    rustix::net::connect(&socket, &SocketAddrUnix::new_abstract_name(name.as_bytes())?)?;
+    Ok(socket)
+}
+
+/// Waits until a socket has something to read, or has ended.
+///
+/// # Errors
+/// `Unavailable` when it has not by `until`.
+pub(crate) fn wait_readable(socket: &OwnedFd, clock: &dyn Clock, until: Duration) -> Result<()> {
+    loop {
+        let left = until.saturating_sub(clock.now());
+        match poll(&mut [PollFd::new(socket, PollFlags::IN)], Some(&timespec(left))) {
+            Ok(0) => return Err(Error::unavailable("nothing arrived in time")),
+            Ok(_) => return Ok(()),
+            Err(Errno::INTR) => {}
+            Err(error) => return Err(Error::io("cannot wait for a socket", error.into())),
+        }
+    }
+}

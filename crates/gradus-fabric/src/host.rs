@@ -1,0 +1,65 @@
+//! What tells whether two ranks share a host, and whether the ranks of a host have a processor each.
+
+use gradus_memory::Segment;
+use std::fmt::Write;
+
+/// Words of 64 processors in a mask: as many as the system's own mask holds.
+const WORDS: usize = 16;
+
+/// The same for two processes exactly if they can hand each other memory: one kernel, one network namespace (in which
+/// the sockets live over which memory is handed), one user. Empty if this process cannot share memory at all.
+pub(crate) fn identity() -> String {
+    let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+    let network = std::fs::read_link("/proc/self/ns/net").unwrap_or_default();
+    if boot.is_empty() || network.as_os_str().is_empty() || Segment::create("gradus-probe", 4096).is_err() {
+        return String::new();
+    }
+    format!("{} {} {}", boot.trim(), network.display(), rustix::process::geteuid().as_raw())
+}
+
+/// The processors that this process may use, as a mask in hexadecimal, the first 64 first; empty if unknown.
+pub(crate) fn processors() -> String {
+    let Ok(set) = rustix::thread::sched_getaffinity(None) else { return String::new() };
+    let words = (0..WORDS)
+        .map(|word| (0..64).filter(|bit| set.is_set(word * 64 + bit)).fold(0u64, |w, bit| w | 1 << bit));
+    let words: Vec<u64> = words.collect();
+    let used = words.iter().rposition(|word| *word != 0).map_or(0, |last| last + 1);
+    words[..used].iter().fold(String::new(), |mut text, word| {
+        let _ = write!(text, "{word:016x}");
+        text
+    })
+}
+
+/// Whether ranks with these masks can each have a processor of their own. Masks that cannot be read count as none.
+pub(crate) fn enough_processors(masks: &[&str]) -> bool {
+    let mut union = [0u64; WORDS];
+    for mask in masks {
+        for (word, digits) in union.iter_mut().zip(mask.as_bytes().chunks(16)) {
+            let digits = std::str::from_utf8(digits).unwrap_or_default();
+            *word |= u64::from_str_radix(digits, 16).unwrap_or(0);
+        }
+    }
+    union.iter().map(|word| word.count_ones() as usize).sum::<usize>() >= masks.len()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn this_process_has_a_host_and_processors() {
+        assert_eq!(identity(), identity());
+        assert!(!identity().is_empty() && enough_processors(&[&processors()]));
+    }
+
+    #[test]
+    fn processors_are_counted_once() {
+        let (zero, one, both) = ("0000000000000001", "0000000000000002", "0000000000000003");
+        assert!(enough_processors(&[zero, one]) && enough_processors(&[both, both]));
+        assert!(!enough_processors(&[zero, zero]) && !enough_processors(&[both, zero, one]));
+        assert!(
+            !enough_processors(&["nonsense", ""]) && !enough_processors(&["é\u{ffff}".repeat(40).as_str()])
+        );
+        assert!(enough_processors(&[zero, "00000000000000000000000000000001"]));
+    }
+}

@@ -1,0 +1,387 @@
+//! How ranks that know nothing but rank 0's address find each other.
+//!
+//! Rank 0 listens; every other rank connects, says who it is and on what terms it wants to train, and gets back either
+//! the table of all ranks or the reason why there is none. Rank 0 hears everybody before it judges, as far as the time
+//! allows, and what it finds wrong goes to all who are connected: no rank is left waiting for a world that cannot be.
+//! Strangers who connect by chance, stay silent or speak nonsense are dropped and hold nobody up.
+
+use crate::frame::{self, Reader};
+use crate::gate::{Gate, frame_until};
+use crate::launch::Launch;
+use crate::settings::TransportKind;
+use crate::{dial, host};
+use gradus_error::{Error, IoContext, Kind, Result};
+use gradus_host::{Clock, random};
+use rustix::event::{PollFd, PollFlags, poll};
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeSet;
+use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixListener;
+use std::time::Duration;
+
+/// Versions of this crate that differ here cannot meet.
+const PROTOCOL: u32 = 1;
+
+/// What marks a message as ours.
+const MAGIC: &str = "gradus rendezvous";
+
+/// How much longer a rank waits for rank 0's answer than rank 0 waits for ranks: it is to hear who is missing.
+const GRACE: Duration = Duration::from_secs(10);
+
+/// How long rank 0 goes on hearing others after it found one that cannot take part, so that they hear the reason too.
+const LAST_HEARING: Duration = Duration::from_secs(2);
+
+/// What a rank says first.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct Hello {
+    magic: String,
+    protocol: u32,
+    #[serde(default)]
+    version: String,
+    #[serde(default)]
+    rank: usize,
+    #[serde(default)]
+    world_size: usize,
+    #[serde(default)]
+    fingerprint: String,
+    #[serde(default)]
+    transport: TransportKind,
+    #[serde(default)]
+    host: String,
+    #[serde(default)]
+    processors: String,
+    /// Where the rank listens for its peers, at the address that rank 0 sees it come from.
+    #[serde(default)]
+    port: u16,
+    #[serde(default)]
+    socket: String,
+}
+
+impl Hello {
+    fn member(&self, address: SocketAddr) -> Member {
+        let Self { host, processors, socket, .. } = self.clone();
+        Member { address, host, processors, socket }
+    }
+}
+
+/// A rank, as all others know it.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct Member {
+    /// Where it listens for its peers.
+    pub(crate) address: SocketAddr,
+    /// Which ranks it can share memory with: those with the same one, not empty.
+    pub(crate) host: String,
+    /// Its processors.
+    pub(crate) processors: String,
+    /// Name of its Unix socket in the abstract namespace, empty if it has none.
+    pub(crate) socket: String,
+}
+
+/// What rank 0 says.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Answer {
+    /// The world is complete; as many members follow, one frame each, in the order of ranks.
+    Welcome { world_size: usize, job: String },
+    /// It cannot be: for the reason given, with the rank that is lost, if one is, and whether to mend or to retry.
+    Refusal { lost: Option<usize>, mend: bool, message: String },
+}
+
+/// What the rendezvous comes to.
+pub(crate) struct Table {
+    /// All ranks.
+    pub(crate) members: Vec<Member>,
+    /// Known to the members only: who knows it belongs here.
+    pub(crate) job: String,
+    /// Where we listen ourselves, as the table says.
+    pub(crate) doors: Doors,
+}
+
+/// The sockets at which a rank's peers find it.
+pub(crate) struct Doors {
+    pub(crate) tcp: TcpListener,
+    port: u16,
+    /// For peers that can share memory, if this process can.
+    pub(crate) local: Option<UnixListener>,
+    socket: String,
+    host: String,
+}
+
+impl Doors {
+    /// Opens them: TCP at `here` only.
+    fn open(here: IpAddr, transport: TransportKind) -> Result<Self> {
+        let tcp = TcpListener::bind((here, 0)).context(|| format!("cannot listen on {here}"))?;
+        let port = dial::port(&tcp)?;
+        let host = if transport == TransportKind::Tcp { String::new() } else { host::identity() };
+        let (local, socket) = if host.is_empty() { (None, String::new()) } else { dial::local_door()? };
+        Ok(Self { tcp, port, local, socket, host })
+    }
+}
+
+/// What a rank brings.
+pub(crate) struct Terms<'a> {
+    pub(crate) launch: &'a Launch,
+    pub(crate) transport: TransportKind,
+    pub(crate) fingerprint: &'a str,
+    pub(crate) timeout: Duration,
+    pub(crate) clock: &'a dyn Clock,
+}
+
+/// Meets the other ranks.
+///
+/// # Errors
+/// `Invalid` where ranks disagree, the port is taken or the address is wrong, `Unavailable` when ranks do not come in
+/// time, `PeerLost` when one leaves meanwhile.
+pub(crate) fn meet(terms: &Terms) -> Result<Table> {
+    let until = terms.clock.now() + terms.timeout;
+    if terms.launch.rank == 0 { host_meeting(terms, until) } else { join_meeting(terms, until) }
+}
+
+impl Terms<'_> {
+    fn hello(&self, doors: &Doors) -> Hello {
+        Hello {
+            magic: MAGIC.to_owned(),
+            protocol: PROTOCOL,
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            rank: self.launch.rank,
+            world_size: self.launch.world_size,
+            fingerprint: self.fingerprint.to_owned(),
+            transport: self.transport,
+            host: doors.host.clone(),
+            processors: host::processors(),
+            port: doors.port,
+            socket: doors.socket.clone(),
+        }
+    }
+
+    fn place(&self) -> String {
+        format!("{}:{}", self.launch.master_address, self.launch.master_port)
+    }
+}
+
+/// A rank that has said hello and waits for the answer.
+struct Guest {
+    socket: OwnedFd,
+    hello: Hello,
+    address: SocketAddr,
+}
+
+fn host_meeting(terms: &Terms, until: Duration) -> Result<Table> {
+    let entrance = dial::entrance(terms.launch)?;
+    let here = entrance.local_addr().context(|| "cannot read the rendezvous' own address".to_owned())?.ip();
+    let doors = Doors::open(here, terms.transport)?;
+    let unheard = (1..terms.launch.world_size).collect();
+    let mut meeting = Meeting { terms, own: terms.hello(&doors), guests: Vec::new(), unheard };
+    meeting.guests.resize_with(terms.launch.world_size, || None);
+    let gate = entrance.try_clone().context(|| "cannot prepare the rendezvous".to_owned())?;
+    let outcome = meeting.gather(Gate::new(gate.into(), terms.clock)?, until);
+    // The descriptor may be held elsewhere too (by the launcher that handed it on): end it for all.
+    let _ = rustix::net::shutdown(&entrance, rustix::net::Shutdown::Both);
+    match outcome.and_then(|()| meeting.welcome(SocketAddr::new(here, doors.port))) {
+        Ok((members, job)) => Ok(Table { members, job, doors }),
+        Err(error) => {
+            meeting.refuse(&error);
+            Err(error)
+        }
+    }
+}
+
+/// Rank 0's view.
+struct Meeting<'a> {
+    terms: &'a Terms<'a>,
+    own: Hello,
+    guests: Vec<Option<Guest>>,
+    unheard: BTreeSet<usize>,
+}
+
+impl Meeting<'_> {
+    /// Hears ranks until all are there, or one cannot take part, or time is up.
+    fn gather(&mut self, mut gate: Gate, until: Duration) -> Result<()> {
+        let mut verdict = Ok(());
+        let mut until = until;
+        while !self.unheard.is_empty() {
+            let now = self.terms.clock.now();
+            if now >= until {
+                return verdict.and_then(|()| Err(self.missing()));
+            }
+            for (socket, body) in gate.arrivals(until.min(now + Duration::from_millis(200)))? {
+                if let Err(error) = self.hear(socket, &body).and_then(|()| self.all_there())
+                    && verdict.is_ok()
+                {
+                    verdict = Err(error);
+                    until = until.min(now + LAST_HEARING);
+                }
+            }
+            if verdict.is_ok() {
+                self.all_there()?;
+            }
+        }
+        verdict
+    }
+
+    fn hear(&mut self, socket: OwnedFd, body: &[u8]) -> Result<()> {
+        let Ok(hello) = frame::decode::<Hello>(body) else { return Ok(()) };
+        let Some(address) = dial::peer_address(&socket).filter(|_| hello.magic == MAGIC) else {
+            return Ok(());
+        };
+        let address = SocketAddr::new(address.ip(), hello.port);
+        let rank = hello.rank;
+        self.unheard.remove(&rank);
+        if let Err(error) = self.judge(&hello, address.ip()) {
+            let _ = frame::send(&socket, &frame::encode(&Answer::from(&error))?);
+            return Err(error);
+        }
+        self.guests[rank] = Some(Guest { socket, hello, address });
+        Ok(())
+    }
+
+    fn judge(&self, hello: &Hello, from: IpAddr) -> Result<()> {
+        let (rank, own) = (hello.rank, &self.own);
+        let differs = |what: &str, theirs: &dyn std::fmt::Debug, ours: &dyn std::fmt::Debug| {
+            Err(Error::invalid(format!(
+                "rank {rank} (at {from}) was started with {what} {theirs:?}, rank 0 with {ours:?}: start all ranks alike"
+            )))
+        };
+        if (hello.protocol, &hello.version) != (own.protocol, &own.version) {
+            return differs("version", &hello.version, &own.version);
+        }
+        if hello.world_size != own.world_size {
+            return differs("world size", &hello.world_size, &own.world_size);
+        }
+        if rank >= own.world_size {
+            return Err(Error::invalid(format!("rank {rank} (at {from}) is not below the world size")));
+        }
+        if rank == 0 || self.guests[rank].is_some() {
+            return Err(Error::invalid(format!(
+                "rank {rank} came twice, the second time from {from}: give every process a rank of its own, and every \
+                 job a MASTER_PORT of its own"
+            )));
+        }
+        if hello.transport != own.transport {
+            return differs("transport", &hello.transport, &own.transport);
+        }
+        if hello.fingerprint != own.fingerprint {
+            return differs("other settings, with fingerprint", &hello.fingerprint, &own.fingerprint);
+        }
+        Ok(())
+    }
+
+    /// Guests say nothing while they wait: one whose socket has news has gone.
+    fn all_there(&self) -> Result<()> {
+        let guests: Vec<&Guest> = self.guests.iter().flatten().collect();
+        let mut sockets: Vec<_> =
+            guests.iter().map(|guest| PollFd::new(&guest.socket, PollFlags::IN)).collect();
+        let now = crate::gate::timespec(Duration::ZERO);
+        if !matches!(poll(&mut sockets, Some(&now)), Ok(count) if count > 0) {
+            return Ok(());
+        }
+        match sockets.iter().position(|socket| !socket.revents().is_empty()) {
+            Some(gone) => Err(lost(guests[gone].hello.rank, "left the rendezvous before all ranks had come")),
+            None => Ok(()),
+        }
+    }
+
+    fn missing(&self) -> Error {
+        let ranks = self.guests.iter().enumerate().skip(1).filter(|(_, guest)| guest.is_none());
+        let mut names: Vec<String> = ranks.map(|(rank, _)| rank.to_string()).collect();
+        let more = names.len().saturating_sub(16);
+        names.truncate(16);
+        let more = if more > 0 { format!(" and {more} more") } else { String::new() };
+        Error::unavailable(format!(
+            "rank {}{more} of {} did not come to {} within {} s: look at the logs of these ranks",
+            names.join(", "),
+            self.own.world_size,
+            self.terms.place(),
+            self.terms.timeout.as_secs_f32()
+        ))
+    }
+
+    fn welcome(&self, own: SocketAddr) -> Result<(Vec<Member>, String)> {
+        let job = format!("{:016x}{:016x}", random::seed_from_system(), random::seed_from_system());
+        let guests = self.guests.iter().flatten().map(|guest| guest.hello.member(guest.address));
+        let members: Vec<Member> = std::iter::once(self.own.member(own)).chain(guests).collect();
+        let mut bytes = frame::encode(&Answer::Welcome { world_size: members.len(), job: job.clone() })?;
+        for member in &members {
+            bytes.extend(frame::encode(member)?);
+        }
+        for guest in self.guests.iter().flatten() {
+            dial::send_all(&guest.socket, &bytes, self.terms.clock)
+                .map_err(|_| lost(guest.hello.rank, "left the rendezvous before the answer"))?;
+        }
+        Ok((members, job))
+    }
+
+    fn refuse(&self, error: &Error) {
+        let Ok(bytes) = frame::encode(&Answer::from(error)) else { return };
+        for guest in self.guests.iter().flatten() {
+            let _ = frame::send(&guest.socket, &bytes);
+        }
+    }
+}
+
+fn lost(rank: usize, what: &str) -> Error {
+    Error::peer_lost(rank, format!("rank {rank} {what}"))
+}
+
+impl From<&Error> for Answer {
+    fn from(error: &Error) -> Self {
+        let lost = match error.kind() {
+            Kind::PeerLost { rank } => Some(*rank),
+            _ => None,
+        };
+        let message = error.to_string().chars().take(4000).collect();
+        Self::Refusal { lost, mend: *error.kind() == Kind::Invalid, message }
+    }
+}
+
+fn join_meeting(terms: &Terms, until: Duration) -> Result<Table> {
+    let stream = dial::reach(terms.launch, terms.clock, until)?;
+    let here = stream.local_addr().context(|| format!("cannot read the way to {}", terms.place()))?.ip();
+    let doors = Doors::open(here, terms.transport)?;
+    let hello = frame::encode(&terms.hello(&doors))?;
+    stream.set_nonblocking(true).context(|| format!("cannot prepare the way to {}", terms.place()))?;
+    // Rank 0 may have come later than we: it waits as long as we do, from then on.
+    let until = terms.clock.now() + terms.timeout + GRACE;
+    // A failure to send shows as the end of the stream, after any answer that has come before it.
+    let _ = dial::send_all(&stream, &hello, terms.clock);
+    let (members, job) = read_table(terms, &stream, until)?;
+    Ok(Table { members, job, doors })
+}
+
+fn read_table(terms: &Terms, stream: &TcpStream, until: Duration) -> Result<(Vec<Member>, String)> {
+    let mut reader = Reader::default();
+    let mut next = || {
+        let foreign =
+            |error: Error| error.within(format!("what answers at {} is no rank 0 of ours", terms.place()));
+        match frame_until(stream, &mut reader, terms.clock, until).map_err(foreign)? {
+            Some(body) => Ok(body),
+            None if terms.clock.now() < until => Err(lost(0, "closed the rendezvous without an answer")),
+            None => Err(Error::unavailable(format!("rank 0 at {} did not answer in time", terms.place()))),
+        }
+    };
+    let (world_size, job) = match frame::decode(&next()?)? {
+        Answer::Welcome { world_size, job } => (world_size, job),
+        Answer::Refusal { lost, mend, message } => return Err(refused(lost, mend, message)),
+    };
+    if world_size != terms.launch.world_size {
+        return Err(Error::corrupt(format!(
+            "rank 0 announces {world_size} ranks, not {}",
+            terms.launch.world_size
+        )));
+    }
+    let mut members: Vec<Member> = (0..world_size).map(|_| frame::decode(&next()?)).collect::<Result<_>>()?;
+    // Rank 0 may listen on every address and so not know its own: it is reached where we have reached it.
+    let host = stream.peer_addr().context(|| format!("cannot read the way to {}", terms.place()))?;
+    members[0].address.set_ip(host.ip());
+    Ok((members, job))
+}
+
+fn refused(lost: Option<usize>, mend: bool, message: String) -> Error {
+    let message = format!("rank 0 says: {message}");
+    match lost {
+        Some(rank) => Error::peer_lost(rank, message),
+        None if mend => Error::invalid(message),
+        None => Error::unavailable(message),
+    }
+}

@@ -1,0 +1,110 @@
+//! What every transport offers: an ordered stream of bytes from each rank to each other, moved without blocking.
+
+use gradus_error::{Error, Result};
+use std::time::Duration;
+
+/// The way of bytes that someone waits for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Direction {
+    /// Room for bytes to the peer.
+    Send,
+    /// Bytes from the peer.
+    Receive,
+}
+
+/// Progress that someone waits for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Interest {
+    /// The other rank.
+    pub peer: usize,
+    /// Which way.
+    pub direction: Direction,
+}
+
+/// A rank's connections to all others of its world.
+///
+/// Streams are reliable and ordered and hold a bounded number of bytes; they keep no borders between messages. A peer
+/// that dies turns up as `PeerLost` from [`Transport::wait`], within a bounded time, whether or not anything is awaited
+/// from it; a peer that gives up ([`Transport::abort`]) turns up with its reason. One that leaves in good order
+/// (dropping its transport) is lost only to those who still need something from it. A process must therefore drop its
+/// transport before it exits, or it counts as dead. After an error a transport is of no more use.
+pub trait Transport: Send {
+    /// This rank.
+    fn rank(&self) -> usize;
+
+    /// Ranks of the world.
+    fn world_size(&self) -> usize;
+
+    /// The kind, as shown to a person.
+    fn name(&self) -> &'static str;
+
+    /// Moves bytes towards `peer`; returns how many it took, 0 when it would block (or was given none).
+    ///
+    /// # Errors
+    /// `PeerLost`, or what the peer gave up with.
+    ///
+    /// # Panics
+    /// If `peer` is this rank or none of the world.
+    fn try_send(&mut self, peer: usize, bytes: &[u8]) -> Result<usize>;
+
+    /// Hands what has arrived from `peer` to `consume`, as address and length, in order, perhaps in several ranges;
+    /// `consume` returns how many bytes it took from the front and is called no more once it leaves some. The bytes
+    /// are valid during the call only, at any alignment, and may lie in memory that the peer shares: read them by
+    /// address, never through a slice. Returns how many bytes were taken in all, 0 when nothing has arrived.
+    ///
+    /// # Errors
+    /// `PeerLost` when the peer is gone and everything it sent was taken, `Corrupt` when it broke the stream's rules,
+    /// or what it gave up with.
+    ///
+    /// # Panics
+    /// If `peer` is this rank or none of the world, or `consume` claims more than it was given.
+    fn try_receive(
+        &mut self,
+        peer: usize,
+        consume: &mut dyn FnMut(*const u8, usize) -> usize,
+    ) -> Result<usize>;
+
+    /// Blocks until one of the interests may make progress, or for `limit`, or less: callers try again and judge time
+    /// by themselves. It spins for some microseconds if every rank of the host has a processor, then yields its
+    /// processor a few times, then sleeps.
+    ///
+    /// # Errors
+    /// `PeerLost` naming any rank of the world that died; what a peer gave up with.
+    fn wait(&mut self, interests: &[Interest], limit: Duration) -> Result<()>;
+
+    /// Tells every peer that this rank gives up, and why. Never blocks and cannot fail: whom it does not reach finds
+    /// this rank gone.
+    fn abort(&mut self, reason: &Error);
+}
+
+/// The transport of a world of one.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Alone;
+
+impl Transport for Alone {
+    fn rank(&self) -> usize {
+        0
+    }
+
+    fn world_size(&self) -> usize {
+        1
+    }
+
+    fn name(&self) -> &'static str {
+        "alone"
+    }
+
+    fn try_send(&mut self, peer: usize, _: &[u8]) -> Result<usize> {
+        panic!("rank {peer} is none of a world of one")
+    }
+
+    fn try_receive(&mut self, peer: usize, _: &mut dyn FnMut(*const u8, usize) -> usize) -> Result<usize> {
+        panic!("rank {peer} is none of a world of one")
+    }
+
+    fn wait(&mut self, _: &[Interest], _: Duration) -> Result<()> {
+        Ok(())
+    }
+
+    fn abort(&mut self, _: &Error) {}
+}

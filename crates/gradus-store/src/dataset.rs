@@ -1,0 +1,308 @@
+//! Prepared tokens, read.
+//!
+//! A [`Dataset`] maps its shards into memory; a sample is `T + 1` consecutive tokens of one shard. Opening checks the
+//! size of every file and, where a file was touched since it was prepared or the data are small, its SHA-256; so a cut
+//! or altered shard is `Corrupt`, not a strange loss. Invariant: no token that is read is at or beyond the vocabulary.
+
+use crate::digest::{digest_file, digest_part, finish};
+use crate::manifest::{Manifest, Shard, Split, SplitManifest, TokenType};
+use crate::tokenizer::{TOKENIZER, Tokenizer};
+use gradus_error::{Error, IoContext, Result};
+use memmap2::Mmap;
+use sha2::{Digest, Sha256};
+use std::fs::{File, Metadata};
+use std::io::Read;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+/// Data up to this size are digested whenever they are opened: a fraction of a second.
+const ALWAYS_DIGESTED_BYTES: u64 = 256 << 20;
+
+/// Largest list of document starts that is read: a hundred million documents in one shard.
+const DOCUMENT_STARTS_LIMIT_BYTES: u64 = 1 << 30;
+
+/// Modification time, nanoseconds since 1970.
+pub(crate) fn modified_ns(metadata: &Metadata) -> u64 {
+    (metadata.mtime() as u64).wrapping_mul(1_000_000_000).wrapping_add(metadata.mtime_nsec() as u64)
+}
+
+/// Prepared data, open for reading. Any number of threads may read at once.
+pub struct Dataset {
+    folder: PathBuf,
+    manifest: Manifest,
+    train: TokenSplit,
+    held_out: TokenSplit,
+}
+
+impl Dataset {
+    /// Opens a prepared folder.
+    ///
+    /// # Errors
+    /// `Invalid` when there is none; `Corrupt`, naming the file, when the manifest contradicts itself or a file is
+    /// missing, cut or altered: prepare again.
+    pub fn open(folder: &Path) -> Result<Self> {
+        let manifest = Manifest::read(folder)?;
+        let all = manifest.shards().fold(0u64, |sum, shard| sum.saturating_add(shard.file_bytes));
+        for shard in manifest.shards() {
+            let touched = check_size(folder, shard)?;
+            if touched || all <= ALWAYS_DIGESTED_BYTES {
+                check_digest(folder, shard, manifest.token_type)?;
+            }
+        }
+        check_tokenizer(folder, &manifest)?;
+        Ok(Self {
+            folder: folder.to_owned(),
+            train: TokenSplit::open(folder, &manifest, Split::Train)?,
+            held_out: TokenSplit::open(folder, &manifest, Split::HeldOut)?,
+            manifest,
+        })
+    }
+
+    /// Compares every byte with the digests of the manifest, however large the data are.
+    ///
+    /// # Errors
+    /// `Corrupt`, naming the file.
+    pub fn verify(&self) -> Result<()> {
+        for shard in self.manifest.shards() {
+            check_size(&self.folder, shard)?;
+            check_digest(&self.folder, shard, self.manifest.token_type)?;
+        }
+        check_tokenizer(&self.folder, &self.manifest)
+    }
+
+    /// Where it lies.
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    /// What it holds.
+    pub fn manifest(&self) -> &Manifest {
+        &self.manifest
+    }
+
+    /// One part of it. The held-out part has no samples if none was held out.
+    pub fn split(&self, split: Split) -> &TokenSplit {
+        match split {
+            Split::Train => &self.train,
+            Split::HeldOut => &self.held_out,
+        }
+    }
+
+    /// `T`: a sample has one token more.
+    pub fn sequence_length(&self) -> usize {
+        self.manifest.sequence_length
+    }
+
+    /// Every token is below.
+    pub fn vocabulary(&self) -> usize {
+        self.manifest.vocabulary
+    }
+
+    /// The token that parts documents, if it is known.
+    pub fn end_of_text(&self) -> Option<u32> {
+        self.manifest.end_of_text
+    }
+
+    /// Its tokenizer; nothing when tokens were used as they are and no tokenizer was given.
+    ///
+    /// # Errors
+    /// As [`Tokenizer::load`].
+    pub fn tokenizer(&self) -> Result<Option<Tokenizer>> {
+        if self.manifest.tokenizer_sha256.is_empty() {
+            return Ok(None);
+        }
+        let end_of_text = self.manifest.end_of_text.map(|token| token.to_string()).unwrap_or_default();
+        Tokenizer::load_with(&self.folder, &end_of_text).map(Some)
+    }
+
+    /// A digest of the samples: two data sets with the same digest hold the same tokens in the same windows.
+    pub fn digest(&self) -> String {
+        let mut hasher = Sha256::new_with_prefix(self.sequence_length().to_le_bytes());
+        for split in [Split::Train, Split::HeldOut] {
+            hasher.update(split.name());
+            self.manifest.split(split).shards.iter().for_each(|shard| hasher.update(&shard.sha256));
+        }
+        finish(hasher)
+    }
+}
+
+/// Checks that a shard's file has its size; says whether it was touched since.
+fn check_size(folder: &Path, shard: &Shard) -> Result<bool> {
+    let path = shard.path(folder);
+    let metadata = match std::fs::metadata(&path) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            return Err(Error::corrupt(format!("{} is missing; prepare the data again", path.display())));
+        }
+        metadata => metadata.context(|| format!("cannot read {}", path.display()))?,
+    };
+    if metadata.len() != shard.file_bytes {
+        return Err(Error::corrupt(format!(
+            "{} has {} bytes instead of {}; prepare the data again",
+            path.display(),
+            metadata.len(),
+            shard.file_bytes
+        )));
+    }
+    Ok(modified_ns(&metadata) != shard.modified_ns)
+}
+
+fn check_digest(folder: &Path, shard: &Shard, token_type: TokenType) -> Result<()> {
+    let path = shard.path(folder);
+    if digest_part(&path, shard.offset_bytes, shard.tokens * token_type.bytes())? != shard.sha256 {
+        return Err(altered(&path));
+    }
+    Ok(())
+}
+
+fn check_tokenizer(folder: &Path, manifest: &Manifest) -> Result<()> {
+    let path = folder.join(TOKENIZER);
+    if manifest.tokenizer_sha256.is_empty() {
+        return Ok(());
+    }
+    if !path.is_file() {
+        return Err(Error::corrupt(format!("{} is missing; prepare the data again", path.display())));
+    }
+    if digest_file(&path)? == manifest.tokenizer_sha256 { Ok(()) } else { Err(altered(&path)) }
+}
+
+fn altered(path: &Path) -> Error {
+    Error::corrupt(format!("{} was altered after it was prepared; prepare the data again", path.display()))
+}
+
+/// The tokens of one part of a corpus, cut into samples.
+pub struct TokenSplit {
+    manifest: SplitManifest,
+    shards: Vec<MappedShard>,
+    samples: u64,
+    sequence_length: usize,
+    token_type: TokenType,
+    vocabulary: usize,
+}
+
+struct MappedShard {
+    map: Mmap,
+    path: PathBuf,
+    offset: usize,
+    document_starts: PathBuf,
+    /// The number of its first sample.
+    first: u64,
+}
+
+impl TokenSplit {
+    fn open(folder: &Path, manifest: &Manifest, split: Split) -> Result<Self> {
+        let mut opened = Self {
+            manifest: manifest.split(split).clone(),
+            shards: Vec::new(),
+            samples: 0,
+            sequence_length: manifest.sequence_length,
+            token_type: manifest.token_type,
+            vocabulary: manifest.vocabulary,
+        };
+        for shard in &manifest.split(split).shards {
+            opened.shards.push(map(folder, shard, opened.samples)?);
+            opened.samples += (shard.tokens - 1) / manifest.sequence_length as u64;
+        }
+        Ok(opened)
+    }
+
+    /// Number of samples.
+    pub fn samples(&self) -> u64 {
+        self.samples
+    }
+
+    /// Number of tokens; each but the first of a stream is a target once.
+    pub fn tokens(&self) -> u64 {
+        self.manifest.tokens
+    }
+
+    /// Number of documents from which it was made.
+    pub fn documents(&self) -> u64 {
+        self.manifest.documents
+    }
+
+    /// Bytes of text for each token, end-of-text tokens counted in: what turns a loss in nats per token into bits per
+    /// byte. Nothing when the bytes are not known (token files without a tokenizer).
+    pub fn bytes_per_token(&self) -> Option<f64> {
+        let known = self.manifest.text_bytes > 0 && self.manifest.encoded_tokens > 0;
+        known.then(|| self.manifest.text_bytes as f64 / self.manifest.encoded_tokens as f64)
+    }
+
+    /// Reads sample `sample` into `out[T + 1]`: inputs are all but its last token, targets all but its first.
+    ///
+    /// # Errors
+    /// `Invalid` when there is no such sample or `out` has another length; `Corrupt` when a token is beyond the
+    /// vocabulary.
+    pub fn read(&self, sample: u64, out: &mut [u32]) -> Result<()> {
+        if sample >= self.samples || out.len() != self.sequence_length + 1 {
+            return Err(Error::invalid(format!(
+                "sample {sample} of {} into {} tokens instead of {}",
+                self.samples,
+                out.len(),
+                self.sequence_length + 1
+            )));
+        }
+        let shard = &self.shards[self.shards.partition_point(|shard| shard.first <= sample) - 1];
+        let width = self.token_type.bytes() as usize;
+        let start = shard.offset + (sample - shard.first) as usize * self.sequence_length * width;
+        decode(&shard.map[start..start + out.len() * width], self.token_type, out);
+        match out.iter().find(|token| **token as usize >= self.vocabulary) {
+            None => Ok(()),
+            Some(token) => Err(Error::corrupt(format!(
+                "{}: token {token} in sample {sample} is beyond the vocabulary of {}",
+                shard.path.display(),
+                self.vocabulary
+            ))),
+        }
+    }
+
+    /// Where documents begin in shard `shard`, in tokens from its start; empty for token files used as they are.
+    ///
+    /// # Errors
+    /// `Invalid` when there is no such shard; `Corrupt` when the list is damaged.
+    pub fn document_starts(&self, shard: usize) -> Result<Vec<u64>> {
+        let path = match self.shards.get(shard) {
+            None => return Err(Error::invalid(format!("there is no shard {shard}"))),
+            Some(shard) if shard.document_starts.as_os_str().is_empty() => return Ok(Vec::new()),
+            Some(shard) => &shard.document_starts,
+        };
+        let describe = || format!("cannot read {}", path.display());
+        let mut text = Vec::new();
+        let file = File::open(path).context(describe)?;
+        file.take(DOCUMENT_STARTS_LIMIT_BYTES).read_to_end(&mut text).context(describe)?;
+        serde_json::from_slice(&text)
+            .map_err(|error| Error::corrupt(format!("{} is damaged", path.display())).with_source(error))
+    }
+}
+
+/// Maps a shard's file; `first` is the number of its first sample.
+fn map(folder: &Path, shard: &Shard, first: u64) -> Result<MappedShard> {
+    let path = shard.path(folder);
+    let describe = || format!("cannot map {}", path.display());
+    let file = File::open(&path).context(describe)?;
+    // SAFETY: prepared files are never changed in place: they are written under another name and renamed. Token files
+    // that are used as they are belong to someone else, who would have to cut one while it is read: its size was
+    // checked when it was opened, and is checked again below, against the mapping.
+    let map = unsafe { Mmap::map(&file) }.context(describe)?;
+    if map.len() as u64 != shard.file_bytes {
+        return Err(altered(&path));
+    }
+    let list = &shard.document_starts;
+    let document_starts = if list.is_empty() { PathBuf::new() } else { folder.join(list) };
+    Ok(MappedShard { map, path, offset: shard.offset_bytes as usize, document_starts, first })
+}
+
+/// Tokens from their stored form. `bytes` holds as many as `out`.
+pub(crate) fn decode(bytes: &[u8], token_type: TokenType, out: &mut [u32]) {
+    match token_type {
+        TokenType::U16 => {
+            for (token, pair) in out.iter_mut().zip(bytes.as_chunks::<2>().0) {
+                *token = u32::from(u16::from_le_bytes(*pair));
+            }
+        }
+        TokenType::U32 => {
+            for (token, four) in out.iter_mut().zip(bytes.as_chunks::<4>().0) {
+                *token = u32::from_le_bytes(*four);
+            }
+        }
+    }
+}

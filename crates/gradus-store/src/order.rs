@@ -1,0 +1,224 @@
+//! The order of samples is a function.
+//!
+//! What: for a seed and an epoch, a keyed bijection between positions `0..samples` and samples `0..samples`, with its
+//! inverse, in O(1) memory. How: a balanced Feistel network (Luby and Rackoff, "How to construct pseudorandom
+//! permutations from pseudorandom functions", SIAM J. Comput. 1988) over the least power of four that is no smaller
+//! than `samples`, with Philox as its round function; values outside the range are sent round again until they fall
+//! inside (cycle walking; Black and Rogaway, "Ciphers with arbitrary finite domains", CT-RSA 2002, section 3). Fewer
+//! than four passes are expected, since the range fills more than a quarter of the domain. Why: every rank knows the
+//! whole future, resuming needs one number, and a change of world size neither repeats nor drops a sample.
+//!
+//! Invariant: for each epoch, `position_of(epoch, sample_at(epoch, p)) == p` for every `p` below `samples`.
+
+use gradus_host::random::{Stream, philox};
+
+/// Names the stream from which an order's key is drawn, apart from every other use of the same seed.
+const PURPOSE: u64 = 0x006f_7264_6572;
+
+/// Four rounds make a strong pseudorandom permutation of a large domain (Luby and Rackoff); small domains, whose
+/// halves are a few bits, want more to look shuffled.
+const ROUNDS: u64 = 8;
+
+/// The order of `samples` samples under one seed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SampleOrder {
+    key: u64,
+    samples: u64,
+    half_bits: u32,
+}
+
+impl SampleOrder {
+    /// The order of `samples` samples under `seed`.
+    ///
+    /// # Panics
+    /// If `samples` is 0: a data set that opens has at least one.
+    pub fn new(seed: u64, samples: u64) -> Self {
+        assert!(samples > 0, "an order needs at least one sample");
+        let bits = u64::BITS - (samples - 1).leading_zeros();
+        Self { key: Stream::new(seed, PURPOSE).next_u64(), samples, half_bits: bits.div_ceil(2) }
+    }
+
+    /// Number of samples in an epoch.
+    pub fn samples(&self) -> u64 {
+        self.samples
+    }
+
+    /// The sample at `position` of `epoch`.
+    ///
+    /// # Panics
+    /// If `position` is not below the number of samples.
+    pub fn sample_at(&self, epoch: u64, position: u64) -> u64 {
+        assert!(position < self.samples, "position {position} of {} samples", self.samples);
+        self.walk(position, |value| self.encipher(epoch, value))
+    }
+
+    /// The position of `sample` in `epoch`: the inverse of [`SampleOrder::sample_at`].
+    ///
+    /// # Panics
+    /// If `sample` is not below the number of samples.
+    pub fn position_of(&self, epoch: u64, sample: u64) -> u64 {
+        assert!(sample < self.samples, "sample {sample} of {}", self.samples);
+        self.walk(sample, |value| self.decipher(epoch, value))
+    }
+
+    /// The sample at a position that counts on through all epochs (see [`global_position`]).
+    pub fn at_global(&self, global_position: u64) -> u64 {
+        self.sample_at(self.epoch_of(global_position), global_position % self.samples)
+    }
+
+    /// The epoch in which a global position lies.
+    pub fn epoch_of(&self, global_position: u64) -> u64 {
+        global_position / self.samples
+    }
+
+    /// Applies a permutation of the domain until the value is a sample again; the cycle through a value inside the
+    /// range comes back into it, at the latest at the value itself.
+    fn walk(&self, mut value: u64, permute: impl Fn(u64) -> u64) -> u64 {
+        loop {
+            value = permute(value);
+            if value < self.samples {
+                return value;
+            }
+        }
+    }
+
+    fn encipher(&self, epoch: u64, value: u64) -> u64 {
+        let (mut left, mut right) = self.halves(value);
+        for round in 0..ROUNDS {
+            (left, right) = (right, left ^ self.round(epoch, round, right));
+        }
+        left << self.half_bits | right
+    }
+
+    fn decipher(&self, epoch: u64, value: u64) -> u64 {
+        let (mut left, mut right) = self.halves(value);
+        for round in (0..ROUNDS).rev() {
+            (left, right) = (right ^ self.round(epoch, round, left), left);
+        }
+        left << self.half_bits | right
+    }
+
+    fn halves(&self, value: u64) -> (u64, u64) {
+        (value >> self.half_bits, value & self.half_mask())
+    }
+
+    fn half_mask(&self) -> u64 {
+        (1 << self.half_bits) - 1
+    }
+
+    fn round(&self, epoch: u64, round: u64, half: u64) -> u64 {
+        // A half has at most 32 bits, so that epoch, round and half never share a bit of the counter.
+        let counter = u128::from(epoch) << 64 | u128::from(round) << 32 | u128::from(half);
+        u64::from(philox(self.key, counter)[0]) & self.half_mask()
+    }
+}
+
+/// The sample at `position` of `epoch`; for many calls make a [`SampleOrder`] once.
+///
+/// # Panics
+/// If `position` is not below `samples`.
+pub fn sample_at(seed: u64, epoch: u64, samples: u64, position: u64) -> u64 {
+    SampleOrder::new(seed, samples).sample_at(epoch, position)
+}
+
+/// The position of `sample` in `epoch`: the inverse of [`sample_at`].
+///
+/// # Panics
+/// If `sample` is not below `samples`.
+pub fn position_of(seed: u64, epoch: u64, samples: u64, sample: u64) -> u64 {
+    SampleOrder::new(seed, samples).position_of(epoch, sample)
+}
+
+/// The global position of the first row of a microbatch; its rows follow one another.
+///
+/// A step consumes `microbatches_per_step` microbatches of `rows` samples each, wherever they are computed: who
+/// computes a microbatch has no say in what is in it. The epoch of a position is the position divided by the number of
+/// samples (see [`SampleOrder::at_global`]), so an epoch may end in the middle of a microbatch.
+pub fn global_position(step: u64, microbatches_per_step: u64, microbatch: u64, rows: u64) -> u64 {
+    (step * microbatches_per_step + microbatch) * rows
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn is_permutation(order: &SampleOrder, epoch: u64) -> bool {
+        let mut seen = vec![false; order.samples() as usize];
+        (0..order.samples()).all(|position| {
+            let sample = order.sample_at(epoch, position);
+            order.position_of(epoch, sample) == position
+                && !std::mem::replace(&mut seen[sample as usize], true)
+        })
+    }
+
+    #[test]
+    fn every_small_size_is_a_bijection_with_its_inverse() {
+        for samples in 1..=300 {
+            assert!(is_permutation(&SampleOrder::new(7, samples), 3), "{samples} samples");
+        }
+    }
+
+    #[test]
+    fn epochs_and_seeds_differ() {
+        let list = |seed, epoch| (0..1000).map(|p| sample_at(seed, epoch, 1000, p)).collect::<Vec<_>>();
+        assert_ne!(list(1, 0), list(1, 1));
+        assert_ne!(list(1, 0), list(2, 0));
+        assert_eq!(list(1, 0), list(1, 0));
+    }
+
+    #[test]
+    fn a_position_meets_every_sample_of_a_small_set_about_equally_often() {
+        let samples = 6;
+        let mut counts = vec![[0u32; 6]; 6];
+        for epoch in 0..6000 {
+            for position in 0..samples {
+                counts[position as usize][sample_at(9, epoch, samples, position) as usize] += 1;
+            }
+        }
+        // 6000 draws of probability 1/6: mean 1000, deviation 29; six deviations are 173.
+        assert!(counts.iter().flatten().all(|count| count.abs_diff(1000) < 173), "{counts:?}");
+    }
+
+    #[test]
+    fn the_largest_set_has_its_inverse() {
+        for position in [0, 1, u64::MAX / 2, u64::MAX - 1] {
+            assert_eq!(position_of(5, 1, u64::MAX, sample_at(5, 1, u64::MAX, position)), position);
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn any_size_is_a_bijection(seed: u64, epoch: u64, samples in 1u64..5000) {
+            prop_assert!(is_permutation(&SampleOrder::new(seed, samples), epoch));
+        }
+
+        #[test]
+        fn large_sizes_have_an_inverse(seed: u64, epoch: u64, samples in 1u64.., position: u64) {
+            let position = position % samples;
+            prop_assert_eq!(position_of(seed, epoch, samples, sample_at(seed, epoch, samples, position)), position);
+        }
+
+        /// Ranks that share the microbatches of a step out in any way, at a world size that may change at any step,
+        /// see each sample of an epoch once.
+        #[test]
+        fn any_world_covers_each_sample_once(
+            samples in 1u64..400, microbatches in 1u64..9, rows in 1u64..5, worlds in prop::collection::vec(1u64..9, 1..6),
+        ) {
+            let order = SampleOrder::new(11, samples);
+            let mut seen = vec![0u32; samples as usize];
+            for step in 0..samples.div_ceil(microbatches * rows) {
+                let world = worlds[step as usize % worlds.len()];
+                for rank in 0..world {
+                    for microbatch in (rank..microbatches).step_by(world as usize) {
+                        let first = global_position(step, microbatches, microbatch, rows);
+                        for position in (first..first + rows).filter(|p| order.epoch_of(*p) == 0) {
+                            seen[order.at_global(position) as usize] += 1;
+                        }
+                    }
+                }
+            }
+            prop_assert!(seen.iter().all(|count| *count == 1));
+        }
+    }
+}

@@ -1,0 +1,168 @@
+//! One step on one rank: gradients of its microbatches, their sum over the ranks, the vote, the update.
+
+use crate::batches;
+use crate::data_parallel::DataParallel;
+use crate::optimizer::Optimizer;
+use crate::settings::OptimizerSettings;
+use gradus_collective::Communicator;
+use gradus_error::Result;
+use gradus_memory::Span;
+use gradus_model::{BackwardObserver, Batch, LossSum, Transformer, Workspace};
+use std::sync::Arc;
+
+/// The microbatches of one step, numbered over all ranks.
+pub trait Microbatches {
+    /// How many there are.
+    fn count(&self) -> usize;
+    /// Loads one; a rank asks for its own only.
+    ///
+    /// # Errors
+    /// What the data say.
+    fn load(&mut self, index: usize) -> Result<Batch<'_>>;
+}
+
+/// What one step gave, the same on every rank.
+#[derive(Debug, Clone, Copy)]
+pub struct StepResult {
+    /// Loss over all ranks' targets, before the update.
+    pub loss: LossSum,
+    /// Norm of the mean gradient, before clipping.
+    pub gradient_norm: f64,
+    /// Whether the gradient was not finite, so that no update was made.
+    pub skipped: bool,
+    /// Whether any rank voted to stop.
+    pub asked_to_stop: bool,
+}
+
+/// A model that learns: its weights, gradients and moments on this rank, and the other ranks.
+pub struct Learner {
+    // Declared first so that it is dropped first: it may hold addresses of the device's memory.
+    ranks: DataParallel,
+    model: Transformer,
+    gradients: Span,
+    optimizer: Optimizer,
+    workspace: Workspace,
+    clip_norm: f64,
+}
+
+/// Sizes that a learner takes memory for.
+#[derive(Debug, Clone, Copy)]
+pub struct LearnerSizes {
+    /// Tokens of the largest microbatch.
+    pub rows: usize,
+    /// Whether blocks run forward again before they run backward.
+    pub recompute: bool,
+    /// Gradients are summed in ranges of about this many bytes.
+    pub bucket_bytes: usize,
+}
+
+impl Learner {
+    /// Takes all memory that steps will need.
+    ///
+    /// # Errors
+    /// `Invalid` for impossible settings; `Exhausted` where memory does not suffice.
+    pub fn new(
+        model: Transformer,
+        communicator: Communicator,
+        settings: &OptimizerSettings,
+        sizes: LearnerSizes,
+    ) -> Result<Self> {
+        let device = Arc::clone(model.device());
+        let layout = &model.parameters().layout;
+        let gradients = device.allocate(layout.len())?;
+        let optimizer = Optimizer::new(device.as_ref(), layout, settings.clone())?;
+        let workspace = Workspace::for_training(device.as_ref(), model.config(), sizes.rows, sizes.recompute)?;
+        let ranks = DataParallel::new(communicator, layout.len(), sizes.bucket_bytes);
+        Ok(Self { ranks, model, gradients, optimizer, workspace, clip_norm: settings.clip_norm })
+    }
+
+    /// The model as it is now.
+    pub fn model(&self) -> &Transformer {
+        &self.model
+    }
+
+    /// Its moments.
+    pub fn optimizer(&self) -> &Optimizer {
+        &self.optimizer
+    }
+
+    /// Model and moments, to be restored.
+    pub fn restore(&mut self) -> (&Transformer, &mut Optimizer) {
+        (&self.model, &mut self.optimizer)
+    }
+
+    /// The ranks, between steps.
+    pub fn communicator(&mut self) -> &mut Communicator {
+        self.ranks.communicator()
+    }
+
+    /// What an evaluation needs, between steps.
+    pub fn for_evaluation(&mut self) -> (&Transformer, &Workspace, &mut Communicator) {
+        (&self.model, &self.workspace, self.ranks.communicator())
+    }
+
+    /// One step at a learning rate; every rank calls it with the same microbatches.
+    ///
+    /// # Errors
+    /// What the data say, and the communicator's: a lost peer, for one.
+    pub fn step(
+        &mut self,
+        microbatches: &mut dyn Microbatches,
+        learning_rate: f64,
+        stop: bool,
+    ) -> Result<StepResult> {
+        let own = self.sum_gradients(microbatches)?;
+        let mut votes = [own.nats, own.targets as f64, f64::from(u8::from(stop))];
+        self.ranks.communicator().all_reduce_f64(&mut votes)?;
+        let loss = LossSum { nats: votes[0], targets: votes[1] as u64 };
+
+        // Every rank holds the same sums, so all of them take the step or none does.
+        let device = self.model.device();
+        let targets = loss.targets.max(1) as f64;
+        let gradient_norm = device.sum_of_squares(self.gradients).sqrt() / targets;
+        let skipped = !gradient_norm.is_finite();
+        if !skipped {
+            let scale = clip(self.clip_norm, gradient_norm) / targets;
+            let weights = self.model.weights();
+            self.optimizer.update(device.as_ref(), weights, self.gradients, learning_rate, scale);
+        }
+        Ok(StepResult { loss, gradient_norm, skipped, asked_to_stop: votes[2] > 0.0 })
+    }
+
+    /// Runs this rank's microbatches and sums the gradients of all ranks; the sum begins while the last microbatch's
+    /// backward pass goes on.
+    fn sum_gradients(&mut self, microbatches: &mut dyn Microbatches) -> Result<LossSum> {
+        let (rank, world_size) = (self.ranks.communicator().rank(), self.ranks.communicator().world_size());
+        let mine = batches::share(microbatches.count(), rank, world_size);
+        let device = self.model.device();
+        device.fill(self.gradients, 0.0);
+        // SAFETY: the learner owns the device's memory and the ranks, and drops the ranks first; between here and
+        // `finish` only the backward pass touches the gradients, and it reports a range after its last use.
+        let sum = unsafe { self.ranks.begin(device.raw(self.gradients)) };
+        let mut loss = LossSum::default();
+        for index in mine.clone() {
+            let observer: &dyn BackwardObserver = if index + 1 == mine.end { &sum } else { &() };
+            let batch = microbatches.load(index)?;
+            loss += self.model.forward_backward(&self.workspace, batch, self.gradients, observer)?;
+        }
+        sum.finish()?;
+        Ok(loss)
+    }
+}
+
+/// Factor that brings a gradient's norm down to `limit`, as torch's `clip_grad_norm_` computes it; 0: no limit.
+fn clip(limit: f64, norm: f64) -> f64 {
+    if limit > 0.0 { (limit / (norm + 1e-6)).min(1.0) } else { 1.0 }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn clipping_only_shrinks() {
+        assert_eq!(clip(1.0, 0.5), 1.0);
+        assert!((clip(1.0, 4.0) - 0.25).abs() < 1e-6);
+        assert_eq!(clip(0.0, 1e9), 1.0);
+    }
+}

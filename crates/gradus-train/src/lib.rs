@@ -1,0 +1,26 @@
+//! The training loop and one file per technique.
+//!
+//! [`Trainer`] is the loop and [`Learner`] the step, to be read in one sitting; [`batches`] says which sequences a rank
+//! learns from in a step, [`DataParallel`] sums gradients while the backward pass goes on, [`Optimizer`] updates the
+//! weights, [`schedule`] gives the learning rate, [`checkpoint`] saves and resumes. Training calls communicators only, never a transport.
+
+pub mod batches;
+mod calibration;
+pub mod checkpoint;
+mod data_parallel;
+mod evaluate;
+pub mod events;
+mod learner;
+mod optimizer;
+pub mod schedule;
+mod sample;
+mod settings;
+mod trainer;
+
+pub use data_parallel::DataParallel;
+pub use events::{EvaluationRecord, Event, Observer, RunDescription, StepRecord};
+pub use learner::{Learner, LearnerSizes, Microbatches, StepResult};
+pub use optimizer::Optimizer;
+pub use sample::SampleSettings;
+pub use settings::{CheckpointSettings, OptimizerSettings, ScheduleKind, TrainSettings};
+pub use trainer::{Outcome, Parts, RunSettings, Trainer};

@@ -1,0 +1,197 @@
+//! The `[train]`, `[optimizer]` and `[checkpoint]` sections: plain data, recorded with the run.
+
+use gradus_compute::Precision;
+use gradus_error::{Error, Result};
+use serde::{Deserialize, Serialize};
+
+/// How a run goes: its length, its batches, its arithmetic.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct TrainSettings {
+    /// Optimizer steps; 0: from `duration`.
+    pub steps: u64,
+    /// Wall time, such as `150s`, turned into steps after 20 steps of calibration and recorded; empty: from `steps`.
+    pub duration: String,
+    /// `T`; 0: the model's context.
+    pub sequence_length: usize,
+    /// Sequences of one step, over all ranks.
+    pub global_batch: usize,
+    /// Sequences of one microbatch, the atom that ranks share out; 0: the global batch over the ranks.
+    pub microbatch: usize,
+    /// `bf16` (matrix products of bf16 operands, everything else f32) or `f32`.
+    pub precision: Precision,
+    /// Threads of each rank; 0: the host's processors over its ranks.
+    pub threads: usize,
+    /// Whether attention may cross from one document to the next within a sequence.
+    pub cross_documents: bool,
+    /// Whether blocks run forward again before they run backward: less memory, a third more work.
+    pub recompute: bool,
+    /// Gradients are summed in ranges of about this many bytes.
+    pub bucket_bytes: usize,
+    /// Steps between evaluations on the held-out split; 0: only at the end.
+    pub evaluate_every: u64,
+    /// Held-out tokens of one evaluation at most; 0: all.
+    pub evaluate_tokens: u64,
+    /// Steps in a row that may be skipped because their gradient was not finite; one more ends the run.
+    pub most_skipped: u64,
+}
+
+impl Default for TrainSettings {
+    fn default() -> Self {
+        Self {
+            steps: 0,
+            duration: String::new(),
+            sequence_length: 0,
+            global_batch: 8,
+            microbatch: 0,
+            precision: Precision::Bf16,
+            threads: 0,
+            cross_documents: true,
+            recompute: false,
+            // 1 MiB goes through shared memory in about 0.1 ms: small enough to overlap, large enough to be efficient.
+            bucket_bytes: 1 << 20,
+            evaluate_every: 0,
+            evaluate_tokens: 65_536,
+            most_skipped: 10,
+        }
+    }
+}
+
+impl TrainSettings {
+    /// Sequences of one microbatch among `world_size` ranks.
+    pub fn microbatch_sequences(&self, world_size: usize) -> usize {
+        if self.microbatch > 0 { self.microbatch } else { self.global_batch.div_ceil(world_size).max(1) }
+    }
+
+    /// Microbatches of one step.
+    pub fn microbatches(&self, world_size: usize) -> usize {
+        self.global_batch.div_ceil(self.microbatch_sequences(world_size))
+    }
+
+    /// Whether the settings are possible for `world_size` ranks.
+    ///
+    /// # Errors
+    /// `Invalid`, naming the key.
+    pub fn check(&self, world_size: usize) -> Result<()> {
+        if (self.steps == 0) == self.duration.is_empty() {
+            return Err(Error::invalid("give exactly one of train.steps and train.duration"));
+        }
+        if self.global_batch == 0 || self.bucket_bytes == 0 {
+            return Err(Error::invalid("train.global_batch and train.bucket_bytes must be at least 1"));
+        }
+        if self.microbatch > self.global_batch {
+            return Err(Error::invalid(format!(
+                "train.microbatch is {} but train.global_batch is {}: a microbatch is a part of the global batch",
+                self.microbatch, self.global_batch
+            )));
+        }
+        let microbatches = self.microbatches(world_size);
+        if world_size > microbatches {
+            return Err(Error::invalid(format!(
+                "{world_size} ranks share {microbatches} microbatches: use at most {microbatches} ranks, a smaller \
+                 train.microbatch (now {}), or a larger train.global_batch (now {})",
+                self.microbatch_sequences(world_size),
+                self.global_batch
+            )));
+        }
+        Ok(())
+    }
+}
+
+/// How the learning rate moves after warm-up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, Default)]
+#[serde(rename_all = "lowercase")]
+pub enum ScheduleKind {
+    /// Warm up, stay, decay linearly over the last part (warmup-stable-decay; Hu et al. 2024).
+    #[default]
+    Wsd,
+    /// Warm up, then half a cosine (Loshchilov and Hutter 2017).
+    Cosine,
+    /// Warm up, then stay.
+    Constant,
+}
+
+/// AdamW and the schedule of its learning rate.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct OptimizerSettings {
+    /// Learning rate after warm-up.
+    pub learning_rate: f64,
+    /// `wsd`, `cosine` or `constant`.
+    pub schedule: ScheduleKind,
+    /// Steps over which the learning rate rises from zero.
+    pub warmup_steps: u64,
+    /// Part of all steps over which `wsd` decays, at the end.
+    pub decay_fraction: f64,
+    /// Learning rate at the last step, as a part of the full one.
+    pub final_fraction: f64,
+    /// Decay of the first moment.
+    pub beta1: f32,
+    /// Decay of the second moment.
+    pub beta2: f32,
+    /// Added to the root of the second moment.
+    pub epsilon: f32,
+    /// Decoupled decay of the matrices of linear layers; norms, biases and embeddings have none.
+    pub weight_decay: f32,
+    /// Largest norm of the gradient of all parameters together; 0: no clipping.
+    pub clip_norm: f64,
+}
+
+impl Default for OptimizerSettings {
+    fn default() -> Self {
+        Self {
+            learning_rate: 3e-3,
+            schedule: ScheduleKind::Wsd,
+            warmup_steps: 40,
+            decay_fraction: 0.3,
+            final_fraction: 0.0,
+            beta1: 0.9,
+            beta2: 0.95,
+            epsilon: 1e-8,
+            weight_decay: 0.1,
+            clip_norm: 1.0,
+        }
+    }
+}
+
+impl OptimizerSettings {
+    /// Whether the settings are possible.
+    ///
+    /// # Errors
+    /// `Invalid`, naming the key.
+    pub fn check(&self) -> Result<()> {
+        let part = |x: f64| (0.0..=1.0).contains(&x);
+        let rules = [
+            ("learning_rate", self.learning_rate.is_finite() && self.learning_rate > 0.0, "greater than 0"),
+            ("decay_fraction", part(self.decay_fraction), "from 0 to 1"),
+            ("final_fraction", part(self.final_fraction), "from 0 to 1"),
+            ("beta1", (0.0..1.0).contains(&self.beta1), "from 0 up to, not including, 1"),
+            ("beta2", (0.0..1.0).contains(&self.beta2), "from 0 up to, not including, 1"),
+            ("epsilon", self.epsilon.is_finite() && self.epsilon > 0.0, "greater than 0"),
+            ("weight_decay", self.weight_decay.is_finite() && self.weight_decay >= 0.0, "0 or greater"),
+            ("clip_norm", self.clip_norm.is_finite() && self.clip_norm >= 0.0, "0 (off) or greater"),
+        ];
+        match rules.iter().find(|(_, holds, _)| !holds) {
+            Some((key, _, rule)) => Err(Error::invalid(format!("optimizer.{key} must be {rule}"))),
+            None => Ok(()),
+        }
+    }
+}
+
+/// When to save, and what to keep.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct CheckpointSettings {
+    /// Steps between checkpoints; 0: only at the end and when interrupted.
+    pub every: u64,
+    /// Checkpoints to keep, the newest; at least 1.
+    pub keep: usize,
+    /// Resume even if world size, threads or kernels differ from the run's, which changes the bits from there on.
+    pub allow_changes: bool,
+}
+
+impl Default for CheckpointSettings {
+    fn default() -> Self {
+        Self { every: 0, keep: 2, allow_changes: false }
+    }
+}

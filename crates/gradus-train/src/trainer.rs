@@ -1,0 +1,447 @@
+//! The loop: batches, gradients, their sum over the ranks, the vote, the update; now and then an evaluation and a
+//! checkpoint.
+
+use crate::batches::{self, BatchBuffer, DocumentRule};
+use crate::calibration::{self, CALIBRATION_STEPS};
+use crate::checkpoint::{self, TrainingState};
+use crate::evaluate::Evaluation;
+use crate::events::{EvaluationRecord, Event, Observer, RunDescription, StepRecord};
+use crate::learner::{Learner, LearnerSizes, Microbatches, StepResult};
+use crate::sample::{SampleSettings, Sampler};
+use crate::schedule;
+use crate::settings::{CheckpointSettings, OptimizerSettings, TrainSettings};
+use gradus_collective::Communicator;
+use gradus_error::{Error, Result};
+use gradus_host::{Clock, processors};
+use gradus_model::{Batch, Transformer};
+use gradus_store::{Dataset, Split, TokenSplit, Tokenizer};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+/// Plain settings of a run.
+#[derive(Debug, Clone)]
+pub struct RunSettings {
+    /// Length, batches, arithmetic.
+    pub train: TrainSettings,
+    /// AdamW and its schedule.
+    pub optimizer: OptimizerSettings,
+    /// When to save.
+    pub checkpoint: CheckpointSettings,
+    /// What to let the model write.
+    pub sample: SampleSettings,
+    /// `train.duration` in seconds; 0 where steps are given.
+    pub duration_s: f64,
+    /// Of everything random.
+    pub seed: u64,
+    /// Where checkpoints and the model go.
+    pub folder: PathBuf,
+    /// A checkpoint to go on from.
+    pub resume: Option<PathBuf>,
+}
+
+/// What a run is made of.
+pub struct Parts {
+    /// The model, on its device, with its first weights.
+    pub model: Transformer,
+    /// The ranks.
+    pub communicator: Communicator,
+    /// What to learn from.
+    pub dataset: Dataset,
+    /// Its tokenizer; `None` for data that came as tokens.
+    pub tokenizer: Option<Tokenizer>,
+    /// Time.
+    pub clock: Arc<dyn Clock>,
+    /// Matrix product peak of this rank, FLOP/s, as measured.
+    pub peak_flops_per_s: f64,
+}
+
+/// How a run ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Outcome {
+    /// Steps done.
+    pub step: u64,
+    /// Whether it was asked to stop before its last step.
+    pub interrupted: bool,
+    /// The newest checkpoint.
+    pub checkpoint: PathBuf,
+}
+
+/// The microbatches of one step of a run.
+struct StepBatches<'a> {
+    split: &'a TokenSplit,
+    buffer: &'a mut BatchBuffer,
+    rule: DocumentRule,
+    seed: u64,
+    step: u64,
+    count: usize,
+    /// Sequences of a microbatch, and of the whole step.
+    sizes: (usize, usize),
+}
+
+impl Microbatches for StepBatches<'_> {
+    fn count(&self) -> usize {
+        self.count
+    }
+
+    fn load(&mut self, index: usize) -> Result<Batch<'_>> {
+        let positions = batches::positions(self.step, index, self.sizes.0, self.sizes.1);
+        let samples = batches::shuffled(self.seed, self.split.samples(), positions);
+        self.buffer.load(self.split, samples, self.rule)?;
+        Ok(self.buffer.batch())
+    }
+}
+
+/// Times of one step on this rank, seconds.
+#[derive(Clone, Copy)]
+struct StepTimes {
+    step_s: f64,
+    waited_s: f64,
+    elapsed_s: f64,
+}
+
+/// A run under way, on one rank.
+pub struct Trainer {
+    learner: Learner,
+    dataset: Dataset,
+    tokenizer: Option<Tokenizer>,
+    sampler: Option<Sampler>,
+    buffer: BatchBuffer,
+    documents: DocumentRule,
+    settings: RunSettings,
+    clock: Arc<dyn Clock>,
+    state: TrainingState,
+    sequence: usize,
+    peak_flops_per_s: f64,
+}
+
+impl Trainer {
+    /// Takes all memory that the run will need, and resumes if asked to.
+    ///
+    /// # Errors
+    /// `Invalid` for settings that do not go together, naming the key; `Exhausted` where memory does not suffice;
+    /// `Corrupt` for a damaged checkpoint.
+    pub fn new(parts: Parts, settings: RunSettings) -> Result<Self> {
+        let Parts { model, mut communicator, dataset, tokenizer, clock, peak_flops_per_s } = parts;
+        let world_size = communicator.world_size();
+        settings.train.check(world_size)?;
+        let sequence = sequence_length(&settings.train, &model, &dataset)?;
+        let device = model.device().describe();
+        let end_of_text = end_of_text(&settings.train, &dataset)?;
+        let (buffer, documents) = BatchBuffer::new(sequence, end_of_text);
+        let sampler = match &tokenizer {
+            Some(tokenizer) if communicator.rank() == 0 => {
+                Sampler::new(&model, tokenizer, &settings.sample, settings.seed)?
+            }
+            _ => None,
+        };
+        let mut peak = [peak_flops_per_s];
+        communicator.all_reduce_f64(&mut peak)?;
+        let sizes = LearnerSizes {
+            rows: settings.train.microbatch_sequences(world_size) * sequence,
+            recompute: settings.train.recompute,
+            bucket_bytes: settings.train.bucket_bytes,
+        };
+        let learner = Learner::new(model, communicator, &settings.optimizer, sizes)?;
+        let state = TrainingState {
+            format: TrainingState::FORMAT,
+            step: 0,
+            updates: 0,
+            total_steps: settings.train.steps,
+            tokens: 0,
+            skipped: 0,
+            conditions: conditions(&settings, world_size, &device, &dataset),
+        };
+        let mut trainer = Self {
+            learner,
+            dataset,
+            tokenizer,
+            sampler,
+            buffer,
+            documents,
+            settings,
+            clock,
+            state,
+            sequence,
+            peak_flops_per_s: peak[0],
+        };
+        if let Some(folder) = trainer.settings.resume.clone() {
+            trainer.resume(&folder)?;
+        }
+        Ok(trainer)
+    }
+
+    fn resume(&mut self, folder: &Path) -> Result<()> {
+        let saved = {
+            let (model, optimizer) = self.learner.restore();
+            checkpoint::load(folder, model, optimizer)?
+        };
+        for ((key, now), (_, before)) in self.state.conditions.iter().zip(&saved.conditions) {
+            if now != before && !self.settings.checkpoint.allow_changes {
+                return Err(Error::invalid(format!(
+                    "{} was written with {key} = {before}, now it is {now}: the run would not repeat its bits; give \
+                     the same, or --checkpoint.allow_changes true",
+                    folder.display()
+                )));
+            }
+        }
+        let conditions = std::mem::take(&mut self.state.conditions);
+        let steps = self.settings.train.steps;
+        self.state = TrainingState { conditions, ..saved };
+        if steps > 0 {
+            self.state.total_steps = steps;
+        }
+        Ok(())
+    }
+
+    /// Trains until the last step, or until `stop` is set on any rank; then saves.
+    ///
+    /// # Errors
+    /// The first failure: of a peer, of the disk, or too many steps without a finite gradient.
+    pub fn run(&mut self, observer: &mut dyn Observer, stop: &AtomicBool) -> Result<Outcome> {
+        observer.observe(&Event::Started(self.describe()));
+        self.write_sample(observer)?;
+        let begin = self.clock.now();
+        let mut step_times = Vec::new();
+        let mut interrupted = false;
+        while !interrupted && (self.state.total_steps == 0 || self.state.step < self.state.total_steps) {
+            let (start, waited) = (self.clock.now(), self.learner.communicator().counters().waited_ns);
+            let (result, learning_rate) = self.step(stop.load(Ordering::Relaxed))?;
+            interrupted = result.asked_to_stop;
+            let step_s = (self.clock.now() - start).as_secs_f64();
+            step_times.push(step_s);
+            let waited = self.learner.communicator().counters().waited_ns - waited;
+            let times = StepTimes {
+                step_s,
+                waited_s: waited as f64 * 1e-9,
+                elapsed_s: (self.clock.now() - begin).as_secs_f64(),
+            };
+            self.report_step(observer, &result, learning_rate, times);
+            if self.state.total_steps == 0 && self.state.step >= CALIBRATION_STEPS {
+                self.decide_length(&step_times)?;
+                observer.observe(&Event::Calibrated { total_steps: self.state.total_steps });
+            }
+            self.check_skipped()?;
+            self.evaluate_and_save_when_due(observer, interrupted)?;
+        }
+        self.finish(observer, interrupted)
+    }
+
+    /// One step, and what it changes in the state.
+    fn step(&mut self, stop: bool) -> Result<(StepResult, f64)> {
+        self.state.step += 1;
+        let (train, step) = (&self.settings.train, self.state.step);
+        let learning_rate = schedule::learning_rate(&self.settings.optimizer, step, self.state.total_steps);
+        let world_size = self.learner.communicator().world_size();
+        let mut microbatches = StepBatches {
+            split: self.dataset.split(Split::Train),
+            buffer: &mut self.buffer,
+            rule: self.documents,
+            seed: self.settings.seed,
+            step,
+            count: train.microbatches(world_size),
+            sizes: (train.microbatch_sequences(world_size), train.global_batch),
+        };
+        let result = self.learner.step(&mut microbatches, learning_rate, stop)?;
+        self.state.tokens += result.loss.targets;
+        self.state.updates = self.learner.optimizer().updates();
+        self.state.skipped = if result.skipped { self.state.skipped + 1 } else { 0 };
+        Ok((result, learning_rate))
+    }
+
+    /// Rank 0 turns the duration into steps and tells the others.
+    fn decide_length(&mut self, step_times: &[f64]) -> Result<()> {
+        let already = self.state.step - step_times.len() as u64;
+        let total = already + calibration::total_steps(self.settings.duration_s, step_times);
+        let mut bytes = total.max(self.state.step).to_le_bytes();
+        self.learner.communicator().broadcast(0, &mut bytes)?;
+        self.state.total_steps = u64::from_le_bytes(bytes);
+        Ok(())
+    }
+
+    fn check_skipped(&self) -> Result<()> {
+        if self.state.skipped <= self.settings.train.most_skipped {
+            return Ok(());
+        }
+        Err(Error::invalid(format!(
+            "the gradient was not finite in {} steps in a row, up to step {}: lower optimizer.learning_rate (now {}), \
+             lengthen optimizer.warmup_steps, or use train.precision \"f32\"",
+            self.state.skipped, self.state.step, self.settings.optimizer.learning_rate
+        )))
+    }
+
+    fn evaluate_and_save_when_due(&mut self, observer: &mut dyn Observer, interrupted: bool) -> Result<()> {
+        let step = self.state.step;
+        let last = interrupted || step == self.state.total_steps;
+        let due = |every: u64| every > 0 && step.is_multiple_of(every);
+        if due(self.settings.train.evaluate_every) || (last && !interrupted) {
+            self.evaluate(observer)?;
+        }
+        if due(self.settings.checkpoint.every) || last {
+            self.save(observer)?;
+        }
+        Ok(())
+    }
+
+    fn evaluate(&mut self, observer: &mut dyn Observer) -> Result<()> {
+        let split = self.dataset.split(Split::HeldOut);
+        if split.samples() == 0 {
+            return Ok(());
+        }
+        let world_size = self.learner.communicator().world_size();
+        let (model, workspace, communicator) = self.learner.for_evaluation();
+        let evaluation = Evaluation {
+            model,
+            workspace,
+            split,
+            batch: self.settings.train.microbatch_sequences(world_size),
+            sequence: self.sequence,
+            rule: self.documents,
+            tokens: self.settings.train.evaluate_tokens,
+        };
+        let sum = evaluation.run(communicator, &mut self.buffer)?;
+        let bytes_per_token = split.bytes_per_token().unwrap_or(0.0);
+        observer.observe(&Event::Evaluation(EvaluationRecord {
+            step: self.state.step,
+            loss: sum.mean(),
+            nats_per_byte: if bytes_per_token > 0.0 { sum.mean() / bytes_per_token } else { 0.0 },
+            targets: sum.targets,
+        }));
+        Ok(())
+    }
+
+    /// Rank 0 saves; the others go on and meet it in the next sum.
+    fn save(&mut self, observer: &mut dyn Observer) -> Result<()> {
+        if self.learner.communicator().rank() != 0 {
+            return Ok(());
+        }
+        let folder = checkpoint::folder_of(&self.settings.folder, self.state.step);
+        checkpoint::save(&folder, self.learner.model(), self.tokenizer.as_ref(), self.learner.optimizer(), &self.state)?;
+        checkpoint::prune(&self.settings.folder, self.settings.checkpoint.keep)?;
+        observer.observe(&Event::Checkpoint { step: self.state.step, path: folder });
+        Ok(())
+    }
+
+    fn finish(&mut self, observer: &mut dyn Observer, interrupted: bool) -> Result<Outcome> {
+        let mut model = PathBuf::new();
+        if self.learner.communicator().rank() == 0 && !interrupted {
+            model = self.settings.folder.join("model");
+            checkpoint::export(&model, self.learner.model(), self.tokenizer.as_ref())?;
+            self.write_sample(observer)?;
+        }
+        self.learner.communicator().barrier()?;
+        observer.observe(&Event::Finished { step: self.state.step, model, interrupted });
+        let checkpoint = checkpoint::folder_of(&self.settings.folder, self.state.step);
+        Ok(Outcome { step: self.state.step, interrupted, checkpoint })
+    }
+
+    fn write_sample(&mut self, observer: &mut dyn Observer) -> Result<()> {
+        if let (Some(sampler), Some(tokenizer)) = (&mut self.sampler, &self.tokenizer) {
+            let (prompt, text) = sampler.write(self.learner.model(), tokenizer)?;
+            observer.observe(&Event::Sample { step: self.state.step, prompt, text });
+        }
+        Ok(())
+    }
+
+    fn describe(&mut self) -> RunDescription {
+        let (train, held_out) = (self.dataset.split(Split::Train), self.dataset.split(Split::HeldOut));
+        let (model, _, communicator) = self.learner.for_evaluation();
+        RunDescription {
+            world_size: communicator.world_size(),
+            device: model.device().describe(),
+            transport: communicator.transport_name().to_owned(),
+            parameters: model.config().parameter_count(),
+            model: model.config().summary(),
+            tokens_per_step: self.settings.train.global_batch * self.sequence,
+            train_tokens: train.tokens(),
+            held_out_tokens: held_out.tokens(),
+            bytes_per_token: held_out.bytes_per_token().unwrap_or(0.0),
+            peak_flops_per_s: self.peak_flops_per_s,
+            resumed_from: self.state.step,
+        }
+    }
+
+    fn report_step(
+        &mut self,
+        observer: &mut dyn Observer,
+        result: &StepResult,
+        learning_rate: f64,
+        times: StepTimes,
+    ) {
+        let tokens_per_s = result.loss.targets as f64 / times.step_s;
+        let flops = self.learner.model().config().flops_per_token(self.sequence) * tokens_per_s;
+        let left_steps = self.state.total_steps.saturating_sub(self.state.step) as f64;
+        let known = self.state.total_steps > 0;
+        observer.observe(&Event::Step(StepRecord {
+            step: self.state.step,
+            total_steps: self.state.total_steps,
+            loss: result.loss.mean(),
+            gradient_norm: result.gradient_norm,
+            learning_rate,
+            tokens: self.state.tokens,
+            tokens_per_s,
+            mfu: if self.peak_flops_per_s > 0.0 { flops / self.peak_flops_per_s } else { 0.0 },
+            step_s: times.step_s,
+            exposed_communication_s: times.waited_s,
+            memory_bytes: processors::resident_bytes().unwrap_or(0),
+            elapsed_s: times.elapsed_s,
+            left_s: if known { left_steps * times.step_s } else { 0.0 },
+            skipped: result.skipped,
+        }));
+    }
+
+    /// The model as it is now.
+    pub fn model(&self) -> &Transformer {
+        self.learner.model()
+    }
+}
+
+/// `T`: as set, or the model's context, as the data were packed.
+fn sequence_length(train: &TrainSettings, model: &Transformer, dataset: &Dataset) -> Result<usize> {
+    let context = model.config().context;
+    let sequence = if train.sequence_length > 0 { train.sequence_length } else { context };
+    if sequence > context {
+        return Err(Error::invalid(format!(
+            "train.sequence_length is {sequence}, longer than model.context ({context})"
+        )));
+    }
+    if dataset.sequence_length() != sequence {
+        return Err(Error::invalid(format!(
+            "the data are packed into sequences of {} tokens, the run asks for {sequence}: prepare them again",
+            dataset.sequence_length()
+        )));
+    }
+    if dataset.split(Split::Train).samples() == 0 {
+        return Err(Error::invalid("the training split holds no whole sequence: give more text"));
+    }
+    Ok(sequence)
+}
+
+/// The token after which attention must not look back, where documents are kept apart.
+fn end_of_text(train: &TrainSettings, dataset: &Dataset) -> Result<Option<u32>> {
+    if train.cross_documents {
+        return Ok(None);
+    }
+    let known = dataset.end_of_text().ok_or_else(|| {
+        Error::invalid("train.cross_documents is false, but the data name no end-of-text token: set it to true")
+    })?;
+    Ok(Some(known))
+}
+
+/// What the bits of a run depend on.
+fn conditions(settings: &RunSettings, world_size: usize, device: &str, dataset: &Dataset) -> Vec<(String, String)> {
+    let train = &settings.train;
+    [
+        ("world size", world_size.to_string()),
+        ("device", device.to_owned()),
+        ("seed", settings.seed.to_string()),
+        ("data", dataset.digest()),
+        ("train.global_batch", train.global_batch.to_string()),
+        ("train.microbatch", train.microbatch_sequences(world_size).to_string()),
+        ("train.bucket_bytes", train.bucket_bytes.to_string()),
+        ("train.cross_documents", train.cross_documents.to_string()),
+        ("optimizer", format!("{:?}", settings.optimizer)),
+    ]
+    .map(|(key, value)| (key.to_owned(), value))
+    .into()
+}

@@ -1,0 +1,254 @@
+//! `gradus bench train`: training steps of a fixed GPT, run when told on stdin, so that several programs can take turns
+//! on one machine. `cargo x bench train` speaks this protocol with us and with PyTorch (python/bench_train.py).
+
+use super::open_device;
+use crate::launcher::{ExitStatusSummary, launch_local};
+use anyhow::{Context, Result, bail};
+use gradus_collective::Communicator;
+use gradus_compute::{Device, Precision};
+use gradus_error::Error;
+use gradus_fabric::{FabricSettings, Launch, TransportKind, connect};
+use gradus_host::{Clock, RealClock};
+use gradus_model::{Batch, Family, ModelConfig, Transformer, hugging_face};
+use gradus_train::{Learner, LearnerSizes, Microbatches, OptimizerSettings, ScheduleKind};
+use std::io::BufRead;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+const BATCH: usize = 8;
+const SEQUENCE: usize = 256;
+const WARMUP_STEPS: usize = 3;
+/// Between commands the other ranks wait in a broadcast: as long as a person may think.
+const PATIENCE: Duration = Duration::from_secs(12 * 3600);
+
+/// The benchmark's model: 13.9M parameters.
+const MODEL: ModelConfig = ModelConfig {
+    family: Family::Gpt2,
+    vocabulary: 4096,
+    context: SEQUENCE,
+    width: 384,
+    layers: 6,
+    heads: 6,
+    kv_heads: 6,
+    head_size: 64,
+    feed_forward: 1536,
+    tied: false,
+    qkv_bias: true,
+    norm_epsilon: 1e-5,
+    rope_theta: 10_000.0,
+};
+
+/// What the command line says.
+#[derive(Debug, clap::Args)]
+pub struct BenchTrainArguments {
+    /// Arithmetic of matrix products: f32 or bf16.
+    #[arg(long, default_value = "bf16", value_parser = super::parse_precision)]
+    pub precision: Precision,
+    /// Threads of each rank.
+    #[arg(long, default_value_t = 1)]
+    pub threads: usize,
+    /// Ranks, over shared memory; each takes 8 sequences of every step.
+    #[arg(long, default_value_t = 1)]
+    pub ranks: usize,
+    /// Folder with the initial weights; without it they are random.
+    #[arg(long)]
+    pub init: Option<PathBuf>,
+    /// Tokens of the batches, raw little-endian u16, [steps][8][257]; without it they are made up.
+    #[arg(long)]
+    pub batches: Option<PathBuf>,
+}
+
+/// Serves steps until the end of stdin.
+///
+/// # Errors
+/// What is wrong with the folder or the file; a rank's failure.
+pub fn run(arguments: &BenchTrainArguments) -> Result<()> {
+    let launch = Launch::from_environment(&|name| std::env::var(name).ok())?;
+    if launch.is_none() && arguments.ranks > 1 {
+        return launch_ranks(arguments.ranks);
+    }
+    let communicator = match &launch {
+        Some(launch) => {
+            let transport = connect(launch, TransportKind::Auto, &FabricSettings::default(), "bench")?;
+            Communicator::new(transport, PATIENCE)
+        }
+        None => Communicator::alone(),
+    };
+    let mut bench = Bench::new(arguments, communicator)?;
+    bench.run(WARMUP_STEPS)?;
+    bench.serve()
+}
+
+fn launch_ranks(ranks: usize) -> Result<()> {
+    let program = std::env::current_exe().context("cannot find this program's own file")?;
+    let arguments: Vec<_> = std::env::args_os().skip(1).collect();
+    match launch_local(&program, &arguments, ranks, &[])? {
+        ExitStatusSummary::Done => Ok(()),
+        other => bail!("{other}"),
+    }
+}
+
+/// The learner, and where it stands in the batches.
+struct Bench {
+    learner: Learner,
+    batches: StoredBatches,
+    clock: RealClock,
+    precision: Precision,
+    threads: usize,
+    device: String,
+}
+
+impl Bench {
+    fn new(arguments: &BenchTrainArguments, communicator: Communicator) -> Result<Self> {
+        let device = open_device(arguments.threads, 1, arguments.precision)?;
+        let described = device.describe();
+        let model = model(arguments.init.as_deref(), Arc::new(device))?;
+        let settings = OptimizerSettings {
+            learning_rate: 3e-4,
+            schedule: ScheduleKind::Constant,
+            warmup_steps: 0,
+            ..Default::default()
+        };
+        let sizes = LearnerSizes { rows: BATCH * SEQUENCE, recompute: false, bucket_bytes: 1 << 20 };
+        let world_size = communicator.world_size();
+        let batches = StoredBatches::open(arguments.batches.as_deref(), world_size)?;
+        let learner = Learner::new(model, communicator, &settings, sizes)?;
+        Ok(Self {
+            learner,
+            batches,
+            clock: RealClock::new(),
+            precision: arguments.precision,
+            threads: arguments.threads,
+            device: described,
+        })
+    }
+
+    /// Runs steps; seconds, and the loss of the last one before its update.
+    fn run(&mut self, steps: usize) -> Result<(f64, f64)> {
+        self.learner.communicator().barrier()?;
+        let start = self.clock.now();
+        let mut loss = f64::NAN;
+        for _ in 0..steps {
+            loss = self.learner.step(&mut self.batches, 3e-4, false)?.loss.mean();
+            self.batches.step += 1;
+        }
+        self.learner.communicator().barrier()?;
+        Ok(((self.clock.now() - start).as_secs_f64(), loss))
+    }
+
+    fn facts(&mut self) -> serde_json::Value {
+        serde_json::json!({
+            "mode": format!("{:?}", self.precision).to_lowercase(),
+            "threads": self.threads,
+            "ranks": self.learner.communicator().world_size(),
+            "device": self.device,
+            "warmup_steps": WARMUP_STEPS,
+        })
+    }
+
+    /// Rank 0 reads `step K` and tells the others; they wait for it.
+    fn serve(&mut self) -> Result<()> {
+        let first = self.learner.communicator().rank() == 0;
+        let mut facts = self.facts();
+        if first {
+            println!("ready {facts}");
+        }
+        let mut lines = std::io::stdin().lock().lines();
+        loop {
+            let mut order = if first { next_order(&mut lines)?.to_le_bytes() } else { [0; 8] };
+            self.learner.communicator().broadcast(0, &mut order)?;
+            let steps = u64::from_le_bytes(order) as usize;
+            if steps == 0 {
+                return Ok(());
+            }
+            let before = self.learner.communicator().counters().waited_ns;
+            let (seconds, loss) = self.run(steps)?;
+            let waited = self.learner.communicator().counters().waited_ns - before;
+            if first {
+                facts["tokens"] = (steps * BATCH * SEQUENCE * self.batches.world_size).into();
+                facts["seconds"] = seconds.into();
+                facts["loss"] = loss.into();
+                facts["exposed_s"] = (waited as f64 * 1e-9).into();
+                facts["steps_done"] = self.batches.step.into();
+                println!("{facts}");
+            }
+        }
+    }
+}
+
+/// The next `step K`; 0 at the end of stdin.
+fn next_order(lines: &mut impl Iterator<Item = std::io::Result<String>>) -> Result<u64> {
+    for line in lines {
+        let line = line.context("cannot read stdin")?;
+        match line.strip_prefix("step ").and_then(|count| count.trim().parse().ok()) {
+            Some(steps) if steps > 0 => return Ok(steps),
+            _ => println!("{}", serde_json::json!({ "error": format!("expected `step K`, got {line:?}") })),
+        }
+    }
+    Ok(0)
+}
+
+fn model(init: Option<&Path>, device: Arc<dyn Device>) -> Result<Transformer> {
+    let Some(folder) = init else {
+        let model = Transformer::new(MODEL, device)?;
+        model.initialise(1);
+        return Ok(model);
+    };
+    let model = Transformer::new(hugging_face::read_config(folder)?, device)?;
+    let put = &mut |span, values: &[f32]| model.put(span, values);
+    hugging_face::read_weights(folder, model.config(), model.parameters(), put)?;
+    Ok(model)
+}
+
+/// Batches one after another, over and over; with ranks, rank `r` takes batch `world_size * step + r`.
+struct StoredBatches {
+    /// `[batches][8][257]`.
+    tokens: Vec<u32>,
+    inputs: Vec<u32>,
+    targets: Vec<u32>,
+    world_size: usize,
+    step: usize,
+}
+
+const BATCH_TOKENS: usize = BATCH * (SEQUENCE + 1);
+
+impl StoredBatches {
+    fn open(file: Option<&Path>, world_size: usize) -> Result<Self> {
+        let tokens = match file {
+            Some(path) => read_tokens(path)?,
+            // Any fixed tokens do where only the time counts.
+            None => (0..64 * BATCH_TOKENS as u32).map(|i| i.wrapping_mul(2_654_435_761) >> 20).collect(),
+        };
+        Ok(Self { tokens, inputs: Vec::new(), targets: Vec::new(), world_size, step: 0 })
+    }
+}
+
+fn read_tokens(path: &Path) -> Result<Vec<u32>> {
+    let bytes = std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
+    if bytes.is_empty() || !bytes.len().is_multiple_of(2 * BATCH_TOKENS) {
+        let text = format!("{} holds no whole number of batches of {BATCH_TOKENS} u16 tokens", path.display());
+        return Err(Error::invalid(text).into());
+    }
+    Ok(bytes.chunks_exact(2).map(|pair| u32::from(u16::from_le_bytes([pair[0], pair[1]]))).collect())
+}
+
+impl Microbatches for StoredBatches {
+    fn count(&self) -> usize {
+        self.world_size
+    }
+
+    fn load(&mut self, index: usize) -> gradus_error::Result<Batch<'_>> {
+        let batches = self.tokens.len() / BATCH_TOKENS;
+        let number = (self.world_size * self.step + index) % batches;
+        let rows = self.tokens[number * BATCH_TOKENS..][..BATCH_TOKENS].chunks_exact(SEQUENCE + 1);
+        self.inputs.clear();
+        self.targets.clear();
+        for row in rows {
+            self.inputs.extend_from_slice(&row[..SEQUENCE]);
+            self.targets.extend_from_slice(&row[1..]);
+        }
+        let (tokens, targets) = (&self.inputs, &self.targets);
+        Ok(Batch { batch: BATCH, sequence: SEQUENCE, tokens, targets, documents: None })
+    }
+}

@@ -1,0 +1,66 @@
+//! `gradus train`: under somebody's launcher one rank; otherwise the launcher of local ranks, or the only rank.
+
+use super::{prepare, rank};
+use crate::exit;
+use crate::launcher::{ExitStatusSummary, launch_local};
+use crate::run_settings::Settings;
+use crate::settings::{Resolved, resolve};
+use anyhow::{Context, Result};
+use gradus_fabric::Launch;
+use gradus_host::processors;
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+/// What the command line says.
+#[derive(Debug, clap::Args)]
+pub struct TrainArguments {
+    /// Settings of the run, as TOML.
+    pub file: PathBuf,
+    /// Local ranks to start; overrides launch.nproc_per_node.
+    #[arg(long)]
+    pub nproc_per_node: Option<usize>,
+    /// Go on from the newest checkpoint of the newest run in run.dir.
+    #[arg(long)]
+    pub resume: bool,
+}
+
+/// Trains; returns the exit code.
+///
+/// # Errors
+/// The run's first failure.
+pub fn run(arguments: &TrainArguments, overrides: &[(String, String)]) -> Result<u8> {
+    let mut resolved: Resolved<Settings> = resolve(Some(&arguments.file), overrides)?;
+    if let Some(ranks) = arguments.nproc_per_node {
+        resolved.settings.launch.nproc_per_node = ranks;
+    }
+    let launch = Launch::from_environment(&|name| std::env::var(name).ok())?;
+    match launch {
+        Some(launch) => rank::run(&resolved, Some(launch), arguments.resume),
+        None if resolved.settings.launch.nproc_per_node == 1 => rank::run(&resolved, None, arguments.resume),
+        None => launch_ranks(&resolved.settings),
+    }
+}
+
+/// Finds what is wrong with the settings and the data once, before there are ranks to say it many times; then starts
+/// them.
+fn launch_ranks(settings: &Settings) -> Result<u8> {
+    let ranks = settings.launch.nproc_per_node;
+    settings.train.check(ranks)?;
+    settings.optimizer.check()?;
+    let prepared = prepare::run(settings)?;
+    settings.model.complete(prepared.manifest.vocabulary)?;
+    let cores = processors::available();
+    if ranks > cores {
+        tracing::warn!("{ranks} ranks share {cores} processors: they will take turns");
+    }
+    let program = std::env::current_exe().context("cannot find this program's own file")?;
+    let arguments: Vec<OsString> = std::env::args_os().skip(1).collect();
+    let ended = launch_local(&program, &arguments, ranks, &[])?;
+    if !matches!(ended, ExitStatusSummary::Done) {
+        eprintln!("gradus: {ended}");
+    }
+    Ok(match ended {
+        ExitStatusSummary::Done => exit::DONE,
+        other => other.exit_code(),
+    })
+}

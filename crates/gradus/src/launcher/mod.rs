@@ -1,0 +1,177 @@
+//! `--nproc-per-node N`: this program, started N times on this host as the ranks of one run.
+//!
+//! Ranks find each other as under any launcher, by `RANK`, `WORLD_SIZE`, `LOCAL_RANK`, `LOCAL_WORLD_SIZE`, `GROUP_RANK`,
+//! `MASTER_ADDR` and `MASTER_PORT` (the names of torchrun). One thing is better than under a foreign one: the rendezvous'
+//! listener is bound here, to a port that the system chooses, and handed on to rank 0 as an open descriptor
+//! ([`RENDEZVOUS_FD`]), so no port is raced for.
+//!
+//! Each rank leads a process group of its own. A terminal's Ctrl-C then reaches the launcher alone, which passes it on
+//! exactly once, whoever sent it and however.
+//!
+//! Invariant: when [`Launch::run`] returns, for whatever reason, no rank is alive; and when the launcher itself is
+//! killed, the kernel kills the ranks.
+
+mod lines;
+mod rank;
+mod signals;
+mod supervise;
+#[cfg(test)]
+mod tests;
+
+use crate::exit;
+use gradus_error::{Error, IoContext, Result};
+use gradus_host::RealClock;
+use signals::Signals;
+use std::ffi::OsString;
+use std::fmt;
+use std::io::IsTerminal;
+use std::net::{Ipv4Addr, TcpListener};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+/// Names the descriptor on which rank 0 inherits the rendezvous' listener, bound to `MASTER_ADDR` and `MASTER_PORT`.
+pub const RENDEZVOUS_FD: &str = "GRADUS_RENDEZVOUS_FD";
+
+/// Time from telling the ranks to stop, because one has failed, to killing them.
+const GRACE: Duration = Duration::from_secs(5);
+
+/// More ranks on one host are a slip of the finger.
+const MOST_RANKS: usize = 1024;
+
+/// What is to be started, and how often.
+#[derive(Debug, Clone)]
+pub struct Launch {
+    /// The program of every rank.
+    pub program: PathBuf,
+    /// Its arguments.
+    pub arguments: Vec<OsString>,
+    /// Ranks.
+    pub ranks: usize,
+    /// Variables on top of those of this process and of the launch's own.
+    pub environment: Vec<(OsString, OsString)>,
+    /// Time from telling the ranks to stop, because one has failed, to killing them.
+    pub grace: Duration,
+}
+
+/// How a process ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ending {
+    /// By itself, with an exit code.
+    Code(i32),
+    /// By a signal.
+    Signal(i32),
+}
+
+/// How a launch ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ExitStatusSummary {
+    /// Every rank ended with 0.
+    Done,
+    /// Ranks ended with 130, or by the signal that was passed on to them.
+    Interrupted,
+    /// A second signal killed the ranks.
+    Killed,
+    /// A rank failed, and the others were stopped.
+    Failed {
+        /// The rank that failed first.
+        rank: usize,
+        /// How.
+        ending: Ending,
+    },
+}
+
+impl ExitStatusSummary {
+    /// The exit code of a launcher that saw this.
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            Self::Done => exit::DONE,
+            Self::Interrupted => exit::INTERRUPTED,
+            Self::Failed { ending: Ending::Code(2), .. } => exit::BAD_INPUT,
+            // Killed too: 130 would promise a checkpoint of the last step.
+            Self::Killed | Self::Failed { .. } => exit::FAILED,
+        }
+    }
+}
+
+impl fmt::Display for Ending {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Code(code) => write!(f, "ended with exit code {code}"),
+            Self::Signal(9) => f.write_str("was ended by SIGKILL (the kernel sends it when memory runs out)"),
+            Self::Signal(number) => match signal_hook::low_level::signal_name(*number) {
+                Some(name) => write!(f, "was ended by {name}"),
+                None => write!(f, "was ended by signal {number}"),
+            },
+        }
+    }
+}
+
+impl fmt::Display for ExitStatusSummary {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Done => f.write_str("all ranks are done"),
+            Self::Interrupted => f.write_str("interrupted"),
+            Self::Killed => {
+                f.write_str("killed by a second signal: the run resumes from its last checkpoint")
+            }
+            Self::Failed { rank, ending } => write!(f, "rank {rank} {ending}"),
+        }
+    }
+}
+
+/// Starts `nproc` ranks of `program` on this host and waits for them all: see [`Launch::run`].
+///
+/// # Errors
+/// As [`Launch::run`].
+pub fn launch_local(
+    program: &Path,
+    args: &[OsString],
+    nproc: usize,
+    environment: &[(OsString, OsString)],
+) -> Result<ExitStatusSummary> {
+    let launch = Launch {
+        program: program.to_owned(),
+        arguments: args.to_vec(),
+        ranks: nproc,
+        environment: environment.to_vec(),
+        grace: GRACE,
+    };
+    launch.run()
+}
+
+impl Launch {
+    /// Starts the ranks and blocks until all have ended.
+    ///
+    /// Rank 0 has this process' stdout and stderr; each line of the others goes to stderr behind `[rank N] `. When a
+    /// rank fails the others are sent SIGTERM, and SIGKILL after the grace. SIGINT, SIGTERM and SIGHUP are passed on
+    /// once; a second one kills. SIGTSTP stops the ranks with the launcher.
+    ///
+    /// Must be called on a thread that lives until it returns, as the main thread does: the kernel kills the ranks when
+    /// the *thread* that started them ends.
+    ///
+    /// # Errors
+    /// `Invalid` for no rank or more than 1024, or a program that is not there; else the system's failure to bind,
+    /// start or wait. No rank is left alive.
+    pub fn run(&self) -> Result<ExitStatusSummary> {
+        let stderr = std::io::stderr();
+        // Before the first rank, so that no signal finds ranks and nobody to pass it on.
+        let signals = Signals::register()?;
+        let ranks = self.start(stderr.is_terminal())?;
+        supervise::run(ranks, &signals, self.grace, &RealClock::new(), &mut stderr.lock())
+    }
+
+    /// The ranks, started. `clear` says that their lines go to a terminal on which rank 0 may draw.
+    fn start(&self, clear: bool) -> Result<Vec<rank::Rank>> {
+        if self.ranks == 0 || self.ranks > MOST_RANKS {
+            return Err(Error::invalid(format!(
+                "{} ranks on one host: choose 1 to {MOST_RANKS}",
+                self.ranks
+            )));
+        }
+        let describe = || "cannot bind the rendezvous to 127.0.0.1".to_owned();
+        let rendezvous = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).context(describe)?;
+        let port = rendezvous.local_addr().context(describe)?.port();
+        // Dropped at the end: once rank 0 has it, its death must close the port.
+        (0..self.ranks).map(|number| rank::Rank::start(self, number, &rendezvous, port, clear)).collect()
+    }
+}

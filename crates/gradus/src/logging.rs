@@ -1,0 +1,29 @@
+//! What a process says on stderr: log lines and its last word, each with its rank where there are several.
+
+use crate::exit;
+use tracing::Level;
+
+/// `[rank N] ` on rank 0 of several; the launcher prefixes the others' lines.
+fn prefix() -> String {
+    let number = |name: &str| std::env::var(name).ok()?.parse::<usize>().ok();
+    match (number("RANK"), number("WORLD_SIZE")) {
+        (Some(0), Some(world_size)) if world_size > 1 => "[rank 0] ".to_owned(),
+        _ => String::new(),
+    }
+}
+
+/// Begins to show log lines of level `GRADUS_LOG` (error, warn, info, debug, trace; `warn` without it).
+pub fn start() {
+    let level = std::env::var("GRADUS_LOG").ok().and_then(|text| text.parse().ok()).unwrap_or(Level::WARN);
+    tracing_subscriber::fmt()
+        .with_max_level(level)
+        .with_writer(std::io::stderr)
+        .without_time()
+        .with_target(false)
+        .init();
+}
+
+/// Says why the process ends.
+pub fn failure(error: &anyhow::Error) {
+    eprintln!("{}gradus: error: {}", prefix(), exit::message(error));
+}

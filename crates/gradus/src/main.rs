@@ -1,0 +1,64 @@
+//! `gradus`: trains language models across machines.
+
+mod cli;
+mod commands;
+mod config;
+mod exit;
+mod launcher;
+mod logging;
+mod report;
+mod run_folder;
+mod run_settings;
+mod settings;
+mod sinks;
+mod wording;
+
+use anyhow::Result;
+use clap::Parser;
+use cli::{Bench, Cli, Command};
+use run_settings::Settings;
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    logging::start();
+    match run() {
+        Ok(code) => code.into(),
+        Err(error) => {
+            logging::failure(&error);
+            exit::code(&error).into()
+        }
+    }
+}
+
+/// Runs the subcommand; returns the exit code.
+fn run() -> Result<u8> {
+    let (arguments, overrides) = cli::split_overrides(std::env::args_os())?;
+    let cli = match Cli::try_parse_from(arguments) {
+        Ok(cli) => cli,
+        // Help and version are no errors: clap prints them where they belong.
+        Err(error) => {
+            error.print()?;
+            return Ok(u8::try_from(error.exit_code()).unwrap_or(exit::FAILED));
+        }
+    };
+    cli.command.check_overrides(&overrides)?;
+    match &cli.command {
+        Command::Train(arguments) => return commands::train::run(arguments, &overrides),
+        Command::Prepare { file } => {
+            let settings = settings::resolve::<Settings>(file.as_deref(), &overrides)?.settings;
+            println!("{}", commands::prepare::describe(&commands::prepare::run(&settings)?));
+        }
+        Command::Generate(arguments) => commands::generate::run(arguments)?,
+        Command::Logits(arguments) => commands::logits::run(arguments)?,
+        Command::Config { file } => {
+            config::print_config::<Settings>(&mut std::io::stdout(), file.as_deref(), &overrides)?;
+        }
+        Command::Report { run } => {
+            let files = report::write_report(run)?;
+            println!("{}\n{}", files.page.display(), files.loss.display());
+        }
+        Command::Doctor => commands::doctor::run()?,
+        Command::Bench { what: Bench::Train(arguments) } => commands::bench_train::run(arguments)?,
+    }
+    Ok(exit::DONE)
+}

@@ -1,0 +1,122 @@
+//! All settings of a run, section by section, as a TOML file gives them.
+
+use crate::settings::parse_duration;
+use gradus_error::{Error, Result};
+use gradus_fabric::FabricSettings;
+use gradus_model::ModelSettings;
+use gradus_store::PrepareSettings;
+use gradus_train::{CheckpointSettings, OptimizerSettings, RunSettings, SampleSettings, TrainSettings};
+use serde::{Deserialize, Serialize};
+use std::path::{Path, PathBuf};
+
+/// The whole file.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Settings {
+    /// Where the run goes, and its seed.
+    pub run: RunSection,
+    /// How ranks are started and reach each other.
+    pub launch: LaunchSection,
+    /// Times and sizes of rendezvous and transports.
+    pub fabric: FabricSettings,
+    /// What to learn from.
+    pub data: PrepareSettings,
+    /// What learns.
+    pub model: ModelSettings,
+    /// How a run goes.
+    pub train: TrainSettings,
+    /// AdamW and its schedule.
+    pub optimizer: OptimizerSettings,
+    /// When to save.
+    pub checkpoint: CheckpointSettings,
+    /// What to let the model write.
+    pub sample: SampleSettings,
+}
+
+/// Where the run goes, and its seed.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct RunSection {
+    /// Folder of the run; if it holds a run already, a number is appended.
+    pub dir: String,
+    /// Of everything random.
+    pub seed: u64,
+}
+
+impl Default for RunSection {
+    fn default() -> Self {
+        Self { dir: "runs/run".into(), seed: 1337 }
+    }
+}
+
+/// How ranks are started and reach each other.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct LaunchSection {
+    /// Local ranks that `gradus train` starts itself; also `--nproc-per-node`.
+    pub nproc_per_node: usize,
+    /// `auto`, `shm` or `tcp`.
+    pub transport: String,
+    /// Time without any progress after which a collective gives up, such as `300s`.
+    pub stall_timeout: String,
+}
+
+impl Default for LaunchSection {
+    fn default() -> Self {
+        Self {
+            nproc_per_node: 1,
+            transport: "auto".into(),
+            stall_timeout: "300s".into(),
+        }
+    }
+}
+
+impl Settings {
+    /// `T`: as set, or the model's context. The preset decides where neither is given.
+    ///
+    /// # Errors
+    /// `Invalid`, naming the key.
+    pub fn sequence_length(&self) -> Result<usize> {
+        if self.train.sequence_length > 0 {
+            return Ok(self.train.sequence_length);
+        }
+        // The context does not depend on the tokenizer: any count serves to complete the rest.
+        Ok(self.model.complete(1)?.context)
+    }
+
+    /// What the data are prepared by: sequence length, seed and a folder follow from other settings where not given.
+    ///
+    /// # Errors
+    /// `Invalid`, naming the key.
+    pub fn data_settings(&self) -> Result<PrepareSettings> {
+        let mut data = self.data.clone();
+        data.sequence_length = self.sequence_length()?;
+        if data.prepared.is_empty() {
+            let name = Path::new(&self.run.dir).file_name().unwrap_or("run".as_ref());
+            data.prepared = Path::new("data").join(name).to_string_lossy().into_owned();
+        }
+        Ok(data)
+    }
+
+    /// What the trainer needs.
+    ///
+    /// # Errors
+    /// `Invalid`, naming the key.
+    pub fn run_settings(&self, folder: PathBuf, resume: Option<PathBuf>) -> Result<RunSettings> {
+        let within = |error: Error| error.within("train.duration");
+        let duration_s = match self.train.duration.as_str() {
+            "" => 0.0,
+            text => parse_duration(text).map_err(within)?.as_secs_f64(),
+        };
+        Ok(RunSettings {
+            train: self.train.clone(),
+            optimizer: self.optimizer.clone(),
+            checkpoint: self.checkpoint.clone(),
+            sample: self.sample.clone(),
+            duration_s,
+            seed: self.run.seed,
+            folder,
+            resume,
+        })
+    }
+}

@@ -1,0 +1,143 @@
+//! Figures as people read them, the same on the terminal and in reports.
+
+/// A count with its thousands apart: `10,512`.
+pub fn grouped(count: u64) -> String {
+    let digits = count.to_string();
+    let mut text = String::with_capacity(digits.len() * 4 / 3);
+    for (index, digit) in digits.chars().enumerate() {
+        if index > 0 && (digits.len() - index).is_multiple_of(3) {
+            text.push(',');
+        }
+        text.push(digit);
+    }
+    text
+}
+
+/// A count of things: `1 step`, `2,000 steps`.
+pub fn counted(count: u64, thing: &str) -> String {
+    format!("{} {thing}{}", grouped(count), if count == 1 { "" } else { "s" })
+}
+
+/// A quantity in three digits: `512`, `13.9M`, `1.24B`.
+pub fn quantity(value: f64) -> String {
+    const UNITS: [(f64, &str); 4] = [(1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")];
+    if !value.is_finite() {
+        return "-".to_owned();
+    }
+    // 999.5 and more would be written as four digits: it is 1.00 of the next unit.
+    match UNITS.iter().find(|(scale, _)| value.abs() >= scale * 0.9995) {
+        Some((scale, unit)) => format!("{}{unit}", three_digits(value / scale)),
+        None if value.fract() == 0.0 => format!("{value:.0}"),
+        None => three_digits(value),
+    }
+}
+
+fn three_digits(value: f64) -> String {
+    let magnitude = value.abs();
+    let places = if magnitude >= 99.95 {
+        0
+    } else if magnitude >= 9.995 {
+        1
+    } else {
+        2
+    };
+    format!("{value:.places$}")
+}
+
+/// Bytes in GiB, or in MiB below a tenth of one.
+pub fn memory(bytes: u64) -> String {
+    let mebibytes = bytes as f64 / f64::from(1 << 20);
+    if mebibytes < 102.4 { format!("{mebibytes:.1}MiB") } else { format!("{:.2}GiB", mebibytes / 1024.0) }
+}
+
+/// A length of time: `0.8s`, `42s`, `2m 05s`, `1h 02m`, `3d 04h`.
+pub fn duration(seconds: f64) -> String {
+    if !seconds.is_finite() || seconds < 0.0 {
+        return "-".to_owned();
+    }
+    let whole = seconds.round() as u64;
+    match whole {
+        _ if seconds < 9.95 => format!("{seconds:.1}s"),
+        0..60 => format!("{whole}s"),
+        60..3600 => format!("{}m {:02}s", whole / 60, whole % 60),
+        3600..86_400 => format!("{}h {:02}m", whole / 3600, whole % 3600 / 60),
+        _ => format!("{}d {:02}h", whole / 86_400, whole % 86_400 / 3600),
+    }
+}
+
+/// A share of one, in percent.
+pub fn percent(share: f64) -> String {
+    if share.is_finite() { format!("{:.1}%", share * 100.0) } else { "-".to_owned() }
+}
+
+/// A loss: four places, which is what noise leaves of it.
+pub fn loss(value: f64) -> String {
+    if value.is_finite() { format!("{value:.4}") } else { "not finite".to_owned() }
+}
+
+/// How gradients travel between `world_size` ranks.
+pub fn ranks(world_size: usize, transport: &str) -> String {
+    match (world_size, transport) {
+        (0 | 1, _) => "1".to_owned(),
+        (_, "shm") => format!("{world_size} over shared memory"),
+        (_, "tcp") => format!("{world_size} over TCP"),
+        (_, other) => format!("{world_size} over {other}"),
+    }
+}
+
+/// The same in a sentence.
+pub fn ranks_in_words(world_size: usize, transport: &str) -> String {
+    match world_size {
+        0 | 1 => "one rank".to_owned(),
+        _ => ranks(world_size, transport).replacen(" over ", " ranks over ", 1),
+    }
+}
+
+/// Text from outside without what would move a terminal's cursor or change its colours; line feeds and tabs stay.
+pub fn printable(text: &str) -> String {
+    text.chars().map(|c| if c.is_control() && c != '\n' && c != '\t' { '\u{fffd}' } else { c }).collect()
+}
+
+/// Text from outside as HTML and XML show it, whatever it holds; also between quotes of an attribute.
+pub fn escaped(text: &str) -> String {
+    let mut escaped = String::with_capacity(text.len());
+    for character in text.chars() {
+        match character {
+            '&' => escaped.push_str("&amp;"),
+            '<' => escaped.push_str("&lt;"),
+            '>' => escaped.push_str("&gt;"),
+            '"' => escaped.push_str("&quot;"),
+            '\'' => escaped.push_str("&#39;"),
+            // XML allows no other control characters, not even as references.
+            control if control.is_control() && !"\n\t".contains(control) => escaped.push('\u{fffd}'),
+            other => escaped.push(other),
+        }
+    }
+    escaped
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nothing_from_outside_is_markup() {
+        let text = escaped("<script>alert('x')</script> & \"q\"\0\n");
+        assert_eq!(text, "&lt;script&gt;alert(&#39;x&#39;)&lt;/script&gt; &amp; &quot;q&quot;\u{fffd}\n");
+    }
+
+    #[test]
+    fn figures_read_well() {
+        assert_eq!(["0", "999", "1,000", "1,234,567"], [0, 999, 1000, 1_234_567].map(grouped));
+        let quantities =
+            [0.0, 7.25, 512.0, 999.6, 10_512.0, 13_900_000.0, 1.24e9, 999_960.0, f64::NAN].map(quantity);
+        assert_eq!(quantities, ["0", "7.25", "512", "1.00k", "10.5k", "13.9M", "1.24B", "1.00M", "-"]);
+        assert_eq!([10 << 20, 440_234_147].map(memory), ["10.0MiB", "0.41GiB"]);
+        let durations = [0.84, 9.96, 59.6, 125.0, 3720.0, 273_600.0, f64::INFINITY, -1.0].map(duration);
+        assert_eq!(durations, ["0.8s", "10s", "1m 00s", "2m 05s", "1h 02m", "3d 04h", "-", "-"]);
+        assert_eq!([0.312, f64::NAN].map(percent), ["31.2%", "-"]);
+        assert_eq!([3.21014, f64::INFINITY].map(loss), ["3.2101", "not finite"]);
+        assert_eq!(ranks(2, "shm"), "2 over shared memory");
+        assert_eq!(printable("a\x1b[2J\nb\u{9b}"), "a\u{fffd}[2J\nb\u{fffd}");
+    }
+}

@@ -1,0 +1,53 @@
+//! The program itself, as a person runs it.
+
+use std::path::Path;
+use std::process::{Command, Output};
+
+fn gradus(directory: &Path, arguments: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_gradus"))
+        .args(arguments)
+        .current_dir(directory)
+        .output()
+        .expect("the program was built for this test")
+}
+
+fn text(bytes: &[u8]) -> &str {
+    std::str::from_utf8(bytes).expect("the program writes text")
+}
+
+#[test]
+fn a_report_is_made_from_metrics() {
+    let directory = tempfile::tempdir().unwrap();
+    let line = r#"{"event":"evaluation","step":1,"loss":null,"nats_per_byte":0.0,"targets":3}"#;
+    std::fs::write(directory.path().join("metrics.jsonl"), line).unwrap();
+    let output = gradus(directory.path(), &["report", "."]);
+    assert_eq!((output.status.code(), text(&output.stderr)), (Some(0), ""));
+    assert_eq!(text(&output.stdout), "./report.html\n./loss.svg\n");
+    assert!(directory.path().join("report.html").is_file() && directory.path().join("loss.svg").is_file());
+}
+
+#[test]
+fn bad_input_ends_with_two_and_says_what_to_mend() {
+    let directory = tempfile::tempdir().unwrap();
+    let cases: [(&[&str], &str); 4] = [
+        (&["report", "nowhere"], "gradus: cannot read nowhere/metrics.jsonl: "),
+        (&["report", ".", "--model.layers"], "gradus: --model.layers needs a value"),
+        (&["report", ".", "--model.layers", "6"], "gradus: --model.layers: a report has no settings"),
+        (&["repotr"], "error: unrecognized subcommand 'repotr'"),
+    ];
+    for (arguments, message) in cases {
+        let output = gradus(directory.path(), arguments);
+        assert_eq!(output.status.code(), Some(2), "{arguments:?}");
+        assert!(text(&output.stderr).starts_with(message), "{}", text(&output.stderr));
+    }
+}
+
+#[test]
+fn help_and_version_are_no_errors() {
+    let directory = tempfile::tempdir().unwrap();
+    for flag in ["--help", "--version"] {
+        let output = gradus(directory.path(), &[flag]);
+        assert_eq!((output.status.code(), text(&output.stderr)), (Some(0), ""));
+        assert!(text(&output.stdout).contains("gradus"));
+    }
+}

@@ -1,0 +1,128 @@
+//! Training steps beside PyTorch's, interleaved.
+//!
+//! Hypothesis: with the matrix unit fed well, a step on a CPU takes a third of PyTorch's time in bf16 and no longer than
+//! PyTorch's in f32; two ranks over shared memory reach nearly what two independent copies do. Ceiling: the two copies.
+//!
+//! How: every arm is a warm process that sleeps until it is told to step. In each round each arm runs the same few steps,
+//! alone on the machine; the round's order rotates, so that no arm always follows the same one. All arms start from the
+//! same weights and see the same batches, and our losses are held against PyTorch's in the same run.
+
+use super::arm::{Arm, Plan, plans};
+use super::inputs::Inputs;
+use super::table::{self, Row};
+use super::{result_file, work_folder};
+use crate::machine;
+use anyhow::{Context, Result, ensure};
+use serde_json::{Value, json};
+use std::fs;
+use std::path::PathBuf;
+
+/// What can be chosen.
+#[derive(Debug, clap::Args)]
+pub struct Options {
+    /// How often each arm has its turn.
+    #[arg(long, default_value_t = 7)]
+    rounds: usize,
+    /// Steps of a turn.
+    #[arg(long, default_value_t = 4)]
+    steps: usize,
+    /// Only arms whose name contains one of these; see the table for names.
+    #[arg(long, num_args = 1..)]
+    arms: Vec<String>,
+    /// The text that batches are cut from; the sources of this repository when not given.
+    #[arg(long)]
+    data: Option<PathBuf>,
+    /// Measure this binary; without it, this tree's release build.
+    #[arg(long)]
+    binary: Option<PathBuf>,
+}
+
+/// Measures, prints the table, keeps the results.
+///
+/// # Errors
+/// When an arm is missing or a loss of ours is wrong, after all else has been measured and kept.
+pub fn run(options: &Options) -> Result<()> {
+    ensure!(options.rounds > 0 && options.steps > 0, "--rounds and --steps start at 1");
+    let chosen: Vec<Plan> = plans().into_iter().filter(|plan| is_chosen(plan, &options.arms)).collect();
+    ensure!(
+        !chosen.is_empty(),
+        "no arm's name contains {}; `--arms thread` is all",
+        options.arms.join(" or ")
+    );
+    let facts = machine::facts();
+    let inputs = Inputs::prepare(options.binary.as_deref(), options.data.as_deref())?;
+    let mut arms = start_all(chosen, &inputs)?;
+    take_turns(&mut arms, options);
+    let rows: Vec<Row> = arms.into_iter().map(|(_, row)| row).collect();
+    conclude(&rows, options, facts)
+}
+
+fn is_chosen(plan: &Plan, arms: &[String]) -> bool {
+    arms.is_empty() || arms.iter().any(|part| plan.to_string().contains(part.as_str()))
+}
+
+/// One after the other: warming up is work too, and would disturb another's. An arm that fails keeps its row.
+fn start_all(plans: Vec<Plan>, inputs: &Inputs) -> Result<Vec<(Option<Arm>, Row)>> {
+    let logs = work_folder("train")?;
+    let start = |plan: Plan| {
+        eprintln!("starting {plan}");
+        let log = logs.join(plan.to_string().replace([' ', ','], "-"));
+        let (arm, missing) = match Arm::start(&plan, || inputs.command(&plan), &log) {
+            Ok(arm) => (Some(arm), None),
+            Err(error) => (None, Some(format!("{error:#}"))),
+        };
+        let ready = arm.as_ref().map_or(Value::Null, |arm| arm.ready().clone());
+        (arm, Row { plan, ready, turns: Vec::new(), missing })
+    };
+    Ok(plans.into_iter().map(start).collect())
+}
+
+fn take_turns(arms: &mut [(Option<Arm>, Row)], options: &Options) {
+    for round in 0..options.rounds {
+        eprintln!("round {} of {}", round + 1, options.rounds);
+        for place in 0..arms.len() {
+            let place = (place + round) % arms.len();
+            take_turn(&mut arms[place], options.steps);
+        }
+    }
+}
+
+/// An arm that fails on its way is missing from then on: half a row compares with nothing.
+fn take_turn((arm, row): &mut (Option<Arm>, Row), steps: usize) {
+    let Some(running) = arm else { return };
+    match running.turn(steps) {
+        Ok(turn) => row.turns.push(turn),
+        Err(error) => {
+            row.missing = Some(format!("{error:#}"));
+            *arm = None;
+        }
+    }
+}
+
+fn conclude(rows: &[Row], options: &Options, facts: Value) -> Result<()> {
+    let wrong = table::wrong_losses(rows);
+    let path = result_file("train")?;
+    let result = json!({
+        "bench": "train",
+        "date": machine::date()?,
+        "commit": machine::commit()?,
+        "machine": facts,
+        "settings": {
+            "model": "GPT V=4096 C=384 L=6 H=6 T=256, 13.9M parameters", "batch": 8,
+            "rounds": options.rounds, "steps": options.steps, "arms": options.arms, "data": options.data, "binary": options.binary,
+        },
+        "wrong_losses": wrong,
+        "arms": table::as_json(rows),
+    });
+    let text = serde_json::to_string_pretty(&result)? + "\n";
+    fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))?;
+    eprintln!("results: {}", path.display());
+    for problem in &wrong {
+        println!("wrong: {problem}");
+    }
+    print!("{}", table::render(rows));
+    let missing = rows.iter().filter(|row| row.missing.is_some()).count();
+    ensure!(wrong.is_empty(), "{} arms of ours compute other losses than PyTorch", wrong.len());
+    ensure!(missing == 0, "{missing} arms are missing; the table says why");
+    Ok(())
+}

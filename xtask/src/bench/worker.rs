@@ -1,0 +1,149 @@
+//! A long-lived process that runs training steps when told, and sleeps otherwise.
+//!
+//! The protocol, the same for every engine: the worker prints `ready {...}` when warm; for each line `step K` that it
+//! reads it runs K steps and prints one line of JSON; at the end of its stdin it ends. Other lines that it prints before
+//! `ready` are passed over. Its stderr goes to a log file, whose end is shown when it fails.
+
+use anyhow::{Context, Result, anyhow, bail};
+use serde_json::Value;
+use std::fs::{self, File};
+use std::io::{BufRead, BufReader, Write};
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStdin, Command, Stdio};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::thread;
+use std::time::Duration;
+
+/// Warming up may compile for a minute; a worker that says nothing for this long hangs.
+const PATIENCE: Duration = Duration::from_secs(600);
+/// Ranks are taken down, files are closed.
+const PATIENCE_AT_END: Duration = Duration::from_secs(30);
+
+/// One worker process; it ends when this is dropped.
+#[derive(Debug)]
+pub struct Worker {
+    child: Child,
+    stdin: Option<ChildStdin>,
+    lines: Receiver<String>,
+    log: PathBuf,
+    ready: Value,
+}
+
+impl Worker {
+    /// Starts `command` and waits until it is warm.
+    ///
+    /// # Errors
+    /// When it cannot be started, ends or falls silent before it is ready.
+    pub fn start(mut command: Command, log: &Path) -> Result<Self> {
+        let stderr = File::create(log).with_context(|| format!("cannot write {}", log.display()))?;
+        let pipes = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(stderr);
+        let mut child = pipes.spawn().with_context(|| format!("cannot start {:?}", command.get_program()))?;
+        let stdin = child.stdin.take();
+        let lines = read_lines(BufReader::new(child.stdout.take().context("stdout was asked to be a pipe")?));
+        let mut worker = Self { child, stdin, lines, log: log.to_owned(), ready: Value::Null };
+        worker.ready = worker.wait_until_ready()?;
+        Ok(worker)
+    }
+
+    /// What it said of itself when it was warm.
+    pub fn ready(&self) -> &Value {
+        &self.ready
+    }
+
+    /// Tells it to run `steps`; the answer is had by [`Worker::answer`].
+    ///
+    /// # Errors
+    /// When it has ended.
+    pub fn tell(&mut self, steps: usize) -> Result<()> {
+        let stdin = self.stdin.as_mut().context("stdin is open until the worker is dropped")?;
+        let told = writeln!(stdin, "step {steps}").and_then(|()| stdin.flush());
+        told.map_err(|error| anyhow!("{error}; {}", self.log_end()))
+    }
+
+    /// Waits for what came of the steps.
+    ///
+    /// # Errors
+    /// When it ends, falls silent, says no JSON, or reports an error.
+    pub fn answer(&mut self) -> Result<Value> {
+        let line = self.next_line()?;
+        let answer: Value = serde_json::from_str(&line).with_context(|| format!("not JSON: {line}"))?;
+        match answer.get("error") {
+            Some(error) => bail!("the worker says: {error}"),
+            None => Ok(answer),
+        }
+    }
+
+    fn wait_until_ready(&self) -> Result<Value> {
+        loop {
+            let line = self.next_line()?;
+            if let Some(facts) = line.strip_prefix("ready") {
+                return serde_json::from_str(facts.trim()).with_context(|| format!("not JSON: {line}"));
+            }
+        }
+    }
+
+    fn next_line(&self) -> Result<String> {
+        self.lines.recv_timeout(PATIENCE).map_err(|error| match error {
+            RecvTimeoutError::Timeout => anyhow!("silent for {PATIENCE:?}; {}", self.log_end()),
+            RecvTimeoutError::Disconnected => anyhow!("it ended; {}", self.log_end()),
+        })
+    }
+
+    fn log_end(&self) -> String {
+        let text = fs::read_to_string(&self.log).unwrap_or_default();
+        let last = text.lines().rev().find(|line| !line.trim().is_empty()).unwrap_or("it said nothing");
+        format!("{last} (log: {})", self.log.display())
+    }
+}
+
+impl Drop for Worker {
+    fn drop(&mut self) {
+        drop(self.stdin.take());
+        // Its stdout closes when it ends; a worker that does not take the hint is killed.
+        while self.lines.recv_timeout(PATIENCE_AT_END).is_ok() {}
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// Lines as they come; the channel closes with the pipe.
+fn read_lines(pipe: impl BufRead + Send + 'static) -> Receiver<String> {
+    let (sender, receiver) = channel();
+    thread::spawn(move || pipe.lines().map_while(Result::ok).try_for_each(|line| sender.send(line)));
+    receiver
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const WORKER: &str = r#"echo noise; echo 'ready {"warmup_steps": 1}'; while read -r word steps; do
+        if [ "$steps" = 3 ]; then echo '{"error": "three"}'; elif [ "$steps" = 4 ]; then echo oops >&2; exit 1;
+        else echo "{\"tokens\": $steps}"; fi; done"#;
+
+    fn start(script: &str, folder: &Path) -> Result<Worker> {
+        let mut command = Command::new("bash");
+        command.args(["-c", script]);
+        Worker::start(command, &folder.join("log"))
+    }
+
+    #[test]
+    fn steps_are_told_and_answered() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut worker = start(WORKER, folder.path()).unwrap();
+        assert_eq!(worker.ready()["warmup_steps"], 1);
+        worker.tell(7).unwrap();
+        assert_eq!(worker.answer().unwrap()["tokens"], 7);
+        worker.tell(3).unwrap();
+        assert!(worker.answer().unwrap_err().to_string().contains("three"));
+        worker.tell(4).unwrap();
+        assert!(worker.answer().unwrap_err().to_string().contains("oops"));
+    }
+
+    #[test]
+    fn one_that_ends_before_it_is_ready_is_named_with_its_last_words() {
+        let folder = tempfile::tempdir().unwrap();
+        let error = start("echo starting; echo no such option >&2; exit 2", folder.path()).unwrap_err();
+        assert!(error.to_string().contains("no such option"), "{error}");
+    }
+}

@@ -1,0 +1,99 @@
+//! What a measurement must say of where and of what it was made.
+
+use crate::shell;
+use anyhow::Result;
+use serde_json::{Value, json};
+use std::fs;
+
+/// Instruction sets that decide how fast a matrix product can be.
+const TELLING_FLAGS: [&str; 6] = ["avx2", "avx512f", "avx512_bf16", "amx_bf16", "amx_tile", "avx_vnni"];
+
+/// Processor, cores, memory, kernel and load of this machine.
+pub fn facts() -> Value {
+    let load = read("/proc/loadavg");
+    json!({
+        "processor": processor(&read("/proc/cpuinfo")),
+        "cores": cores(),
+        "instructions": instructions(&read("/proc/cpuinfo")),
+        "memory": field(&read("/proc/meminfo"), "MemTotal"),
+        "kernel": read("/proc/sys/kernel/osrelease").trim(),
+        "load_before": load.split(' ').take(3).collect::<Vec<_>>().join(" "),
+    })
+}
+
+/// A short name for files: processor and cores.
+pub fn name() -> String {
+    let processor = processor(&read("/proc/cpuinfo"));
+    format!("{}-{}-cores", slug(&processor), cores())
+}
+
+/// The commit measured, and whether the tree held changes beside it.
+///
+/// # Errors
+/// When git fails.
+pub fn commit() -> Result<String> {
+    let commit = shell::output(shell::command("git", &["rev-parse", "HEAD"]))?;
+    let changes = shell::output(shell::command("git", &["status", "--porcelain"]))?;
+    Ok(if changes.is_empty() { commit } else { format!("{commit} with changes") })
+}
+
+/// The time in UTC, such as 2026-01-31-1405.
+///
+/// # Errors
+/// When `date` fails.
+pub fn date() -> Result<String> {
+    shell::output(shell::command("date", &["-u", "+%Y-%m-%d-%H%M"]))
+}
+
+fn read(path: &str) -> String {
+    fs::read_to_string(path).unwrap_or_default()
+}
+
+fn cores() -> usize {
+    std::thread::available_parallelism().map_or(1, usize::from)
+}
+
+/// The value behind the first `name :` of a file such as /proc/cpuinfo; empty when there is none.
+fn field(text: &str, name: &str) -> String {
+    let pairs = text.lines().filter_map(|line| line.split_once(':'));
+    pairs
+        .into_iter()
+        .find(|(key, _)| key.trim() == name)
+        .map(|(_, value)| value.trim().to_owned())
+        .unwrap_or_default()
+}
+
+fn processor(cpuinfo: &str) -> String {
+    let name = field(cpuinfo, "model name");
+    if name.is_empty() { std::env::consts::ARCH.to_owned() } else { name }
+}
+
+fn instructions(cpuinfo: &str) -> Vec<&'static str> {
+    let flags = field(cpuinfo, "flags");
+    let has = |flag: &&str| flags.split(' ').any(|found| found == *flag);
+    TELLING_FLAGS.into_iter().filter(has).collect()
+}
+
+fn slug(text: &str) -> String {
+    let plain = text.to_lowercase().replace(|c: char| !c.is_ascii_alphanumeric(), " ");
+    plain.split_whitespace().take(4).collect::<Vec<_>>().join("-")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_made_for_files() {
+        assert_eq!(slug("Intel(R) Xeon(R) Platinum 8481C @ 2.70GHz"), "intel-r-xeon-r");
+        assert_eq!(slug("AMD EPYC"), "amd-epyc");
+    }
+
+    #[test]
+    fn fields_are_found_by_their_whole_name() {
+        let text = "model\t\t: 2\nmodel name\t: AMD EPYC\nflags\t\t: fpu avx2 amx_bf16_x avx512f\n";
+        assert_eq!(processor(text), "AMD EPYC");
+        assert_eq!(instructions(text), ["avx2", "avx512f"]);
+        assert_eq!(field(text, "vendor"), "");
+    }
+}
