@@ -72,6 +72,11 @@ pub fn show(command: &Command) -> String {
     words.map(word).collect::<Vec<_>>().join(" ")
 }
 
+/// The path as seen from the repository's root; whole, when it lies elsewhere.
+pub fn relative(path: &Path) -> String {
+    path.strip_prefix(root()).unwrap_or(path).display().to_string()
+}
+
 /// Builds the release binary and names it.
 ///
 /// # Errors

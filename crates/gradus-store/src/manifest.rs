@@ -133,7 +133,7 @@ impl Inputs {
 /// What a prepared folder holds.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Manifest {
-    /// [`FORMAT`].
+    /// The format of this manifest: 1.
     pub format: u32,
     /// The settings with which it was prepared.
     pub settings: PrepareSettings,

@@ -5,7 +5,7 @@ use crate::data_parallel::DataParallel;
 use crate::optimizer::Optimizer;
 use crate::settings::OptimizerSettings;
 use gradus_collective::Communicator;
-use gradus_error::Result;
+use gradus_error::{Error, Result};
 use gradus_memory::Span;
 use gradus_model::{BackwardObserver, Batch, LossSum, Transformer, Workspace};
 use std::sync::Arc;
@@ -101,6 +101,21 @@ impl Learner {
         (&self.model, &self.workspace, self.ranks.communicator())
     }
 
+    /// Whether this rank holds the same bits as rank 0. Every rank calls it; each finds out for itself.
+    ///
+    /// # Errors
+    /// `Internal` on the rank that differs; the communicator's.
+    pub fn check_agreement(&mut self) -> Result<()> {
+        let own = digest(&self.model.get(Span::new(0, self.model.weights().len)));
+        let mut first = own.to_le_bytes();
+        self.ranks.communicator().broadcast(0, &mut first)?;
+        if u64::from_le_bytes(first) == own {
+            return Ok(());
+        }
+        let rank = self.ranks.communicator().rank();
+        Err(Error::internal(format!("the weights of rank {rank} differ from those of rank 0 (digest {own:016x})")))
+    }
+
     /// One step at a learning rate; every rank calls it with the same microbatches.
     ///
     /// # Errors
@@ -150,6 +165,12 @@ impl Learner {
     }
 }
 
+/// FNV-1a over the words' bits, one word at a time (Fowler, Noll and Vo): enough to see that two copies differ.
+fn digest(values: &[f32]) -> u64 {
+    let step = |hash: u64, value: &f32| (hash ^ u64::from(value.to_bits())).wrapping_mul(0x0100_0000_01b3);
+    values.iter().fold(0xcbf2_9ce4_8422_2325, step)
+}
+
 /// Factor that brings a gradient's norm down to `limit`, as torch's `clip_grad_norm_` computes it; 0: no limit.
 fn clip(limit: f64, norm: f64) -> f64 {
     if limit > 0.0 { (limit / (norm + 1e-6)).min(1.0) } else { 1.0 }
@@ -158,6 +179,12 @@ fn clip(limit: f64, norm: f64) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn one_changed_bit_changes_the_digest() {
+        assert_ne!(digest(&[1.0, 0.0]), digest(&[1.0, -0.0]));
+        assert_eq!(digest(&[1.0, 2.0]), digest(&[1.0, 2.0]));
+    }
 
     #[test]
     fn clipping_only_shrinks() {

@@ -310,8 +310,10 @@ impl Trainer {
         Ok(())
     }
 
-    /// Rank 0 saves; the others go on and meet it in the next sum.
+    /// Rank 0 saves, once all ranks have found that they hold the same bits; the others go on and meet it in the next
+    /// sum.
     fn save(&mut self, observer: &mut dyn Observer) -> Result<()> {
+        self.learner.check_agreement()?;
         if self.learner.communicator().rank() != 0 {
             return Ok(());
         }

@@ -28,6 +28,14 @@ pub enum Layout {
     Copies(usize),
 }
 
+impl Layout {
+    /// Ranks are held against copies, so they take turns with them.
+    pub fn is_measured_with(self, other: Self) -> bool {
+        let spread = |layout| matches!(layout, Self::Ranks(_) | Self::Copies(_));
+        self == other || (spread(self) && spread(other))
+    }
+}
+
 impl fmt::Display for Layout {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -74,24 +82,31 @@ impl fmt::Display for Plan {
     }
 }
 
-/// The torch modes: every one on one process, the recommended ones on two.
-const TORCH_MODES: [&str; 5] =
-    ["f32-eager", "f32-compiled", "bf16-autocast-eager", "bf16-autocast-compiled", "bf16-pure"];
-const GRADUS_MODES: [&str; 2] = ["f32", "bf16"];
+/// Every way in which PyTorch trains in one process.
+const TORCH_MODES: &[&str] =
+    &["f32-eager", "f32-compiled", "bf16-autocast-eager", "bf16-autocast-compiled", "bf16-pure"];
+/// Under DDP; its documentation recommends no other.
+const TORCH_RANK_MODES: &[&str] =
+    &["f32-eager", "f32-compiled", "bf16-autocast-eager", "bf16-autocast-compiled"];
+/// The control needs one mode of each precision.
+const TORCH_COPY_MODES: &[&str] = &["f32-eager", "bf16-autocast-compiled"];
+const GRADUS_MODES: &[&str] = &["f32", "bf16"];
 
-/// Every arm of the training measurement, ours beside their peers.
+/// Every arm of the training measurement, ours beside their peers; those measured together stand together.
 pub fn plans() -> Vec<Plan> {
-    let arms = |engine, modes: &[&'static str], layout| -> Vec<Plan> {
-        modes.iter().map(|mode| Plan { engine, mode, layout }).collect()
+    let layouts = [
+        (Layout::Threads(1), TORCH_MODES),
+        (Layout::Threads(2), TORCH_MODES),
+        (Layout::Ranks(2), TORCH_RANK_MODES),
+        (Layout::Copies(2), TORCH_COPY_MODES),
+    ];
+    let arms = |(layout, torch): (Layout, &'static [&'static str])| {
+        let engines = [(Engine::Torch, torch), (Engine::Gradus, GRADUS_MODES)];
+        engines
+            .into_iter()
+            .flat_map(move |(engine, modes)| modes.iter().map(move |mode| Plan { engine, mode, layout }))
     };
-    [Layout::Threads(1), Layout::Threads(2), Layout::Ranks(2), Layout::Copies(2)]
-        .into_iter()
-        .flat_map(|layout| {
-            let torch =
-                arms(Engine::Torch, &TORCH_MODES[..if layout == Layout::Copies(2) { 4 } else { 5 }], layout);
-            torch.into_iter().chain(arms(Engine::Gradus, &GRADUS_MODES, layout))
-        })
-        .collect()
+    layouts.into_iter().flat_map(arms).collect()
 }
 
 /// What one turn of an arm gave.

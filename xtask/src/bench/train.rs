@@ -4,18 +4,20 @@
 //! PyTorch's in f32; two ranks over shared memory reach nearly what two independent copies do. Ceiling: the two copies.
 //!
 //! How: every arm is a warm process that sleeps until it is told to step. In each round each arm runs the same few steps,
-//! alone on the machine; the round's order rotates, so that no arm always follows the same one. All arms start from the
-//! same weights and see the same batches, and our losses are held against PyTorch's in the same run.
+//! alone on the machine; the round's order rotates, so that no arm always follows the same one. Layouts that are not
+//! compared with each other are measured one after the other, since a worker of PyTorch's holds 0.7 GB. All arms start from
+//! the same weights and see the same batches, and our losses are held against PyTorch's in the same run.
 
 use super::arm::{Arm, Plan, plans};
 use super::inputs::Inputs;
 use super::table::{self, Row};
 use super::{result_file, work_folder};
-use crate::machine;
+use crate::{machine, shell};
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
+use std::ffi::OsStr;
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// What can be chosen.
 #[derive(Debug, clap::Args)]
@@ -51,9 +53,12 @@ pub fn run(options: &Options) -> Result<()> {
     );
     let facts = machine::facts();
     let inputs = Inputs::prepare(options.binary.as_deref(), options.data.as_deref())?;
-    let mut arms = start_all(chosen, &inputs)?;
-    take_turns(&mut arms, options);
-    let rows: Vec<Row> = arms.into_iter().map(|(_, row)| row).collect();
+    let mut rows = Vec::new();
+    for together in chosen.chunk_by(|one, next| one.layout.is_measured_with(next.layout)) {
+        let mut arms = start_all(together, &inputs)?;
+        take_turns(&mut arms, options);
+        rows.extend(arms.into_iter().map(|(_, row)| row));
+    }
     conclude(&rows, options, facts)
 }
 
@@ -62,19 +67,19 @@ fn is_chosen(plan: &Plan, arms: &[String]) -> bool {
 }
 
 /// One after the other: warming up is work too, and would disturb another's. An arm that fails keeps its row.
-fn start_all(plans: Vec<Plan>, inputs: &Inputs) -> Result<Vec<(Option<Arm>, Row)>> {
+fn start_all(plans: &[Plan], inputs: &Inputs) -> Result<Vec<(Option<Arm>, Row)>> {
     let logs = work_folder("train")?;
-    let start = |plan: Plan| {
+    let start = |plan: &Plan| {
         eprintln!("starting {plan}");
         let log = logs.join(plan.to_string().replace([' ', ','], "-"));
-        let (arm, missing) = match Arm::start(&plan, || inputs.command(&plan), &log) {
+        let (arm, missing) = match Arm::start(plan, || inputs.command(plan), &log) {
             Ok(arm) => (Some(arm), None),
             Err(error) => (None, Some(format!("{error:#}"))),
         };
         let ready = arm.as_ref().map_or(Value::Null, |arm| arm.ready().clone());
-        (arm, Row { plan, ready, turns: Vec::new(), missing })
+        (arm, Row { plan: plan.clone(), ready, turns: Vec::new(), missing })
     };
-    Ok(plans.into_iter().map(start).collect())
+    Ok(plans.iter().map(start).collect())
 }
 
 fn take_turns(arms: &mut [(Option<Arm>, Row)], options: &Options) {
@@ -109,14 +114,15 @@ fn conclude(rows: &[Row], options: &Options, facts: Value) -> Result<()> {
         "machine": facts,
         "settings": {
             "model": "GPT V=4096 C=384 L=6 H=6 T=256, 13.9M parameters", "batch": 8,
-            "rounds": options.rounds, "steps": options.steps, "arms": options.arms, "data": options.data, "binary": options.binary,
+            "rounds": options.rounds, "steps": options.steps, "arms": options.arms, "data": options.data.as_deref().and_then(Path::file_name).map(OsStr::to_string_lossy),
+            "other_binary": options.binary.is_some(),
         },
         "wrong_losses": wrong,
         "arms": table::as_json(rows),
     });
     let text = serde_json::to_string_pretty(&result)? + "\n";
     fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))?;
-    eprintln!("results: {}", path.display());
+    eprintln!("results: {}", shell::relative(&path));
     for problem in &wrong {
         println!("wrong: {problem}");
     }

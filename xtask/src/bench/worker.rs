@@ -4,6 +4,7 @@
 //! reads it runs K steps and prints one line of JSON; at the end of its stdin it ends. Other lines that it prints before
 //! `ready` are passed over. Its stderr goes to a log file, whose end is shown when it fails.
 
+use crate::shell;
 use anyhow::{Context, Result, anyhow, bail};
 use serde_json::Value;
 use std::fs::{self, File};
@@ -92,7 +93,7 @@ impl Worker {
     fn log_end(&self) -> String {
         let text = fs::read_to_string(&self.log).unwrap_or_default();
         let last = text.lines().rev().find(|line| !line.trim().is_empty()).unwrap_or("it said nothing");
-        format!("{last} (log: {})", self.log.display())
+        format!("{last} (log: {})", shell::relative(&self.log))
     }
 }
 

@@ -71,6 +71,9 @@ impl<S: Simd, R: TileRegisters> TileKernel for Tiles<S, R> {
     fn rows(self) -> usize {
         BLOCK
     }
+    fn row_stride(self) -> usize {
+        BLOCK
+    }
     fn columns(self) -> usize {
         BLOCK
     }

@@ -8,7 +8,7 @@
 
 use super::fields::{Fields, read_bounded};
 use crate::config::{Family, ModelConfig};
-use gradus_error::{Error, Result};
+use gradus_error::Result;
 use serde_json::Value;
 use std::path::Path;
 

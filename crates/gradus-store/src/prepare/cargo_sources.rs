@@ -230,7 +230,14 @@ mod tests {
         CargoSources { lock: folder.join("Cargo.lock"), cargo: cargo.into() }
     }
 
+    /// One test, not two: a program that was just written cannot be run while another thread, about to run its own,
+    /// still has a copy of the descriptor that wrote it.
     #[test]
+    fn sources_are_chosen_and_what_is_missing_is_named() {
+        the_seed_chooses_sources_of_used_registry_packages_up_to_the_limit();
+        missing_sources_and_a_missing_cargo_are_named();
+    }
+
     fn the_seed_chooses_sources_of_used_registry_packages_up_to_the_limit() {
         let folder = tempfile::tempdir().unwrap();
         let sources = checkout(folder.path(), "a-1.0.0");
@@ -247,7 +254,6 @@ mod tests {
         assert_eq!(all, (0..10).map(|index| format!("a-1.0.0/src/{index}.rs")).collect::<Vec<_>>());
     }
 
-    #[test]
     fn missing_sources_and_a_missing_cargo_are_named() {
         let folder = tempfile::tempdir().unwrap();
         let without_sources = checkout(folder.path(), "gone-1.0.0");

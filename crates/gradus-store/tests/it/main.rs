@@ -1,5 +1,7 @@
 //! Preparing corpora and reading them back, as a caller does.
 
+#![allow(clippy::unwrap_used, reason = "helpers of tests, which clippy does not know for tests")]
+
 mod bad_input;
 mod cargo;
 mod recovery;

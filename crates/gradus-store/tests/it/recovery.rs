@@ -6,6 +6,9 @@ use gradus_store::{Dataset, Split, prepare};
 use std::fs;
 use std::path::Path;
 
+/// What happens to a file.
+type Harm = fn(&Path);
+
 fn assert_corrupt(folder: &Path, culprit: &str) {
     let error = Dataset::open(folder).err().expect("damage is found");
     assert_eq!(*error.kind(), Kind::Corrupt, "{error}");
@@ -44,7 +47,7 @@ fn every_damage_is_named_and_mended() {
     fs::write(home.path().join("a.txt"), text(300)).unwrap();
     let settings = settings(home.path(), "a.txt");
     let folder = prepared(&settings).folder;
-    let damage: [(&str, fn(&Path)); 6] = [
+    let damage: [(&str, Harm); 6] = [
         ("train-00000.bin", |path| {
             let mut bytes = fs::read(path).unwrap();
             bytes[100] ^= 1;

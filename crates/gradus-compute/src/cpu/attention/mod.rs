@@ -16,7 +16,7 @@ pub use backward::{Backward, backward_scratch};
 pub use decode::{Decode, FEW_QUERIES, decode_scratch};
 pub use forward::{Forward, forward_scratch};
 
-use super::gemm::{Operand, PanelLayout, SLACK, Single, Target, TileKernel, Vectors, pack};
+use super::gemm::{Operand, PanelLayout, Single, Target, TileKernel, Vectors, pack};
 use super::memory::Elements;
 use super::simd::Simd;
 use crate::device::Attention;
@@ -127,9 +127,10 @@ fn pieces_len(lens: &[usize]) -> usize {
 /// Lines of the widest panel of any family.
 const PANEL: usize = 32;
 
-/// Elements of the panels of `lines` lines of `depth`, whatever the family, slack included.
+/// Elements of the panels of `lines` lines of `depth`, whatever the family: a unit is at most twice as wide as its
+/// lines.
 fn panels_len(lines: usize, depth: usize) -> usize {
-    (lines + PANEL) * depth + SLACK
+    (2 * lines + PANEL) * depth
 }
 
 /// Rows in a block of scores: whole panels of rows.
@@ -140,7 +141,7 @@ fn down<S: Simd>() -> usize {
 /// Packs rows of one head as lines that run along the head: the left (`rows`) or the right side of a product.
 ///
 /// # Safety
-/// `from` is readable for `lines` lines, and `to` holds their panels and slack.
+/// `from` is readable for `lines` lines, and `to` holds their panels.
 unsafe fn pack_lines<S: Simd>(
     s: S,
     rows: bool,
@@ -152,17 +153,17 @@ unsafe fn pack_lines<S: Simd>(
 ) {
     let kernel = Kernel::new(s);
     let layout = if rows { PanelLayout::rows(kernel) } else { PanelLayout::columns(kernel) };
-    assert!(to.len() >= panels_len(lines, size), "panels must fit their piece of scratch");
+    assert!(to.len() >= layout.len(lines, size), "panels must fit their piece of scratch");
     // SAFETY: as the caller says, and as asserted.
     unsafe {
-        pack(s, layout, Operand { start: from, stride, along: true }, lines, size, size, to.as_mut_ptr())
+        pack(s, layout, Operand { start: from, stride, along: true }, lines, size, size, to.as_mut_ptr(), std::ptr::null_mut())
     };
 }
 
 /// Packs rows of one head as the right side of a product over rows: lines are the head's elements.
 ///
 /// # Safety
-/// `from` is readable for `rows` rows, and `to` holds their panels and slack.
+/// `from` is readable for `rows` rows, and `to` holds their panels.
 unsafe fn pack_depth<S: Simd>(
     s: S,
     from: *const f32,
@@ -172,10 +173,10 @@ unsafe fn pack_depth<S: Simd>(
     to: &mut [f32],
 ) {
     let layout = PanelLayout::columns(Kernel::new(s));
-    assert!(to.len() >= panels_len(size, rows), "panels must fit their piece of scratch");
+    assert!(to.len() >= layout.len(size, rows), "panels must fit their piece of scratch");
     // SAFETY: as the caller says, and as asserted.
     unsafe {
-        pack(s, layout, Operand { start: from, stride, along: false }, size, rows, rows, to.as_mut_ptr())
+        pack(s, layout, Operand { start: from, stride, along: false }, size, rows, rows, to.as_mut_ptr(), std::ptr::null_mut())
     };
 }
 

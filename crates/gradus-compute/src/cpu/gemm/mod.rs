@@ -14,8 +14,7 @@ mod pack;
 mod tile;
 
 pub use gemv::{FEW_ROWS, FewRows};
-use pack::pack_and_sum;
-pub use pack::{Operand, PanelLayout, SLACK, pack, units_of};
+pub use pack::{Operand, PanelLayout, pack, units_of};
 pub use tile::{Dot, Pairs, Single, Target, TileKernel, Vectors, finish};
 
 use super::pool::part;
@@ -29,10 +28,13 @@ const BLOCK_ROWS: usize = 224;
 const BLOCK_COLUMNS: usize = 1024;
 /// Room for a panel that is not full, on either side.
 const LARGEST_TILE: usize = 64;
+/// Room for the panels of a block of rows: their units are whole vectors, at most twice as wide as their rows.
+const ROW_PANELS: usize = (2 * BLOCK_ROWS + LARGEST_TILE) * DEPTH_UNITS;
+/// Room for the panels of a block of columns.
+const COLUMN_PANELS: usize = (BLOCK_COLUMNS + LARGEST_TILE) * DEPTH_UNITS;
 
 /// Elements of scratch that a thread needs.
-pub const SCRATCH: usize =
-    (BLOCK_ROWS + LARGEST_TILE) * DEPTH_UNITS + (BLOCK_COLUMNS + LARGEST_TILE) * DEPTH_UNITS + 2 * SLACK;
+pub const SCRATCH: usize = ROW_PANELS + COLUMN_PANELS;
 
 /// A matrix product. All addresses are valid for its sizes, and the target overlaps no operand.
 #[derive(Clone, Copy)]
@@ -113,8 +115,7 @@ impl Product {
         scratch: &mut [f32],
     ) {
         assert!(scratch.len() >= SCRATCH, "the scratch of a product has a fixed size");
-        let (row_panels, column_panels) =
-            scratch.split_at_mut((BLOCK_ROWS + LARGEST_TILE) * DEPTH_UNITS + SLACK);
+        let (row_panels, column_panels) = scratch.split_at_mut(ROW_PANELS);
         let depth_block = depth_block(self.depth, K::GROUP);
         for column in columns.clone().step_by(BLOCK_COLUMNS) {
             let width = BLOCK_COLUMNS.min(columns.end - column);
@@ -127,7 +128,9 @@ impl Product {
                 unsafe {
                     let layout = PanelLayout::columns(kernel);
                     let operand = self.right.from(column, depth);
-                    pack(kernel.simd(), layout, operand, width, deep, units, column_panels.as_mut_ptr());
+                    assert!(layout.len(width, units) <= COLUMN_PANELS, "a block of columns must fit");
+                    let to = column_panels.as_mut_ptr();
+                    pack(kernel.simd(), layout, operand, width, deep, units, to, std::ptr::null_mut());
                 }
                 let row_block = BLOCK_ROWS / kernel.rows() * kernel.rows();
                 for row in rows.clone().step_by(row_block) {
@@ -159,18 +162,12 @@ impl Product {
         to: &mut [f32],
         sums: *mut f32,
     ) {
-        let (s, layout, operand) =
-            (kernel.simd(), PanelLayout::rows(kernel), self.left.from(rows.start, depth.start));
-        let (units, to) = (units_of::<K>(depth.len()), to.as_mut_ptr());
-        // SAFETY: inside the operand; the panels were sized for a block; a row's sum is written by one thread.
-        unsafe {
-            if sums.is_null() {
-                pack(s, layout, operand, rows.len(), depth.len(), units, to);
-            } else {
-                let sums = sums.wrapping_add(rows.start);
-                pack_and_sum(s, layout, operand, rows.len(), depth.len(), units, to, sums);
-            }
-        }
+        let (s, layout, operand) = (kernel.simd(), PanelLayout::rows(kernel), self.left.from(rows.start, depth.start));
+        let units = units_of::<K>(depth.len());
+        assert!(layout.len(rows.len(), units) <= ROW_PANELS, "a block of rows must fit");
+        let sums = if sums.is_null() { sums } else { sums.wrapping_add(rows.start) };
+        // SAFETY: inside the operand; the panels fit; a row's sum is written by one thread.
+        unsafe { pack(s, layout, operand, rows.len(), depth.len(), units, to.as_mut_ptr(), sums) };
     }
 
     /// All pairs of panels of one block.
@@ -183,10 +180,11 @@ impl Product {
         column_panels: &[f32],
     ) {
         let (tile_rows, tile_columns) = (block.kernel.rows(), block.kernel.columns());
+        let row_stride = block.kernel.row_stride();
         for column in columns.clone().step_by(tile_columns) {
             let column_panel = &column_panels[(column - columns.start) * block.units..];
             for row in rows.clone().step_by(tile_rows) {
-                let row_panel = &row_panels[(row - rows.start) * block.units..];
+                let row_panel = &row_panels[(row - rows.start) / tile_rows * row_stride * block.units..];
                 let offset = row * self.stride + column;
                 let shifted = |p: *const f32, by: usize| {
                     if p.is_null() || !block.first { std::ptr::null() } else { p.wrapping_add(by) }
@@ -206,7 +204,7 @@ impl Product {
                     block.kernel.tile(
                         block.units,
                         row_panel.as_ptr(),
-                        tile_rows,
+                        row_stride,
                         column_panel.as_ptr(),
                         &target,
                     );

@@ -31,6 +31,8 @@ impl Operand {
 #[derive(Clone, Copy)]
 pub struct PanelLayout {
     /// Lines of a panel.
+    pub lines: usize,
+    /// Elements from one unit to the next: the lines, and what fills up their last vector.
     pub width: usize,
     /// Units of one line that stand together: 1, or a tile's worth.
     pub run: usize,
@@ -43,12 +45,19 @@ pub struct PanelLayout {
 impl PanelLayout {
     /// Of the left operand's panels.
     pub fn rows<K: TileKernel>(kernel: K) -> Self {
-        Self { width: kernel.rows(), run: K::ROW_RUN, group: K::GROUP, round: K::ROUND }
+        let (lines, width) = (kernel.rows(), kernel.row_stride());
+        Self { lines, width, run: K::ROW_RUN, group: K::GROUP, round: K::ROUND }
     }
 
     /// Of the right operand's panels.
     pub fn columns<K: TileKernel>(kernel: K) -> Self {
-        Self { width: kernel.columns(), run: 1, group: K::GROUP, round: K::ROUND }
+        let lines = kernel.columns();
+        Self { lines, width: lines, run: 1, group: K::GROUP, round: K::ROUND }
+    }
+
+    /// Elements of the panels of `lines` lines.
+    pub fn len(&self, lines: usize, units: usize) -> usize {
+        lines.div_ceil(self.lines) * self.width * units
     }
 }
 
@@ -57,35 +66,17 @@ pub fn units_of<K: TileKernel>(depth: usize) -> usize {
     depth.div_ceil(K::GROUP).next_multiple_of(K::ROW_RUN)
 }
 
-/// Elements that a panel's stores may reach beyond its end; what is there must not matter.
-pub const SLACK: usize = 16;
-
 /// Units that are packed of one panel before the next one's turn, where lines run across the depth: a panel takes but
 /// one or two cache lines of each row in memory, and its neighbours the rest.
 const TURN: usize = 16;
 
-/// Packs `lines` lines of `depth` elements into panels of `units * width` elements each, from `to` on.
+/// Packs `lines` lines of `depth` elements into panels of `units` units each, from `to` on. Adds the sum of each
+/// line's elements, not rounded, to `sums` unless that is null; only for lines across the depth.
 ///
 /// # Safety
-/// The operand is readable there; `to` is writable for all panels and [`SLACK`] elements more.
+/// The operand is readable there; `to` is writable for [`PanelLayout::len`] elements, `sums` for `lines`.
+#[allow(clippy::too_many_arguments, reason = "an operand, its part, and two places")]
 pub unsafe fn pack<S: Simd>(
-    s: S,
-    layout: PanelLayout,
-    operand: Operand,
-    lines: usize,
-    depth: usize,
-    units: usize,
-    to: *mut f32,
-) {
-    s.vectorize(Panels { layout, operand, lines, depth, units, to, sums: std::ptr::null_mut() });
-}
-
-/// As [`pack`] for lines across the depth; adds the sum of each line's elements, not rounded, to `sums`.
-///
-/// # Safety
-/// As there, and `sums` is valid for `lines` elements.
-#[allow(clippy::too_many_arguments, reason = "pack's, and the sums")]
-pub unsafe fn pack_and_sum<S: Simd>(
     s: S,
     layout: PanelLayout,
     operand: Operand,
@@ -95,7 +86,7 @@ pub unsafe fn pack_and_sum<S: Simd>(
     to: *mut f32,
     sums: *mut f32,
 ) {
-    debug_assert!(!operand.along, "lines along the depth are not summed");
+    debug_assert!(sums.is_null() || !operand.along, "lines along the depth are not summed");
     s.vectorize(Panels { layout, operand, lines, depth, units, to, sums });
 }
 
@@ -107,7 +98,6 @@ struct Panels {
     depth: usize,
     units: usize,
     to: *mut f32,
-    /// To be added to, or null.
     sums: *mut f32,
 }
 
@@ -116,29 +106,31 @@ impl Operation for Panels {
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        match (self.operand.along, self.layout.group) {
-            (true, 1) => self.each::<S, true, 1>(s),
-            (true, _) => self.each::<S, true, 2>(s),
-            (false, 1) => self.each::<S, false, 1>(s),
-            (false, _) => self.each::<S, false, 2>(s),
+        match (self.operand.along, self.layout.group, self.layout.round) {
+            (true, 1, false) => self.each::<S, true, 1, false>(s),
+            (true, 1, true) => self.each::<S, true, 1, true>(s),
+            (true, _, _) => self.each::<S, true, 2, true>(s),
+            (false, 1, false) => self.each::<S, false, 1, false>(s),
+            (false, 1, true) => self.each::<S, false, 1, true>(s),
+            (false, _, _) => self.each::<S, false, 2, true>(s),
         }
     }
 }
 
 impl Panels {
     #[inline(always)]
-    fn each<S: Simd, const ALONG: bool, const GROUP: usize>(&self, s: S) {
+    fn each<S: Simd, const ALONG: bool, const GROUP: usize, const ROUND: bool>(&self, s: S) {
         let turn = if ALONG { self.units.max(1) } else { TURN };
         for unit in (0..self.units).step_by(turn) {
-            for index in 0..self.lines.div_ceil(self.layout.width) {
+            for index in 0..self.lines.div_ceil(self.layout.lines) {
                 let panel = self.panel(index);
                 let units = unit..self.units.min(unit + turn);
                 // SAFETY: by the contract of pack.
                 unsafe {
                     if ALONG {
-                        panel.along::<S, GROUP>(s, units);
+                        panel.along::<S, GROUP, ROUND>(s, units);
                     } else {
-                        panel.across::<S, GROUP>(s, units);
+                        panel.across::<S, GROUP, ROUND>(s, units);
                     }
                 }
             }
@@ -147,13 +139,12 @@ impl Panels {
 
     #[inline(always)]
     fn panel(&self, index: usize) -> Panel {
-        let first = index * self.layout.width;
+        let first = index * self.layout.lines;
         Panel {
             layout: self.layout,
             operand: self.operand.from(first, 0),
-            lines: self.layout.width.min(self.lines - first),
+            lines: self.lines - first,
             depth: self.depth,
-            units: self.units,
             to: self.to.wrapping_add(index * self.units * self.layout.width),
             sums: if self.sums.is_null() { self.sums } else { self.sums.wrapping_add(first) },
         }
@@ -164,160 +155,164 @@ impl Panels {
 struct Panel {
     layout: PanelLayout,
     operand: Operand,
+    /// Lines that the operand has from the panel's first on: fewer or more than the panel's own.
     lines: usize,
     depth: usize,
-    units: usize,
     to: *mut f32,
     sums: *mut f32,
 }
 
 impl Panel {
-    /// One vector of units from `2 * LANES` (or `LANES`) depth elements of one line, zero beyond `left`.
+    /// One vector of units from `LANES * GROUP` depth elements of one line, zero beyond `left` if `EDGE`.
     #[inline(always)]
-    unsafe fn units_along<S: Simd, const GROUP: usize>(&self, s: S, from: *const f32, left: usize) -> S::V {
+    unsafe fn units_along<S: Simd, const GROUP: usize, const ROUND: bool, const EDGE: bool>(
+        s: S,
+        from: *const f32,
+        left: usize,
+    ) -> S::V {
         // SAFETY: left elements are readable by the caller's word, and no more are read.
         unsafe {
+            let first = if EDGE { s.load_first(from, left.min(S::LANES), s.splat(0.0)) } else { s.load(from) };
             if GROUP == 1 {
-                let v = s.load_up_to(from, left.min(S::LANES));
-                return if self.layout.round { s.round_bf16(v) } else { v };
+                return if ROUND { s.round_bf16(first) } else { first };
             }
-            let first = s.load_up_to(from, left.min(S::LANES));
-            let beyond = left.saturating_sub(S::LANES).min(S::LANES);
-            let second =
-                if beyond == 0 { s.splat(0.0) } else { s.load_up_to(from.wrapping_add(S::LANES), beyond) };
+            let (from, left) = (from.wrapping_add(S::LANES), left.saturating_sub(S::LANES).min(S::LANES));
+            let second = if EDGE { s.load_first(from, left, s.splat(0.0)) } else { s.load(from) };
             s.pair_adjacent(first, second)
         }
     }
 
     /// Lines along the depth.
     #[inline(always)]
-    unsafe fn along<S: Simd, const GROUP: usize>(&self, s: S, units: Range<usize>) {
-        for unit in units.step_by(S::LANES) {
-            let depth = unit * GROUP;
-            let left = self.depth.saturating_sub(depth);
-            for line in (0..self.layout.width).step_by(S::LANES) {
-                let mut square = s.square();
-                let valid = self.lines.saturating_sub(line);
-                for (i, v) in square.as_mut().iter_mut().enumerate() {
-                    if i < valid && left > 0 {
-                        let from = self.operand.start.wrapping_add((line + i) * self.operand.stride + depth);
-                        // SAFETY: a valid line, of which left elements remain.
-                        *v = unsafe { self.units_along::<S, GROUP>(s, from, left) };
-                    }
+    unsafe fn along<S: Simd, const GROUP: usize, const ROUND: bool>(&self, s: S, units: Range<usize>) {
+        for line in (0..self.layout.width).step_by(S::LANES) {
+            let whole = if line + S::LANES <= self.lines { self.depth / (S::LANES * GROUP) * S::LANES } else { 0 };
+            for unit in units.clone().step_by(S::LANES) {
+                // SAFETY: units from unit on, and lines from line on, are inside the panel.
+                unsafe {
+                    let square = match unit < whole {
+                        true => self.square_along::<S, GROUP, ROUND, false>(s, unit, line),
+                        false => self.square_along::<S, GROUP, ROUND, true>(s, unit, line),
+                    };
+                    self.put_lines(s, unit, units.end, line, square);
                 }
-                // SAFETY: units from unit on, lines from line on, are inside the panel.
-                unsafe { self.put_lines(s, unit, line, &mut square) };
             }
         }
+    }
+
+    /// `LANES` units of `LANES` lines. Lines beyond the operand's last repeat it: nothing reads what comes of them.
+    #[inline(always)]
+    unsafe fn square_along<S: Simd, const GROUP: usize, const ROUND: bool, const EDGE: bool>(
+        &self,
+        s: S,
+        unit: usize,
+        line: usize,
+    ) -> S::Square {
+        let stride = self.operand.stride;
+        let (left, last) = (self.depth.saturating_sub(unit * GROUP), self.lines - 1);
+        let line = if EDGE { line.min(last) } else { line };
+        // Of an empty rest nothing is read, wherever it would be.
+        let mut from = self.operand.start.wrapping_add(line * stride + unit * GROUP);
+        let mut square = s.square();
+        for (i, v) in square.as_mut().iter_mut().enumerate() {
+            // SAFETY: a line of the operand, of which left elements remain.
+            *v = unsafe { Self::units_along::<S, GROUP, ROUND, EDGE>(s, from, left) };
+            from = from.wrapping_add(if EDGE && line + i >= last { 0 } else { stride });
+        }
+        square
     }
 
     /// Stores a square whose vectors are lines.
     #[inline(always)]
-    unsafe fn put_lines<S: Simd>(&self, s: S, unit: usize, line: usize, square: &mut S::Square) {
-        if self.layout.run == 1 {
-            s.transpose(square);
-            // SAFETY: as for this function.
-            unsafe { self.put_units(s, unit, line, square) };
-            return;
+    unsafe fn put_lines<S: Simd>(&self, s: S, unit: usize, end: usize, line: usize, mut square: S::Square) {
+        let PanelLayout { width, run, .. } = self.layout;
+        let (first, step, count) = match run {
+            1 => (unit * width + line, width, S::LANES.min(end - unit)),
+            _ => (unit / run * run * width + unit % run + line * run, run, S::LANES),
+        };
+        if run == 1 {
+            s.transpose(&mut square);
         }
-        let block = unit / self.layout.run * self.layout.run * self.layout.width + unit % self.layout.run;
+        let mut to = self.to.wrapping_add(first);
         for (i, v) in square.as_mut().iter().enumerate() {
-            // SAFETY: a run is a multiple of LANES, and the width too: the vector is inside the panel.
-            unsafe { s.store(self.to.add(block + (line + i) * self.layout.run), *v) };
-        }
-    }
-
-    /// Stores a square whose vectors are units.
-    #[inline(always)]
-    unsafe fn put_units<S: Simd>(&self, s: S, unit: usize, line: usize, square: &mut S::Square) {
-        for (i, v) in square.as_mut().iter().enumerate() {
-            if unit + i < self.units {
-                // SAFETY: inside the panel.
-                unsafe { self.put(s, unit + i, line, *v) };
+            if i < count {
+                // SAFETY: a run is a multiple of LANES, and the width too: the vector is inside the panel.
+                unsafe { s.store(to, *v) };
             }
-        }
-    }
-
-    /// Stores one vector of a unit. It may reach over the panel's width into the next unit, which is stored after it;
-    /// that of the last unit is cut.
-    #[inline(always)]
-    unsafe fn put<S: Simd>(&self, s: S, unit: usize, line: usize, v: S::V) {
-        let to = self.to.wrapping_add(unit * self.layout.width + line);
-        let left = self.layout.width - line;
-        // SAFETY: inside the panel, of which another unit follows unless the vector is cut.
-        unsafe {
-            if left < S::LANES && unit + 1 == self.units {
-                s.store_first(to, left, v)
-            } else {
-                s.store(to, v)
-            }
+            to = to.wrapping_add(step);
         }
     }
 
     /// One vector of the units of `LANES` lines at one unit of the depth, and the sums of their elements.
     #[inline(always)]
-    unsafe fn units_across<S: Simd, const GROUP: usize>(
+    unsafe fn units_across<S: Simd, const GROUP: usize, const ROUND: bool>(
         &self,
         s: S,
         unit: usize,
         line: usize,
     ) -> (S::V, S::V) {
-        let valid = self.lines.saturating_sub(line).min(S::LANES);
+        let count = self.lines.saturating_sub(line).min(S::LANES);
         let depth = unit * GROUP;
-        if valid == 0 || depth >= self.depth {
+        if count == 0 || depth >= self.depth {
             return (s.splat(0.0), s.splat(0.0));
         }
-        let from = self.operand.start.wrapping_add(depth * self.operand.stride + line);
-        // SAFETY: valid lines at one or two depths of the operand.
+        let stride = self.operand.stride;
+        let from = self.operand.start.wrapping_add(depth * stride + line);
+        s.prefetch(from.wrapping_add(TURN * GROUP * stride));
+        // SAFETY: count lines at one or two depths of the operand.
         unsafe {
-            let v = s.load_up_to(from, valid);
+            let v = s.load_up_to(from, count);
             if GROUP == 1 {
-                return (if self.layout.round { s.round_bf16(v) } else { v }, v);
+                return (if ROUND { s.round_bf16(v) } else { v }, v);
             }
-            let second = match depth + 1 < self.depth {
-                true => s.load_up_to(from.wrapping_add(self.operand.stride), valid),
-                false => s.splat(0.0),
-            };
+            let from = from.wrapping_add(stride);
+            s.prefetch(from.wrapping_add(TURN * GROUP * stride));
+            let second = if depth + 1 < self.depth { s.load_up_to(from, count) } else { s.splat(0.0) };
             (s.pair(v, second), s.add(v, second))
         }
     }
 
-    /// Adds to the sums of lines from `line` on.
+    /// Adds to the sums of the panel's lines from `line` on.
     #[inline(always)]
     unsafe fn add_sums<S: Simd>(&self, s: S, line: usize, sums: S::V) {
-        if self.sums.is_null() || line >= self.lines {
+        let lines = self.lines.min(self.layout.lines);
+        if self.sums.is_null() || line >= lines {
             return;
         }
-        let (to, count) = (self.sums.wrapping_add(line), S::LANES.min(self.lines - line));
-        // SAFETY: the sums of all lines are valid by the contract of pack_and_sum.
+        let (to, count) = (self.sums.wrapping_add(line), S::LANES.min(lines - line));
+        // SAFETY: the sums of all lines are valid by the contract of pack.
         unsafe { s.store_up_to(to, count, s.add(s.load_up_to(to, count), sums)) };
     }
 
     /// Lines across the depth.
     #[inline(always)]
-    unsafe fn across<S: Simd, const GROUP: usize>(&self, s: S, units: Range<usize>) {
+    unsafe fn across<S: Simd, const GROUP: usize, const ROUND: bool>(&self, s: S, units: Range<usize>) {
         for line in (0..self.layout.width).step_by(S::LANES) {
             let mut sums = s.splat(0.0);
-            for unit in units.clone().step_by(if self.layout.run == 1 { 1 } else { S::LANES }) {
-                // SAFETY: inside the operand and the panel.
-                unsafe {
-                    if self.layout.run == 1 {
-                        let (v, sum) = self.units_across::<S, GROUP>(s, unit, line);
+            if self.layout.run == 1 {
+                for unit in units.clone() {
+                    // SAFETY: inside the operand and the panel.
+                    unsafe {
+                        let (v, sum) = self.units_across::<S, GROUP, ROUND>(s, unit, line);
                         sums = s.add(sums, sum);
-                        self.put(s, unit, line, v);
-                        continue;
+                        s.store(self.to.add(unit * self.layout.width + line), v);
                     }
+                }
+            } else {
+                for unit in units.clone().step_by(S::LANES) {
                     let mut square = s.square();
                     for (i, v) in square.as_mut().iter_mut().enumerate() {
-                        let (units, sum) = self.units_across::<S, GROUP>(s, unit + i, line);
+                        // SAFETY: inside the operand, zero beyond.
+                        let (units, sum) = unsafe { self.units_across::<S, GROUP, ROUND>(s, unit + i, line) };
                         sums = s.add(sums, sum);
                         *v = units;
                     }
                     s.transpose(&mut square);
-                    self.put_lines(s, unit, line, &mut square);
+                    // SAFETY: inside the panel.
+                    unsafe { self.put_lines(s, unit, units.end, line, square) };
                 }
             }
-            // SAFETY: by the contract of pack_and_sum.
+            // SAFETY: by the contract of pack.
             unsafe { self.add_sums(s, line, sums) };
         }
     }

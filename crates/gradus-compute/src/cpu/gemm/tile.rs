@@ -44,6 +44,8 @@ pub trait TileKernel: Copy + Send + Sync {
     fn simd(self) -> Self::S;
     /// Rows of a full tile.
     fn rows(self) -> usize;
+    /// Elements from one unit of a row panel to the next: the rows, in whole vectors.
+    fn row_stride(self) -> usize;
     /// Columns of a full tile: of a column panel.
     fn columns(self) -> usize;
     /// Prepares the calling thread for a run of tiles.
@@ -126,6 +128,9 @@ impl<S: Simd, D: Dot> TileKernel for Vectors<S, D> {
     }
     fn rows(self) -> usize {
         S::TILE_ROWS
+    }
+    fn row_stride(self) -> usize {
+        S::TILE_ROWS.next_multiple_of(S::LANES)
     }
     fn columns(self) -> usize {
         S::TILE_VECTORS * S::LANES

@@ -174,6 +174,17 @@ unsafe impl<const BF16: bool> Simd for Avx512<BF16> {
     }
     #[inline(always)]
     fn pair(self, low: __m512, high: __m512) -> __m512 {
+        if BF16 {
+            return proven!({
+                // The conversion puts all of one vector before all of the other; words change places once more.
+                let order = _mm512_set_epi16(
+                    31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23, 7, 22, 6, 21, 5, 20, 4, 19, 3,
+                    18, 2, 17, 1, 16, 0,
+                );
+                let both = std::mem::transmute::<__m512bh, __m512i>(_mm512_cvtne2ps_pbh(high, low));
+                _mm512_castsi512_ps(_mm512_permutexvar_epi16(order, both))
+            });
+        }
         proven!({
             let low = _mm512_srli_epi32::<16>(rounded_bits(low));
             let upper_half = 0xaaaa_aaaa;
@@ -182,6 +193,9 @@ unsafe impl<const BF16: bool> Simd for Avx512<BF16> {
     }
     #[inline(always)]
     fn pair_adjacent(self, first: __m512, second: __m512) -> __m512 {
+        if BF16 {
+            return proven!(std::mem::transmute::<__m512bh, __m512>(_mm512_cvtne2ps_pbh(second, first)));
+        }
         proven!({
             let even = _mm512_set_epi32(30, 28, 26, 24, 22, 20, 18, 16, 14, 12, 10, 8, 6, 4, 2, 0);
             let odd = _mm512_add_epi32(even, _mm512_set1_epi32(1));

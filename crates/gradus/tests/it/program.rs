@@ -30,9 +30,9 @@ fn a_report_is_made_from_metrics() {
 fn bad_input_ends_with_two_and_says_what_to_mend() {
     let directory = tempfile::tempdir().unwrap();
     let cases: [(&[&str], &str); 4] = [
-        (&["report", "nowhere"], "gradus: cannot read nowhere/metrics.jsonl: "),
-        (&["report", ".", "--model.layers"], "gradus: --model.layers needs a value"),
-        (&["report", ".", "--model.layers", "6"], "gradus: --model.layers: a report has no settings"),
+        (&["report", "nowhere"], "gradus: error: cannot read nowhere/metrics.jsonl: "),
+        (&["report", ".", "--model.layers"], "gradus: error: --model.layers needs a value"),
+        (&["report", ".", "--model.layers", "6"], "gradus: error: --model.layers is a setting of a run"),
         (&["repotr"], "error: unrecognized subcommand 'repotr'"),
     ];
     for (arguments, message) in cases {

@@ -1,0 +1,108 @@
+//! What is wrong ends with exit code 2 (mend the input) or 1, in one message that names the culprit.
+
+use crate::corpus::Place;
+use std::fs;
+
+/// Runs and expects a failure whose message names `culprits`, once.
+fn refused(place: &Place, arguments: &[&str], code: i32, culprits: &[&str]) {
+    let output = place.run(arguments);
+    let text = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(code), "{arguments:?}: {text}");
+    for culprit in culprits {
+        assert!(text.contains(culprit), "{arguments:?}: {culprit:?} is not named in: {text}");
+    }
+    assert_eq!(text.matches("error: ").count(), 1, "{arguments:?}: {text}");
+}
+
+#[test]
+fn settings_that_are_wrong_are_named() {
+    let place = Place::new();
+    let train = |extra: &[&'static str]| [&["train", "run.toml"], extra].concat();
+    refused(&place, &["train", "nowhere.toml"], 2, &["nowhere.toml"]);
+    refused(&place, &train(&["--model.layer", "3"]), 2, &["--model.layer", "model.layers"]);
+    refused(&place, &train(&["--model.layers", "three"]), 2, &["--model.layers"]);
+    refused(&place, &train(&["--model.heads", "3"]), 2, &["model.heads"]);
+    refused(&place, &train(&["--train.precision", "fp8"]), 2, &["train.precision"]);
+    refused(&place, &train(&["--train.duration", "10s"]), 2, &["train.steps", "train.duration"]);
+    refused(&place, &train(&["--optimizer.beta2", "1.5"]), 2, &["optimizer.beta2"]);
+    refused(&place, &train(&["--nproc-per-node", "5"]), 2, &["5 ranks", "4 microbatches"]);
+    refused(&place, &train(&["--launch.transport", "carrier-pigeon", "--nproc-per-node", "1"]), 2, &["carrier-pigeon"]);
+    refused(&place, &train(&["--resume"]), 2, &["--resume"]);
+    fs::write(place.path().join("broken.toml"), "[model]\nwidth = 32\nlayers = = 2\n").unwrap();
+    refused(&place, &["train", "broken.toml"], 2, &["broken.toml", "3"]);
+}
+
+#[test]
+fn data_that_are_wrong_are_named_once_however_many_ranks() {
+    let place = Place::new();
+    let write = |name: &str, bytes: &[u8]| fs::write(place.path().join(name), bytes).unwrap();
+    write("empty.txt", b"");
+    write("broken.jsonl", b"{\"text\": \"fine\"}\n{\"text\": 3}\n");
+    write("odd.bin", b"123");
+    write("tokenizer.json", b"{}");
+    let train = |extra: &[&'static str]| [&["train", "run.toml", "--nproc-per-node", "2"], extra].concat();
+    refused(&place, &train(&["--data.input", "nowhere.txt"]), 2, &["nowhere.txt"]);
+    refused(&place, &train(&["--data.input", "empty.txt"]), 2, &[]);
+    refused(&place, &train(&["--data.input", "broken.jsonl"]), 2, &["broken.jsonl:2"]);
+    refused(&place, &train(&["--data.input", "odd.bin"]), 2, &["odd.bin"]);
+    refused(&place, &train(&["--data.tokenizer", "tokenizer.json"]), 2, &["tokenizer.json"]);
+    refused(&place, &train(&["--data.input", "cargo:Cargo.lock"]), 2, &["Cargo.lock", "--data.input"]);
+}
+
+#[test]
+fn an_altered_shard_is_made_again() {
+    let place = Place::new();
+    let prepare = || {
+        let output = place.run(&["prepare", "run.toml"]);
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).unwrap()
+    };
+    assert!(prepare().contains("prepared"));
+    assert!(prepare().contains("nothing changed"));
+    let shard = place.path().join("data/a/train-00000.bin");
+    let whole = fs::read(&shard).unwrap();
+    fs::write(&shard, &whole[..whole.len() / 2]).unwrap();
+    assert!(prepare().contains("prepared"));
+    assert_eq!(fs::read(&shard).unwrap(), whole);
+}
+
+#[test]
+fn models_that_do_not_fit_are_named() {
+    let place = Place::new();
+    place.train(&["--train.steps", "2"]);
+    let model = place.path().join("runs/a/model");
+    let generate = ["generate", "--model", "runs/a", "--max-tokens", "3", "let"];
+    assert!(place.run(&generate).status.success());
+
+    refused(&place, &["generate", "--model", "nowhere", "x"], 2, &["nowhere"]);
+    let config = fs::read_to_string(model.join("config.json")).unwrap();
+    let edit = |from: &str, to: &str| {
+        assert!(config.contains(from), "{config}");
+        fs::write(model.join("config.json"), config.replace(from, to)).unwrap();
+    };
+    edit("\"num_hidden_layers\": 2", "\"num_hidden_layers\": 3");
+    refused(&place, &generate, 2, &["model.layers.2"]);
+    edit("\"num_hidden_layers\": 2", "\"num_hidden_layers\": 1");
+    refused(&place, &generate, 2, &["model.layers.1"]);
+    edit("\"vocab_size\": 300", "\"vocab_size\": 299");
+    refused(&place, &generate, 2, &["embed_tokens"]);
+    edit("\"model_type\": \"llama\"", "\"model_type\": \"mamba\"");
+    refused(&place, &generate, 2, &["mamba"]);
+    fs::write(model.join("config.json"), &config).unwrap();
+    let weights = fs::read(model.join("model.safetensors")).unwrap();
+    fs::write(model.join("model.safetensors"), &weights[..weights.len() - 7]).unwrap();
+    refused(&place, &generate, 1, &["model.safetensors"]);
+}
+
+#[test]
+fn a_port_in_use_is_named() {
+    let place = Place::new();
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = taken.local_addr().unwrap().port().to_string();
+    let mut command = place.command(["train", "run.toml"]);
+    command.envs([("RANK", "0"), ("WORLD_SIZE", "2"), ("MASTER_ADDR", "127.0.0.1"), ("MASTER_PORT", &port)]);
+    let output = command.output().unwrap();
+    let text = String::from_utf8_lossy(&output.stderr);
+    assert!(matches!(output.status.code(), Some(1 | 2)), "{text}");
+    assert!(text.contains(&port) && text.contains("MASTER_PORT"), "{text}");
+}

@@ -1,0 +1,129 @@
+//! Any number of ranks, over either transport, learns the same; when one is lost, all end.
+
+use crate::corpus::{Place, STEPS};
+use rustix::process::{Pid, Signal, kill_process};
+use std::fs;
+use std::io::{BufRead, BufReader};
+use std::process::{Child, Stdio};
+
+fn train(place: &Place, name: &str, ranks: usize, transport: &str) {
+    let (dir, ranks) = (format!("runs/{name}"), ranks.to_string());
+    place.train(&["--run.dir", &dir, "--nproc-per-node", &ranks, "--launch.transport", transport]);
+}
+
+#[test]
+fn one_to_four_ranks_learn_the_same_over_shared_memory_and_tcp() {
+    let place = Place::new();
+    train(&place, "one", 1, "auto");
+    let alone = place.losses("one");
+    assert_eq!(alone.len() as u64, STEPS);
+    assert!(alone[19] < alone[0] - 0.05, "it learns: {alone:?}");
+    for ranks in 2..=4 {
+        for transport in ["shm", "tcp"] {
+            let name = format!("{transport}{ranks}");
+            train(&place, &name, ranks, transport);
+            for (together, alone) in place.losses(&name).iter().zip(&alone) {
+                // Sums in another order differ by some 1e-7; twenty steps at 3e-4 keep that below 1e-5.
+                assert!((together - alone).abs() <= 1e-5 * alone, "{name}: {together} {alone}");
+            }
+        }
+        // The order of every sum follows from the plan, not from the transport.
+        assert!(place.final_bytes(&format!("shm{ranks}")) == place.final_bytes(&format!("tcp{ranks}")));
+    }
+}
+
+#[test]
+fn the_same_run_has_the_same_bits_again() {
+    let place = Place::new();
+    for precision in ["f32", "bf16"] {
+        let names = ["a", "b"].map(|name| format!("{precision}-{name}"));
+        for name in &names {
+            let dir = format!("runs/{name}");
+            place.train(&["--run.dir", &dir, "--nproc-per-node", "2", "--train.precision", precision]);
+        }
+        assert!(place.final_bytes(&names[0]) == place.final_bytes(&names[1]));
+        assert_eq!(place.losses(&names[0]), place.losses(&names[1]));
+    }
+}
+
+#[test]
+fn ranks_started_by_another_launcher_take_their_place_from_the_environment() {
+    let place = Place::new();
+    place.train(&["--run.dir", "runs/own", "--nproc-per-node", "2"]);
+    for (number, variables) in [["RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"], [
+        "OMPI_COMM_WORLD_RANK",
+        "OMPI_COMM_WORLD_SIZE",
+        "OMPI_COMM_WORLD_LOCAL_RANK",
+        "OMPI_COMM_WORLD_LOCAL_SIZE",
+    ]]
+    .into_iter()
+    .enumerate()
+    {
+        let port = free_port();
+        let dir = format!("runs/foreign{number}");
+        let ranks: Vec<Child> = ["0", "1"]
+            .map(|rank| {
+                let mut command = place.command(["train", "run.toml", "--run.dir", &dir]);
+                command.envs(variables.iter().zip([rank, "2", rank, "2"]));
+                command.envs([("MASTER_ADDR", "127.0.0.1"), ("MASTER_PORT", &port)]);
+                command.stderr(Stdio::piped()).spawn().unwrap()
+            })
+            .into();
+        for rank in ranks {
+            let output = rank.wait_with_output().unwrap();
+            assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        }
+        assert!(place.final_bytes(&format!("foreign{number}")) == place.final_bytes("own"));
+    }
+}
+
+/// A port that was free a moment ago: foreign launchers choose ports just so.
+fn free_port() -> String {
+    std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port().to_string()
+}
+
+/// Process ids of the ranks that a launcher has started, by their rank.
+fn ranks_of(launcher: u32) -> Vec<(String, Pid)> {
+    let children = fs::read_to_string(format!("/proc/{launcher}/task/{launcher}/children")).unwrap();
+    children
+        .split_whitespace()
+        .filter_map(|child| {
+            let environment = fs::read(format!("/proc/{child}/environ")).ok()?;
+            let mut variables = environment.split(|byte| *byte == 0);
+            let rank = variables.find_map(|entry| entry.strip_prefix(b"RANK="))?;
+            Some((String::from_utf8(rank.to_vec()).unwrap(), Pid::from_raw(child.parse().unwrap()).unwrap()))
+        })
+        .collect()
+}
+
+/// Reads a launcher's stderr until a line has `text`.
+pub fn wait_for(child: &mut Child, text: &str) -> BufReader<std::process::ChildStderr> {
+    let mut reader = BufReader::new(child.stderr.take().unwrap());
+    let mut line = String::new();
+    while !line.contains(text) {
+        line.clear();
+        assert!(reader.read_line(&mut line).unwrap() > 0, "stderr ended before {text:?}");
+    }
+    reader
+}
+
+#[test]
+fn a_killed_rank_ends_the_run_and_is_named() {
+    for transport in ["shm", "tcp"] {
+        let place = Place::new();
+        let endless = ["--train.steps", "1000000", "--nproc-per-node", "3", "--launch.transport", transport];
+        let mut launcher = place.start(&endless);
+        let mut stderr = wait_for(&mut launcher, "step: 3");
+        let ranks = ranks_of(launcher.id());
+        assert_eq!(ranks.len(), 3);
+        let victim = ranks.iter().find(|(rank, _)| rank == "1").unwrap().1;
+        kill_process(victim, Signal::KILL).unwrap();
+        let mut rest = String::new();
+        std::io::Read::read_to_string(&mut stderr, &mut rest).unwrap();
+        assert_eq!(launcher.wait().unwrap().code(), Some(1));
+        assert!(rest.contains("rank 1") && rest.contains("SIGKILL"), "{rest}");
+        for (_, pid) in ranks {
+            assert!(!fs::exists(format!("/proc/{}", pid.as_raw_nonzero())).unwrap(), "a rank is left behind");
+        }
+    }
+}

@@ -1,0 +1,100 @@
+//! A run that was stopped, in whatever way, and goes on, ends with the same bits as one that was not.
+
+use crate::corpus::{Place, STEPS};
+use crate::ranks::wait_for;
+use rustix::process::{Pid, Signal, kill_process};
+use std::fs;
+use std::process::Child;
+
+fn send(child: &Child, signal: Signal) {
+    kill_process(Pid::from_child(child), signal).unwrap();
+}
+
+#[test]
+fn killed_at_any_step_and_resumed_the_final_files_are_the_same() {
+    let place = Place::new();
+    let common = ["--nproc-per-node", "2", "--checkpoint.every", "3", "--checkpoint.keep", "100"];
+    place.train(&[&common[..], &["--run.dir", "runs/whole"]].concat());
+    for (run, step) in [("early", 4), ("late", 13)] {
+        let dir = format!("runs/{run}");
+        let arguments = [&common[..], &["--run.dir", &dir]].concat();
+        let mut launcher = place.start(&arguments);
+        // Lines of the first ten steps are all shown, then checkpoints tell how far it is.
+        let text = if step < 10 { format!("step: {step} ") } else { "step-00000012".to_owned() };
+        drop(wait_for(&mut launcher, &text));
+        send(&launcher, Signal::KILL);
+        launcher.wait().unwrap();
+        place.train(&[&arguments[..], &["--resume"]].concat());
+        assert!(place.final_bytes(run) == place.final_bytes("whole"), "{run}");
+        assert_eq!(place.losses(run), place.losses("whole"), "the metrics read as one run");
+    }
+}
+
+#[test]
+fn ctrl_c_saves_ends_with_130_and_the_run_goes_on_from_there() {
+    let place = Place::new();
+    place.train(&["--nproc-per-node", "2", "--run.dir", "runs/whole"]);
+    for ranks in ["1", "2"] {
+        let dir = format!("runs/stopped{ranks}");
+        let arguments = ["--nproc-per-node", ranks, "--run.dir", &dir];
+        let mut launcher = place.start(&[&arguments[..], &["--train.steps", "1000000"]].concat());
+        let stderr = wait_for(&mut launcher, "step: 2 ");
+        send(&launcher, Signal::INT);
+        drop(std::io::read_to_string(stderr).unwrap());
+        assert_eq!(launcher.wait().unwrap().code(), Some(130));
+        let stopped = fs::read_dir(place.path().join(&dir).join("checkpoints")).unwrap().count();
+        assert_eq!(stopped, 1, "it saved where it stopped");
+        assert!(!place.path().join(&dir).join("model").exists(), "an interrupted run exports nothing");
+    }
+}
+
+#[test]
+fn a_resume_that_would_change_the_bits_is_refused_unless_told() {
+    let place = Place::new();
+    place.train(&["--nproc-per-node", "2", "--train.steps", "4"]);
+    let again = ["train", "run.toml", "--resume", "--train.steps", "6", "--nproc-per-node"];
+    assert_eq!(place.run(&[&again[..], &["1"]].concat()).status.code(), Some(2));
+    let told = place.run(&[&again[..], &["1", "--checkpoint.allow_changes", "true"]].concat());
+    assert!(told.status.success(), "{}", String::from_utf8_lossy(&told.stderr));
+    assert!(place.checkpoint("a", 6).is_dir());
+}
+
+#[test]
+fn a_damaged_checkpoint_is_refused_and_a_half_written_one_is_not_seen() {
+    let place = Place::new();
+    place.train(&["--train.steps", "4"]);
+    let half = place.path().join("runs/a/checkpoints/step-00000005.partial");
+    fs::create_dir(&half).unwrap();
+    let file = place.checkpoint("a", 4).join("training_state.safetensors");
+    let mut bytes = fs::read(&file).unwrap();
+    let last = bytes.len() - 1;
+    bytes[last] ^= 1;
+    fs::write(&file, &bytes).unwrap();
+    let output = place.run(&["train", "run.toml", "--resume"]);
+    assert_eq!(output.status.code(), Some(1));
+    let text = String::from_utf8_lossy(&output.stderr);
+    assert!(text.contains("training_state.safetensors") && text.contains("step-00000004"), "{text}");
+    bytes[last] ^= 1;
+    fs::write(&file, &bytes).unwrap();
+    place.train(&["--resume"]);
+    assert!(place.checkpoint("a", STEPS).is_dir());
+}
+
+#[test]
+fn a_disk_that_fills_up_while_saving_keeps_the_last_checkpoint() {
+    let place = Place::new();
+    place.train(&["--train.steps", "4", "--checkpoint.every", "4"]);
+    let before = fs::read(place.checkpoint("a", 4).join("model.safetensors")).unwrap();
+    // A limit on file sizes, whose signal is ignored, makes writes fail as a full disk does, in the middle of a file.
+    let program = env!("CARGO_BIN_EXE_gradus");
+    let script = "trap '' XFSZ; ulimit -f 40; exec \"$0\" train run.toml --resume --train.steps 6";
+    let mut shell = place.command(["-c", script, program]);
+    let mut limited = std::process::Command::new("/bin/sh");
+    limited.args(shell.get_args()).current_dir(place.path()).stdin(std::process::Stdio::null());
+    drop(shell.stdin(std::process::Stdio::null()));
+    let output = limited.output().unwrap();
+    assert_eq!(output.status.code(), Some(1), "{}", String::from_utf8_lossy(&output.stderr));
+    assert!(!place.checkpoint("a", 6).exists());
+    assert_eq!(fs::read(place.checkpoint("a", 4).join("model.safetensors")).unwrap(), before);
+    place.train(&["--resume"]);
+}
