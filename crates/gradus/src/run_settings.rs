@@ -2,7 +2,7 @@
 
 use crate::settings::parse_duration;
 use gradus_error::{Error, Result};
-use gradus_fabric::FabricSettings;
+use gradus_fabric::{FabricSettings, TransportKind};
 use gradus_model::ModelSettings;
 use gradus_store::PrepareSettings;
 use gradus_train::{CheckpointSettings, OptimizerSettings, RunSettings, SampleSettings, TrainSettings};
@@ -96,6 +96,21 @@ impl Settings {
             data.prepared = Path::new("data").join(name).to_string_lossy().into_owned();
         }
         Ok(data)
+    }
+
+    /// How gradients travel.
+    ///
+    /// # Errors
+    /// `Invalid`, naming the key.
+    pub fn transport(&self) -> Result<TransportKind> {
+        match self.launch.transport.as_str() {
+            "auto" => Ok(TransportKind::Auto),
+            "shm" => Ok(TransportKind::SharedMemory),
+            "tcp" => Ok(TransportKind::Tcp),
+            other => Err(Error::invalid(format!(
+                "launch.transport is \"{other}\": choose \"auto\", \"shm\" or \"tcp\""
+            ))),
+        }
     }
 
     /// What the trainer needs.

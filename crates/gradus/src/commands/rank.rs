@@ -10,7 +10,7 @@ use crate::sinks::{Many, MetricsFile, Progress, TensorBoard};
 use anyhow::{Context, Result};
 use gradus_collective::Communicator;
 use gradus_error::Error;
-use gradus_fabric::{Launch, TransportKind, connect};
+use gradus_fabric::{Launch, connect};
 use gradus_host::{Clock, RealClock, disk};
 use gradus_model::{Transformer, hugging_face};
 use gradus_store::Dataset;
@@ -67,18 +67,9 @@ fn stop_on_signals() -> Result<Arc<AtomicBool>> {
 
 fn communicator(settings: &Settings, launch: Option<&Launch>) -> Result<Communicator> {
     let Some(launch) = launch else { return Ok(Communicator::alone()) };
-    let kind = match settings.launch.transport.as_str() {
-        "auto" => TransportKind::Auto,
-        "shm" => TransportKind::SharedMemory,
-        "tcp" => TransportKind::Tcp,
-        other => {
-            let text = format!("launch.transport is \"{other}\": choose \"auto\", \"shm\" or \"tcp\"");
-            return Err(Error::invalid(text).into());
-        }
-    };
     let stall = parse_duration(&settings.launch.stall_timeout);
     let stall = stall.map_err(|error| error.within("launch.stall_timeout"))?;
-    let transport = connect(launch, kind, &settings.fabric, &fingerprint(settings)?)?;
+    let transport = connect(launch, settings.transport()?, &settings.fabric, &fingerprint(settings)?)?;
     Ok(Communicator::new(transport, stall))
 }
 

@@ -4,7 +4,7 @@ use super::{prepare, rank};
 use crate::exit;
 use crate::launcher::{ExitStatusSummary, launch_local};
 use crate::run_settings::Settings;
-use crate::settings::{Resolved, resolve};
+use crate::settings::{Origin, Resolved, resolve};
 use anyhow::{Context, Result};
 use gradus_fabric::Launch;
 use gradus_host::processors;
@@ -33,11 +33,23 @@ pub fn run(arguments: &TrainArguments, overrides: &[(String, String)]) -> Result
     if let Some(ranks) = arguments.nproc_per_node {
         resolved.settings.launch.nproc_per_node = ranks;
     }
+    prefer_command_line_length(&mut resolved);
+    resolved.settings.transport()?;
     let launch = Launch::from_environment(&|name| std::env::var(name).ok())?;
     match launch {
         Some(launch) => rank::run(&resolved, Some(launch), arguments.resume),
         None if resolved.settings.launch.nproc_per_node == 1 => rank::run(&resolved, None, arguments.resume),
         None => launch_ranks(&resolved.settings),
+    }
+}
+
+/// A length given on the command line replaces the other kind of length in the file.
+fn prefer_command_line_length(resolved: &mut Resolved<Settings>) {
+    let given = |key: &str| resolved.origins.get(key) == Some(&Origin::CommandLine);
+    match (given("train.steps"), given("train.duration")) {
+        (true, false) => resolved.settings.train.duration.clear(),
+        (false, true) => resolved.settings.train.steps = 0,
+        _ => {}
     }
 }
 

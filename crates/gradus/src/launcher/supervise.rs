@@ -186,11 +186,25 @@ impl Supervisor<'_> {
         // Of several that ended before we looked, one that was ended by a signal is the likelier cause: the others may
         // have failed because they lost it.
         failures.sort_by_key(|(rank, ending)| (matches!(ending, Ending::Code(_)), *rank));
-        if let (Some((rank, ending)), None) = (failures.first(), self.state.first_failure) {
-            self.state.first_failure = Some((*rank, *ending));
-            self.stop_others(*rank, *ending);
+        let Some((rank, ending)) = failures.first().copied() else { return Ok(()) };
+        match self.state.first_failure {
+            None => {
+                self.state.first_failure = Some((rank, ending));
+                self.stop_others(rank, ending);
+            }
+            Some((_, Ending::Code(_))) if self.was_killed_by_others(ending) => {
+                self.state.first_failure = Some((rank, ending));
+            }
+            Some(_) => {}
         }
         Ok(())
+    }
+
+    /// Whether a rank ended by a signal that is not ours: a killed rank's sockets close before the system reports its
+    /// end, so that another may have failed for the lack of it and have been seen first.
+    fn was_killed_by_others(&self, ending: Ending) -> bool {
+        let we_killed = self.state.deadline.is_none();
+        matches!(ending, Ending::Signal(signal) if signal != Signal::TERM.as_raw()) && !we_killed
     }
 
     fn stop_others(&mut self, rank: usize, ending: Ending) {

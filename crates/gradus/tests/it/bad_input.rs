@@ -23,7 +23,8 @@ fn settings_that_are_wrong_are_named() {
     refused(&place, &train(&["--model.layers", "three"]), 2, &["--model.layers"]);
     refused(&place, &train(&["--model.heads", "3"]), 2, &["model.heads"]);
     refused(&place, &train(&["--train.precision", "fp8"]), 2, &["train.precision"]);
-    refused(&place, &train(&["--train.duration", "10s"]), 2, &["train.steps", "train.duration"]);
+    refused(&place, &train(&["--train.duration", "10 parsecs"]), 2, &["train.duration", "parsecs"]);
+    refused(&place, &train(&["--train.steps", "0"]), 2, &["train.steps", "train.duration"]);
     refused(&place, &train(&["--optimizer.beta2", "1.5"]), 2, &["optimizer.beta2"]);
     refused(&place, &train(&["--nproc-per-node", "5"]), 2, &["5 ranks", "4 microbatches"]);
     refused(&place, &train(&["--launch.transport", "carrier-pigeon", "--nproc-per-node", "1"]), 2, &["carrier-pigeon"]);
@@ -84,7 +85,7 @@ fn models_that_do_not_fit_are_named() {
     refused(&place, &generate, 2, &["model.layers.2"]);
     edit("\"num_hidden_layers\": 2", "\"num_hidden_layers\": 1");
     refused(&place, &generate, 2, &["model.layers.1"]);
-    edit("\"vocab_size\": 300", "\"vocab_size\": 299");
+    edit("\"vocab_size\": ", "\"vocab_size\": 1");
     refused(&place, &generate, 2, &["embed_tokens"]);
     edit("\"model_type\": \"llama\"", "\"model_type\": \"mamba\"");
     refused(&place, &generate, 2, &["mamba"]);

@@ -16,7 +16,7 @@ pub use backward::{Backward, backward_scratch};
 pub use decode::{Decode, FEW_QUERIES, decode_scratch};
 pub use forward::{Forward, forward_scratch};
 
-use super::gemm::{Operand, PanelLayout, Single, Target, TileKernel, Vectors, pack};
+use super::gemm::{Operand, PanelLayout, Single, Target, TileKernel, Units, Vectors, pack};
 use super::memory::Elements;
 use super::simd::Simd;
 use crate::device::Attention;
@@ -160,24 +160,37 @@ unsafe fn pack_lines<S: Simd>(
     };
 }
 
-/// Packs rows of one head as the right side of a product over rows: lines are the head's elements.
+/// Rows of one head as the right side of a product over rows: column panels of the head's elements.
+#[derive(Clone, Copy)]
+struct Deep {
+    start: *const f32,
+    /// Elements from one panel to the next.
+    panel: usize,
+    /// Elements from one row to the next.
+    stride: usize,
+}
+
+impl Deep {
+    /// The same from row `row` on.
+    fn from(self, row: usize) -> Self {
+        Self { start: self.start.wrapping_add(row * self.stride), ..self }
+    }
+}
+
+/// Rows of one head as the right side of a product over rows: in place where the head is whole panels, else packed.
 ///
 /// # Safety
-/// `from` is readable for `rows` rows, and `to` holds their panels.
-unsafe fn pack_depth<S: Simd>(
-    s: S,
-    from: *const f32,
-    stride: usize,
-    rows: usize,
-    size: usize,
-    to: &mut [f32],
-) {
+/// `from` is readable for `rows` rows.
+unsafe fn deepen<S: Simd>(s: S, from: *const f32, stride: usize, rows: usize, size: usize, to: &mut [f32]) -> Deep {
     let layout = PanelLayout::columns(Kernel::new(s));
+    if size.is_multiple_of(layout.lines) {
+        return Deep { start: from, panel: layout.lines, stride };
+    }
     assert!(to.len() >= layout.len(size, rows), "panels must fit their piece of scratch");
+    let operand = Operand { start: from, stride, along: false };
     // SAFETY: as the caller says, and as asserted.
-    unsafe {
-        pack(s, layout, Operand { start: from, stride, along: false }, size, rows, rows, to.as_mut_ptr(), std::ptr::null_mut())
-    };
+    unsafe { pack(s, layout, operand, size, rows, rows, to.as_mut_ptr(), std::ptr::null_mut()) };
+    Deep { start: to.as_ptr(), panel: layout.width * rows, stride: layout.width }
 }
 
 /// Which part of a product on the diagonal of attention is of any use: elements where a key comes after its query are
@@ -222,9 +235,10 @@ struct SmallProduct {
     left_panel: usize,
     /// Elements from one unit of a row panel to the next.
     left_stride: usize,
-    /// First column panel, and elements from one panel to the next.
+    /// First column panel, elements from one panel to the next, and from one unit to the next.
     right: *const f32,
     right_panel: usize,
+    right_stride: usize,
     target: *mut f32,
     stride: usize,
     accumulate: bool,
@@ -264,9 +278,15 @@ impl SmallProduct {
                 };
                 // SAFETY: panels and target as the caller says.
                 unsafe {
-                    let left = self.left.add(j * self.left_panel + depths.start * self.left_stride);
-                    let right = self.right.add(i * self.right_panel + depths.start * kernel.columns());
-                    kernel.tile(depths.len(), left, self.left_stride, right, &target);
+                    let rows = Units {
+                        start: self.left.add(j * self.left_panel + depths.start * self.left_stride),
+                        stride: self.left_stride,
+                    };
+                    let columns = Units {
+                        start: self.right.add(i * self.right_panel + depths.start * self.right_stride),
+                        stride: self.right_stride,
+                    };
+                    kernel.tile(depths.len(), rows, columns, &target);
                 }
             }
         }

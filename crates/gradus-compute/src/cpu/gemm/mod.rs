@@ -15,7 +15,7 @@ mod tile;
 
 pub use gemv::{FEW_ROWS, FewRows};
 pub use pack::{Operand, PanelLayout, pack, units_of};
-pub use tile::{Dot, Pairs, Single, Target, TileKernel, Vectors, finish};
+pub use tile::{Dot, Pairs, Single, Target, TileKernel, Units, Vectors, finish};
 
 use super::pool::part;
 use std::ops::Range;
@@ -199,16 +199,10 @@ impl Product {
                     accumulate: self.accumulate || !block.first,
                     row_scale: std::ptr::null(),
                 };
+                let rows = Units { start: row_panel.as_ptr(), stride: row_stride };
+                let columns = Units { start: column_panel.as_ptr(), stride: tile_columns };
                 // SAFETY: both panels hold the block's units; the target is inside this thread's rectangle.
-                unsafe {
-                    block.kernel.tile(
-                        block.units,
-                        row_panel.as_ptr(),
-                        row_stride,
-                        column_panel.as_ptr(),
-                        &target,
-                    );
-                }
+                unsafe { block.kernel.tile(block.units, rows, columns, &target) };
             }
         }
     }

@@ -29,6 +29,15 @@ pub struct Target {
     pub row_scale: *const f32,
 }
 
+/// One side of a tile: its units, one after another.
+#[derive(Clone, Copy)]
+pub struct Units {
+    /// The first.
+    pub start: *const f32,
+    /// Elements from one to the next.
+    pub stride: usize,
+}
+
 /// A kernel for tiles of `rows() x columns()`.
 pub trait TileKernel: Copy + Send + Sync {
     /// Vectors used for packing and epilogues.
@@ -56,16 +65,10 @@ pub trait TileKernel: Copy + Send + Sync {
     /// Computes a tile from `units` units of a row panel and a column panel.
     ///
     /// # Safety
-    /// The panels hold `units` units, rows beyond `target.rows` included up to what `row_stride` spans; target, bias,
-    /// residual and row factors are valid for the tile; `begin` was called on this thread.
-    unsafe fn tile(
-        self,
-        units: usize,
-        rows: *const f32,
-        row_stride: usize,
-        columns: *const f32,
-        target: &Target,
-    );
+    /// `rows` holds that many units of the target's rows (of all rows, where rows keep runs of units), `columns` of a
+    /// full tile's columns; target, bias, residual and row factors are valid for the tile; `begin` was called on this
+    /// thread.
+    unsafe fn tile(self, units: usize, rows: Units, columns: Units, target: &Target);
 }
 
 /// How units are multiplied.
@@ -136,24 +139,17 @@ impl<S: Simd, D: Dot> TileKernel for Vectors<S, D> {
         S::TILE_VECTORS * S::LANES
     }
 
-    unsafe fn tile(
-        self,
-        units: usize,
-        rows: *const f32,
-        row_stride: usize,
-        columns: *const f32,
-        target: &Target,
-    ) {
+    unsafe fn tile(self, units: usize, rows: Units, columns: Units, target: &Target) {
         debug_assert!(target.rows <= S::TILE_ROWS && target.columns <= self.columns());
         // One compiled kernel for each number of rows: a short tile costs only its own rows.
         macro_rules! of_rows {
             ($($rows:literal)*) => {
                 match (target.rows, S::TILE_VECTORS) {
                     $(($rows, 1) if $rows <= S::TILE_ROWS => {
-                        self.s.vectorize(Tile::<D, $rows, 1> { units, rows, row_stride, columns, target, dot: PhantomData });
+                        self.s.vectorize(Tile::<D, $rows, 1> { units, rows, columns, target, dot: PhantomData });
                     })*
                     $(($rows, 2) if $rows <= S::TILE_ROWS => {
-                        self.s.vectorize(Tile::<D, $rows, 2> { units, rows, row_stride, columns, target, dot: PhantomData });
+                        self.s.vectorize(Tile::<D, $rows, 2> { units, rows, columns, target, dot: PhantomData });
                     })*
                     other => unreachable!("no kernel for a tile of {other:?}"),
                 }
@@ -166,9 +162,8 @@ impl<S: Simd, D: Dot> TileKernel for Vectors<S, D> {
 /// One tile; what makes it safe to run is [`TileKernel::tile`]'s contract.
 struct Tile<'a, D, const ROWS: usize, const VECTORS: usize> {
     units: usize,
-    rows: *const f32,
-    row_stride: usize,
-    columns: *const f32,
+    rows: Units,
+    columns: Units,
     target: &'a Target,
     dot: PhantomData<D>,
 }
@@ -187,7 +182,7 @@ impl<D: Dot, const ROWS: usize, const VECTORS: usize> Operation for Tile<'_, D, 
             }
         }
         let mut sums = [[s.splat(0.0); VECTORS]; ROWS];
-        let (mut row, mut column) = (self.rows, self.columns);
+        let (mut row, mut column) = (self.rows.start, self.columns.start);
         for _ in 0..self.units {
             // SAFETY: each unit of both panels is readable by the contract of TileKernel::tile.
             unsafe {
@@ -201,15 +196,80 @@ impl<D: Dot, const ROWS: usize, const VECTORS: usize> Operation for Tile<'_, D, 
                         *sum = D::dot(s, a, b, *sum);
                     }
                 }
-                row = row.add(self.row_stride);
-                column = column.add(VECTORS * S::LANES);
+                row = row.wrapping_add(self.rows.stride);
+                column = column.wrapping_add(self.columns.stride);
+            }
+        }
+        // SAFETY: the target is valid for this tile by the same contract.
+        unsafe { finish_tile(s, self.target, sums) };
+    }
+}
+
+/// Stores a tile's sums by the shortest way that its target allows: a tile may take no longer than a hundred steps of
+/// multiplication, so that even this counts.
+#[inline(always)]
+unsafe fn finish_tile<S: Simd, const ROWS: usize, const VECTORS: usize>(
+    s: S,
+    target: &Target,
+    sums: [[S::V; VECTORS]; ROWS],
+) {
+    let whole = target.columns == VECTORS * S::LANES;
+    let plain = target.bias.is_null() && target.residual.is_null();
+    // SAFETY: the target is valid for a tile of this size by the caller's word.
+    unsafe {
+        match (whole, plain, target.accumulate) {
+            (true, true, false) => finish_whole::<S, ROWS, VECTORS, SET>(s, target, sums),
+            (true, true, true) if target.row_scale.is_null() => {
+                finish_whole::<S, ROWS, VECTORS, ADD>(s, target, sums);
+            }
+            (true, true, true) => finish_whole::<S, ROWS, VECTORS, ADD_SCALED>(s, target, sums),
+            (true, false, false) if target.residual.is_null() => {
+                finish_whole::<S, ROWS, VECTORS, SET_WITH_BIAS>(s, target, sums);
+            }
+            _ => {
+                for (i, sums) in sums.into_iter().enumerate() {
+                    for (j, sum) in sums.into_iter().enumerate() {
+                        finish(s, target, i, j * S::LANES, sum);
+                    }
+                }
+            }
+        }
+    }
+}
+
+const SET: u8 = 0;
+const SET_WITH_BIAS: u8 = 1;
+const ADD: u8 = 2;
+const ADD_SCALED: u8 = 3;
+
+/// One of these ends for a tile with all its columns.
+#[inline(always)]
+unsafe fn finish_whole<S: Simd, const ROWS: usize, const VECTORS: usize, const END: u8>(
+    s: S,
+    target: &Target,
+    sums: [[S::V; VECTORS]; ROWS],
+) {
+    let mut to = target.start;
+    // SAFETY: the target is valid for a tile of this size by the caller's word.
+    unsafe {
+        let mut bias = [s.splat(0.0); VECTORS];
+        if END == SET_WITH_BIAS {
+            for (j, bias) in bias.iter_mut().enumerate() {
+                *bias = s.load(target.bias.add(j * S::LANES));
             }
         }
         for (i, sums) in sums.into_iter().enumerate() {
-            for (j, sum) in sums.into_iter().enumerate() {
-                // SAFETY: row i and the columns of vector j, as far as valid, are writable by the same contract.
-                unsafe { finish(s, self.target, i, j * S::LANES, sum) };
+            for (j, mut sum) in sums.into_iter().enumerate() {
+                let at = to.add(j * S::LANES);
+                match END {
+                    SET => {}
+                    SET_WITH_BIAS => sum = s.add(sum, bias[j]),
+                    ADD => sum = s.add(s.load(at), sum),
+                    _ => sum = s.mul_add(s.load(at), s.splat(*target.row_scale.add(i)), sum),
+                }
+                s.store(at, sum);
             }
+            to = to.wrapping_add(target.stride);
         }
     }
 }
