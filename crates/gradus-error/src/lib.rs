@@ -83,7 +83,9 @@ impl Error {
     pub fn io(context: impl Into<String>, source: std::io::Error) -> Self {
         use std::io::ErrorKind as Io;
         let kind = match source.kind() {
-            Io::NotFound | Io::InvalidInput | Io::IsADirectory | Io::NotADirectory | Io::AlreadyExists => Kind::Invalid,
+            Io::NotFound | Io::InvalidInput | Io::IsADirectory | Io::NotADirectory | Io::AlreadyExists => {
+                Kind::Invalid
+            }
             Io::PermissionDenied | Io::ReadOnlyFilesystem => Kind::Denied,
             Io::StorageFull | Io::QuotaExceeded | Io::OutOfMemory | Io::FileTooLarge => Kind::Exhausted,
             Io::InvalidData | Io::UnexpectedEof => Kind::Corrupt,

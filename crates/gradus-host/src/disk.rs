@@ -28,7 +28,11 @@ pub fn write_atomically(path: &Path, write: impl FnOnce(&mut dyn Write) -> Resul
     result
 }
 
-fn write_and_rename(partial: &Path, path: &Path, write: impl FnOnce(&mut dyn Write) -> Result<()>) -> Result<()> {
+fn write_and_rename(
+    partial: &Path,
+    path: &Path,
+    write: impl FnOnce(&mut dyn Write) -> Result<()>,
+) -> Result<()> {
     let describe = || format!("cannot write {}", path.display());
     let mut writer = BufWriter::with_capacity(1 << 18, File::create(partial).context(describe)?);
     write(&mut writer)?;

@@ -85,10 +85,27 @@ impl Pass<'_> {
         let place = |tensor: Span| gradients.part(tensor.start, tensor.len);
         let (weight, d_weight) = (self.weight(tensors.weight), place(tensors.weight));
         let d_bias = tensors.bias.map(place);
-        self.device.norm_backward(self.norm(), x, weight, statistics, d_out, d_residual, d_x, d_weight, d_bias);
+        self.device.norm_backward(
+            self.norm(),
+            x,
+            weight,
+            statistics,
+            d_out,
+            d_residual,
+            d_x,
+            d_weight,
+            d_bias,
+        );
     }
 
-    fn linear_forward(&self, tensors: LinearTensors, x: Span, inputs: usize, residual: Option<Span>, out: Span) {
+    fn linear_forward(
+        &self,
+        tensors: LinearTensors,
+        x: Span,
+        inputs: usize,
+        residual: Option<Span>,
+        out: Span,
+    ) {
         let (weight, bias) = (self.weight(tensors.weight), tensors.bias.map(|bias| self.weight(bias)));
         self.device.linear_forward(self.linear(tensors, inputs), x, weight, bias, residual, out);
     }
@@ -99,7 +116,14 @@ impl Pass<'_> {
         self.observer.between_operations();
     }
 
-    fn linear_backward_weight(&self, tensors: LinearTensors, d_out: Span, x: Span, inputs: usize, gradients: Span) {
+    fn linear_backward_weight(
+        &self,
+        tensors: LinearTensors,
+        d_out: Span,
+        x: Span,
+        inputs: usize,
+        gradients: Span,
+    ) {
         let place = |tensor: Span| gradients.part(tensor.start, tensor.len);
         let (d_weight, d_bias) = (place(tensors.weight), tensors.bias.map(place));
         self.device.linear_backward_weight(self.linear(tensors, inputs), d_out, x, d_weight, d_bias);

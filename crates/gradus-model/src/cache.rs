@@ -68,7 +68,8 @@ impl KeyValueCache {
 
     /// Where the rows from `first` on of a layer are written.
     pub(crate) fn tail(&self, layer: usize, first: usize, rows: usize) -> (Rows, Rows) {
-        let part = |span: Span| Rows { span: span.part(first * self.width, rows * self.width), stride: self.width };
+        let part =
+            |span: Span| Rows { span: span.part(first * self.width, rows * self.width), stride: self.width };
         let (keys, values) = self.layers[layer];
         (part(keys), part(values))
     }

@@ -114,7 +114,10 @@ pub struct ModelConfig {
 /// Presets by name: the sizes of published models, and small ones for trial.
 pub const PRESETS: &[(&str, ModelConfig)] = &[
     ("gpt2", preset(Family::Gpt2, [50257, 1024, 768, 12, 12, 12, 64, 3072], true, true, 1e-5, 10_000.0)),
-    ("smollm2-135m", preset(Family::Llama, [49152, 8192, 576, 30, 9, 3, 64, 1536], true, false, 1e-5, 100_000.0)),
+    (
+        "smollm2-135m",
+        preset(Family::Llama, [49152, 8192, 576, 30, 9, 3, 64, 1536], true, false, 1e-5, 100_000.0),
+    ),
     (
         "qwen2.5-0.5b",
         preset(Family::Llama, [151_936, 32_768, 896, 24, 14, 2, 64, 4864], true, true, 1e-6, 1_000_000.0),
@@ -163,8 +166,10 @@ impl ModelSettings {
         let resized = width != base.width || heads != base.heads || !preset;
         let kv_heads = pick(self.kv_heads, if resized { heads } else { base.kv_heads });
         let head_size = pick(self.head_size, if resized { width / heads.max(1) } else { base.head_size });
-        let feed_forward =
-            pick(self.feed_forward, if resized { customary_width(base.family, width) } else { base.feed_forward });
+        let feed_forward = pick(
+            self.feed_forward,
+            if resized { customary_width(base.family, width) } else { base.feed_forward },
+        );
         let config = ModelConfig {
             family: base.family,
             vocabulary: pick(self.vocabulary, tokens),
@@ -198,7 +203,9 @@ impl ModelSettings {
             "gpt2" => Some(Family::Gpt2),
             "llama" => Some(Family::Llama),
             other => {
-                return Err(Error::invalid(format!("model.family is \"{other}\": choose \"gpt2\" or \"llama\"")));
+                return Err(Error::invalid(format!(
+                    "model.family is \"{other}\": choose \"gpt2\" or \"llama\""
+                )));
             }
         };
         if self.preset.is_empty() {
@@ -209,7 +216,11 @@ impl ModelSettings {
         let found = PRESETS.iter().find(|(name, _)| *name == self.preset);
         let (_, config) = found.ok_or_else(|| {
             let names: Vec<_> = PRESETS.iter().map(|(name, _)| *name).collect();
-            Error::invalid(format!("model.preset \"{}\" is unknown: choose of {}", self.preset, names.join(", ")))
+            Error::invalid(format!(
+                "model.preset \"{}\" is unknown: choose of {}",
+                self.preset,
+                names.join(", ")
+            ))
         })?;
         match family {
             Some(family) if family != config.family => Err(Error::invalid(format!(
@@ -348,7 +359,8 @@ impl ModelConfig {
     /// Trainable elements, padding not counted.
     pub fn parameter_count(&self) -> usize {
         let biased = self.family == Family::Gpt2;
-        let linear = |inputs: usize, outputs: usize, bias: bool| inputs * outputs + if bias { outputs } else { 0 };
+        let linear =
+            |inputs: usize, outputs: usize, bias: bool| inputs * outputs + if bias { outputs } else { 0 };
         let norm = self.width * if biased { 2 } else { 1 };
         let block = 2 * norm
             + linear(self.width, self.qkv_width(), biased || self.qkv_bias)
@@ -403,7 +415,9 @@ mod tests {
     #[test]
     fn presets_have_the_published_parameter_counts() {
         let count = |name: &str| {
-            ModelSettings { preset: name.into(), ..Default::default() }.complete(0).map(|c| c.parameter_count())
+            ModelSettings { preset: name.into(), ..Default::default() }
+                .complete(0)
+                .map(|c| c.parameter_count())
         };
         // complete(0) leaves the vocabulary to the tokenizer, so presets are counted with their own.
         assert!(count("gpt2").is_err());
@@ -421,7 +435,11 @@ mod tests {
         assert!(refused(ModelSettings { preset: "gpt9".into(), ..Default::default() }));
         assert!(refused(ModelSettings { vocabulary: 50, ..Default::default() }));
         assert!(refused(ModelSettings { tied: "maybe".into(), ..Default::default() }));
-        assert!(refused(ModelSettings { preset: "gpt2".into(), family: "llama".into(), ..Default::default() }));
+        assert!(refused(ModelSettings {
+            preset: "gpt2".into(),
+            family: "llama".into(),
+            ..Default::default()
+        }));
         assert!(refused(ModelSettings { width: 30, heads: 2, ..Default::default() }));
     }
 }

@@ -13,7 +13,12 @@ use gradus_memory::{Span, Tensor};
 const DEVIATION: f64 = 0.02;
 
 /// Gives every tensor its first values, `put(range of the layout, values)`; padding rows of the vocabulary are zero.
-pub(crate) fn initial(config: &ModelConfig, parameters: &Parameters, seed: u64, put: &mut dyn FnMut(Span, &[f32])) {
+pub(crate) fn initial(
+    config: &ModelConfig,
+    parameters: &Parameters,
+    seed: u64,
+    put: &mut dyn FnMut(Span, &[f32]),
+) {
     for tensor in parameters.layout.tensors() {
         put(tensor.span(), &values(config, tensor, seed));
     }
@@ -24,7 +29,8 @@ fn values(config: &ModelConfig, tensor: &Tensor, seed: u64) -> Vec<f32> {
         let value = if tensor.name.ends_with("norm.weight") { 1.0 } else { 0.0 };
         return vec![value; tensor.len()];
     }
-    let writes_residual = tensor.name.ends_with("attention.out.weight") || tensor.name.ends_with("down.weight");
+    let writes_residual =
+        tensor.name.ends_with("attention.out.weight") || tensor.name.ends_with("down.weight");
     let deviation = if writes_residual { DEVIATION / (2.0 * config.layers as f64).sqrt() } else { DEVIATION };
     let is_table = tensor.name == "embedding.weight" || tensor.name == "head.weight";
     let filled = if is_table { config.vocabulary * config.width } else { tensor.len() };
@@ -36,5 +42,6 @@ fn values(config: &ModelConfig, tensor: &Tensor, seed: u64) -> Vec<f32> {
 
 /// FNV-1a of a name (Fowler, Noll and Vo), 64 bits.
 fn name_number(name: &str) -> u64 {
-    name.bytes().fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))
+    name.bytes()
+        .fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))
 }

@@ -63,7 +63,8 @@ impl Parameters {
     /// The tensors of a model of these sizes.
     pub fn new(config: &ModelConfig) -> Self {
         let mut builder = Builder { layout: LayoutBuilder::default(), config };
-        let free_head = (!config.tied).then(|| builder.table("head.weight", config.padded_vocabulary(), true));
+        let free_head =
+            (!config.tied).then(|| builder.table("head.weight", config.padded_vocabulary(), true));
         let final_norm = builder.norm("final_norm");
         let mut blocks: Vec<_> = (0..config.layers).rev().map(|layer| builder.block(layer)).collect();
         blocks.reverse();

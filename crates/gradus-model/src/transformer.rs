@@ -171,7 +171,8 @@ impl Transformer {
         let mut logits = Vec::with_capacity(rows * self.config.vocabulary);
         let (normal, chunk_rows) = (workspace.normal, workspace.chunk_rows(&self.config));
         for (start, len) in chunks(tokens.len() - rows, tokens.len(), chunk_rows) {
-            let chunk = self.head(normal.part(start * self.config.width, len * self.config.width), workspace, len);
+            let chunk =
+                self.head(normal.part(start * self.config.width, len * self.config.width), workspace, len);
             let mut values = vec![0.0; chunk.len];
             self.device.read(chunk, &mut values);
             let real = values.chunks_exact(self.config.padded_vocabulary());
@@ -211,7 +212,12 @@ impl Transformer {
         self.positions[first.min(last)..last].repeat(batch)
     }
 
-    fn pass<'a>(&'a self, batch: Batch<'a>, positions: &'a [u32], observer: &'a dyn BackwardObserver) -> Pass<'a> {
+    fn pass<'a>(
+        &'a self,
+        batch: Batch<'a>,
+        positions: &'a [u32],
+        observer: &'a dyn BackwardObserver,
+    ) -> Pass<'a> {
         Pass {
             device: self.device.as_ref(),
             config: &self.config,
@@ -240,7 +246,8 @@ impl Transformer {
             self.block(pass, workspace, layer).forward(x, out, cache.map(|cache| (cache, layer)));
         }
         let x = workspace.input(self.config.layers, rows, width);
-        let (normal, statistics) = (workspace.normal.part(0, rows * width), workspace.statistics.part(0, rows * 2));
+        let (normal, statistics) =
+            (workspace.normal.part(0, rows * width), workspace.statistics.part(0, rows * 2));
         pass.norm_forward(self.parameters.final_norm, x, normal, statistics);
     }
 
@@ -288,7 +295,13 @@ impl Transformer {
             if let Some((slot, gradients)) = backward {
                 let d_normal = slot.middle.part(start * width, len * width);
                 let head = self.parameters.head;
-                self.device.linear_backward_input(self.head_shape(len), logits, self.weight(head), d_normal, false);
+                self.device.linear_backward_input(
+                    self.head_shape(len),
+                    logits,
+                    self.weight(head),
+                    d_normal,
+                    false,
+                );
                 let d_head = gradients.part(head.start, head.len);
                 self.device.linear_backward_weight(self.head_shape(len), logits, normal, d_head, None);
                 pass.observer.between_operations();

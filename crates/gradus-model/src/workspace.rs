@@ -94,7 +94,12 @@ impl Workspace {
     ///
     /// # Errors
     /// `Exhausted` when the device has no room: choose a smaller batch, or recompute.
-    pub fn for_training(device: &dyn Device, config: &ModelConfig, rows: usize, recompute: bool) -> Result<Self> {
+    pub fn for_training(
+        device: &dyn Device,
+        config: &ModelConfig,
+        rows: usize,
+        recompute: bool,
+    ) -> Result<Self> {
         let kept = if recompute { 1 } else { config.layers };
         let mut workspace = Self::allocate(device, config, rows, config.layers + 1, kept)?;
         workspace.recompute = recompute;

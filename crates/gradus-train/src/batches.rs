@@ -17,7 +17,12 @@ pub fn share(microbatches: usize, rank: usize, world_size: usize) -> Range<usize
 }
 
 /// Positions in the sample order of one microbatch of one step (steps from 1).
-pub fn positions(step: u64, microbatch: usize, microbatch_sequences: usize, global_batch: usize) -> Range<u64> {
+pub fn positions(
+    step: u64,
+    microbatch: usize,
+    microbatch_sequences: usize,
+    global_batch: usize,
+) -> Range<u64> {
     let first = (step - 1) * global_batch as u64;
     let end = first + global_batch as u64;
     let start = first + (microbatch * microbatch_sequences) as u64;
@@ -46,7 +51,12 @@ impl BatchBuffer {
     ///
     /// # Errors
     /// What the split says of a sample that it cannot read.
-    pub fn load(&mut self, split: &TokenSplit, samples: impl Iterator<Item = u64>, rule: DocumentRule) -> Result<()> {
+    pub fn load(
+        &mut self,
+        split: &TokenSplit,
+        samples: impl Iterator<Item = u64>,
+        rule: DocumentRule,
+    ) -> Result<()> {
         self.tokens.clear();
         self.targets.clear();
         let mut documents = Vec::new();
@@ -108,7 +118,8 @@ mod tests {
     fn every_microbatch_has_one_rank_and_shares_differ_by_at_most_one() {
         for microbatches in 1..20 {
             for world_size in 1..=microbatches {
-                let shares: Vec<_> = (0..world_size).map(|rank| share(microbatches, rank, world_size)).collect();
+                let shares: Vec<_> =
+                    (0..world_size).map(|rank| share(microbatches, rank, world_size)).collect();
                 let all: Vec<_> = shares.iter().cloned().flatten().collect();
                 assert_eq!(all, (0..microbatches).collect::<Vec<_>>());
                 let sizes = shares.iter().map(ExactSizeIterator::len);

@@ -7,8 +7,8 @@
 use crate::optimizer::Optimizer;
 use gradus_error::{Error, IoContext, Result};
 use gradus_memory::Tensor;
-use gradus_model::hugging_face::{self, SpecialTokens};
 use gradus_model::Transformer;
+use gradus_model::hugging_face::{self, SpecialTokens};
 use gradus_store::{Tokenizer, atomic};
 use safetensors::{Dtype, SafeTensors, View};
 use serde::{Deserialize, Serialize};
@@ -67,7 +67,8 @@ pub fn list(run: &Path) -> Vec<(u64, PathBuf)> {
 pub fn prune(run: &Path, keep: usize) -> Result<()> {
     let found = list(run);
     for (_, path) in &found[..found.len().saturating_sub(keep.max(1))] {
-        fs::remove_dir_all(path).context(|| format!("cannot remove the old checkpoint {}", path.display()))?;
+        fs::remove_dir_all(path)
+            .context(|| format!("cannot remove the old checkpoint {}", path.display()))?;
     }
     Ok(())
 }
@@ -85,7 +86,14 @@ fn write_model(folder: &Path, model: &Transformer, tokenizer: Option<&Tokenizer>
     let end = tokenizer.map(Tokenizer::end_of_text);
     let special = SpecialTokens { bos: end, eos: end };
     let read = |span| model.get(span);
-    hugging_face::write_model_folder(folder, model.config(), model.parameters(), &read, special, SHARD_BYTES)?;
+    hugging_face::write_model_folder(
+        folder,
+        model.config(),
+        model.parameters(),
+        &read,
+        special,
+        SHARD_BYTES,
+    )?;
     tokenizer.map_or(Ok(()), |tokenizer| tokenizer.copy_into(folder))
 }
 
@@ -148,7 +156,9 @@ fn write_moments(path: &Path, model: &Transformer, optimizer: &Optimizer) -> Res
         tensors.iter().map(move |tensor| (moment_name(index, tensor), Moment { model, whole, tensor }))
     });
     safetensors::serialize_to_file(moments, None, path).map_err(|error| match error {
-        safetensors::SafeTensorError::IoError(error) => Error::io(format!("cannot write {}", path.display()), error),
+        safetensors::SafeTensorError::IoError(error) => {
+            Error::io(format!("cannot write {}", path.display()), error)
+        }
         other => Error::internal(format!("cannot lay out {}", path.display())).with_source(other),
     })
 }

@@ -81,7 +81,8 @@ impl GradientSum<'_> {
         let waiting = &self.parent.buckets[self.started.get()..];
         for bucket in waiting.iter().take_while(|bucket| bucket.end() <= end) {
             // SAFETY: the bucket is final, so by the word given to `begin` nobody touches it until it is waited for.
-            let handle = unsafe { communicator.start_all_reduce(self.gradients.part(bucket.start, bucket.len)) }?;
+            let handle =
+                unsafe { communicator.start_all_reduce(self.gradients.part(bucket.start, bucket.len)) }?;
             self.handles.borrow_mut().push(handle);
             self.started.set(self.started.get() + 1);
         }

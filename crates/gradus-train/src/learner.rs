@@ -71,7 +71,8 @@ impl Learner {
         let layout = &model.parameters().layout;
         let gradients = device.allocate(layout.len())?;
         let optimizer = Optimizer::new(device.as_ref(), layout, settings.clone())?;
-        let workspace = Workspace::for_training(device.as_ref(), model.config(), sizes.rows, sizes.recompute)?;
+        let workspace =
+            Workspace::for_training(device.as_ref(), model.config(), sizes.rows, sizes.recompute)?;
         let ranks = DataParallel::new(communicator, layout.len(), sizes.bucket_bytes);
         Ok(Self { ranks, model, gradients, optimizer, workspace, clip_norm: settings.clip_norm })
     }
@@ -113,7 +114,9 @@ impl Learner {
             return Ok(());
         }
         let rank = self.ranks.communicator().rank();
-        Err(Error::internal(format!("the weights of rank {rank} differ from those of rank 0 (digest {own:016x})")))
+        Err(Error::internal(format!(
+            "the weights of rank {rank} differ from those of rank 0 (digest {own:016x})"
+        )))
     }
 
     /// One step at a learning rate; every rank calls it with the same microbatches.

@@ -12,12 +12,12 @@ mod evaluate;
 pub mod events;
 mod learner;
 mod optimizer;
-pub mod schedule;
 mod sample;
+pub mod schedule;
 mod settings;
 mod trainer;
 
-pub use data_parallel::DataParallel;
+pub use data_parallel::{DataParallel, GradientSum};
 pub use events::{EvaluationRecord, Event, Observer, RunDescription, StepRecord};
 pub use learner::{Learner, LearnerSizes, Microbatches, StepResult};
 pub use optimizer::Optimizer;

@@ -99,10 +99,9 @@ mod tests {
             builder.push(name, &[5], decay);
         }
         let runs = runs(&builder.finish());
-        assert_eq!(runs.iter().map(|run| (run.span, run.decay)).collect::<Vec<_>>(), [
-            (Span::new(0, 21), true),
-            (Span::new(32, 5), false),
-            (Span::new(48, 5), true)
-        ]);
+        assert_eq!(
+            runs.iter().map(|run| (run.span, run.decay)).collect::<Vec<_>>(),
+            [(Span::new(0, 21), true), (Span::new(32, 5), false), (Span::new(48, 5), true)]
+        );
     }
 }

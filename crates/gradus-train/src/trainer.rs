@@ -318,7 +318,13 @@ impl Trainer {
             return Ok(());
         }
         let folder = checkpoint::folder_of(&self.settings.folder, self.state.step);
-        checkpoint::save(&folder, self.learner.model(), self.tokenizer.as_ref(), self.learner.optimizer(), &self.state)?;
+        checkpoint::save(
+            &folder,
+            self.learner.model(),
+            self.tokenizer.as_ref(),
+            self.learner.optimizer(),
+            &self.state,
+        )?;
         checkpoint::prune(&self.settings.folder, self.settings.checkpoint.keep)?;
         observer.observe(&Event::Checkpoint { step: self.state.step, path: folder });
         Ok(())
@@ -425,13 +431,20 @@ fn end_of_text(train: &TrainSettings, dataset: &Dataset) -> Result<Option<u32>> 
         return Ok(None);
     }
     let known = dataset.end_of_text().ok_or_else(|| {
-        Error::invalid("train.cross_documents is false, but the data name no end-of-text token: set it to true")
+        Error::invalid(
+            "train.cross_documents is false, but the data name no end-of-text token: set it to true",
+        )
     })?;
     Ok(Some(known))
 }
 
 /// What the bits of a run depend on.
-fn conditions(settings: &RunSettings, world_size: usize, device: &str, dataset: &Dataset) -> Vec<(String, String)> {
+fn conditions(
+    settings: &RunSettings,
+    world_size: usize,
+    device: &str,
+    dataset: &Dataset,
+) -> Vec<(String, String)> {
     let train = &settings.train;
     [
         ("world size", world_size.to_string()),

@@ -32,7 +32,8 @@ pub fn create(base: &Path) -> Result<PathBuf> {
         match fs::create_dir(&folder) {
             Ok(()) => return Ok(folder),
             Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {
-                if folder.is_dir() && fs::read_dir(&folder).is_ok_and(|mut entries| entries.next().is_none()) {
+                if folder.is_dir() && fs::read_dir(&folder).is_ok_and(|mut entries| entries.next().is_none())
+                {
                     return Ok(folder);
                 }
             }
@@ -50,7 +51,10 @@ pub fn latest(base: &Path) -> Result<(PathBuf, PathBuf)> {
     let folders = (1..MOST_RUNS).map(|number| numbered(base, number)).take_while(|folder| folder.exists());
     let newest = folders.filter_map(|folder| Some((checkpoint::list(&folder).pop()?.1, folder))).last();
     let (checkpoint, folder) = newest.ok_or_else(|| {
-        Error::invalid(format!("no checkpoint to resume from under {}: start without --resume", base.display()))
+        Error::invalid(format!(
+            "no checkpoint to resume from under {}: start without --resume",
+            base.display()
+        ))
     })?;
     Ok((folder, checkpoint))
 }

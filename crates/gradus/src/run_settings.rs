@@ -63,11 +63,7 @@ pub struct LaunchSection {
 
 impl Default for LaunchSection {
     fn default() -> Self {
-        Self {
-            nproc_per_node: 1,
-            transport: "auto".into(),
-            stall_timeout: "300s".into(),
-        }
+        Self { nproc_per_node: 1, transport: "auto".into(), stall_timeout: "300s".into() }
     }
 }
 

@@ -63,8 +63,9 @@ impl Inputs {
     }
 
     fn gradus(&self, precision: &str, ranks: usize) -> Command {
-        let mut command = shell::command(&self.binary, &["bench", "train", "--serve", "--batch", "8"]);
-        command.args(["--precision", precision, "--ranks"]).arg(ranks.to_string());
+        let mut command =
+            shell::command(&self.binary, &["bench", "train", "--precision", precision, "--ranks"]);
+        command.arg(ranks.to_string());
         command
     }
 }

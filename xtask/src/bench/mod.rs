@@ -12,23 +12,25 @@ mod worker;
 use crate::{machine, shell};
 use anyhow::{Context, Result};
 use clap::Subcommand;
+use serde_json::{Value, json};
 use std::fs;
 use std::path::PathBuf;
+use std::process::Command;
 
 /// The measurements there are.
 #[derive(Debug, Subcommand)]
 pub enum Bench {
     /// Training steps of a 13.9M parameter GPT: tokens per second beside PyTorch, on one rank and two.
     Train(train::Options),
-    /// Collectives beside their limit and their peers: `gradus bench collective`.
+    /// All-reduce between processes of this host, by size and transport.
     Collective {
-        /// Passed on.
+        /// Passed on: ranks.
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<String>,
     },
-    /// Kernels beside their ceilings: `gradus bench kernels`.
+    /// Each operation of the CPU device at the shapes of a small GPT, beside the peak of the registers.
     Kernels {
-        /// Passed on.
+        /// Passed on: threads, precision, a part of an operation's name.
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<String>,
     },
@@ -41,17 +43,51 @@ pub enum Bench {
 pub fn run(bench: Bench) -> Result<()> {
     match bench {
         Bench::Train(options) => train::run(&options),
-        Bench::Collective { arguments } => built_in("collective", &arguments),
-        Bench::Kernels { arguments } => built_in("kernels", &arguments),
+        Bench::Collective { arguments } => {
+            example("collective", "gradus-collective", "all_reduce_speed", &arguments)
+        }
+        Bench::Kernels { arguments } => example("kernels", "gradus-compute", "kernels_speed", &arguments),
     }
 }
 
-/// A measurement that is a subcommand of the binary, release build.
-fn built_in(name: &str, arguments: &[String]) -> Result<()> {
-    let binary = shell::release_binary()?;
-    let mut command = shell::command(binary, &["bench", name, "--out"]);
-    command.arg(result_file(name)?).args(arguments);
-    shell::run(command)
+/// A measurement that is an example of the crate it measures: its table is printed and kept line by line.
+fn example(name: &str, package: &str, example: &str, arguments: &[String]) -> Result<()> {
+    let (facts, words) = (machine::facts(), ["--release", "--package", package, "--example", example]);
+    shell::run(with(shell::cargo(&["build"]), &words, &[]))?;
+    let table = shell::output(with(shell::cargo(&["run", "--quiet"]), &words, arguments))?;
+    keep(
+        name,
+        &facts,
+        json!({ "arguments": arguments }),
+        json!({ "table": table.lines().collect::<Vec<_>>() }),
+    )?;
+    println!("{table}");
+    Ok(())
+}
+
+fn with(mut command: Command, words: &[&str], passed_on: &[String]) -> Command {
+    command.args(words);
+    if !passed_on.is_empty() {
+        command.arg("--").args(passed_on);
+    }
+    command
+}
+
+/// Writes what was measured, with machine, date, commit and settings, to a file of its own.
+fn keep(name: &str, machine: &Value, settings: Value, measured: Value) -> Result<()> {
+    let path = result_file(name)?;
+    let result = json!({
+        "bench": name,
+        "date": machine::date()?,
+        "commit": machine::commit()?,
+        "machine": machine,
+        "settings": settings,
+        "measured": measured,
+    });
+    let text = serde_json::to_string_pretty(&result)? + "\n";
+    fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))?;
+    eprintln!("results: {}", shell::relative(&path));
+    Ok(())
 }
 
 /// `benches/results/NAME-DATE-MACHINE.json`; its folder is made.

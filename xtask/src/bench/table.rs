@@ -128,15 +128,16 @@ pub fn as_json(rows: &[Row]) -> Value {
     rows.iter().map(row).collect()
 }
 
-/// How far losses may lie apart. The arms start from the same weights and see the same batches; while training goes on
-/// rounding grows, most so in the first tens of steps, where no warm-up holds the steps small. PyTorch's own f32 modes
-/// were seen 5e-5 apart after 9 steps and its bf16 ones 3e-3 from f32: 20 and 10 times that is no longer rounding.
+/// How far losses may lie apart, relative, in the median of the rounds. The arms start from the same weights and see the
+/// same batches. Over 34 steps our losses were seen 1.5e-5 from eager f32 PyTorch's in f32 and 1e-4 in bf16, as far as
+/// PyTorch's own modes are from each other; a wrong gradient shows within two steps in the second digit. The median,
+/// since without a warm-up single steps spike, and there rounding alone makes a percent.
 fn allowed(precision: &str) -> f64 {
-    if precision == "f32" { 1e-3 } else { 3e-2 }
+    if precision == "f32" { 1e-4 } else { 1e-3 }
 }
 
-/// Holds every loss of ours against eager f32 PyTorch's at the same step of the same layout. Empty when all agree; an
-/// arm of ours that cannot be compared is a problem too.
+/// Holds our losses against eager f32 PyTorch's at the same steps of the same layout. Empty when all agree; an arm of
+/// ours that cannot be compared is a problem too.
 pub fn wrong_losses(rows: &[Row]) -> Vec<String> {
     let ours = rows.iter().filter(|row| row.plan.engine == Engine::Gradus && row.is_there());
     ours.filter_map(|row| wrong_loss(row, rows).map(|problem| format!("{}: {problem}", row.plan))).collect()
@@ -152,17 +153,19 @@ fn wrong_loss(row: &Row, rows: &[Row]) -> Option<String> {
             "its losses were held against nothing: torch f32-eager of this layout did not run".to_owned(),
         );
     };
+    let mut apart = Vec::new();
     for (ours, theirs) in row.turns.iter().zip(&reference.turns) {
         if ours.steps_done.is_none() || ours.steps_done != theirs.steps_done {
             return Some(format!("steps_done is {:?}, torch's {:?}", ours.steps_done, theirs.steps_done));
         }
-        let apart = (ours.loss / theirs.loss - 1.0).abs();
-        if apart.is_nan() || apart > allowed(row.plan.precision()) {
-            let step = ours.steps_done.unwrap_or_default();
-            return Some(format!("the loss of step {step} is {}, torch's {}", ours.loss, theirs.loss));
+        if !ours.loss.is_finite() {
+            return Some(format!("a loss is {}, torch's {}", ours.loss, theirs.loss));
         }
+        apart.push((ours.loss / theirs.loss - 1.0).abs());
     }
-    None
+    let (apart, allowed) = (median(apart), allowed(row.plan.precision()));
+    (apart > allowed)
+        .then(|| format!("losses lie {apart:.1e} from torch's in the median, allowed {allowed:.0e}"))
 }
 
 #[cfg(test)]
@@ -180,7 +183,7 @@ mod tests {
         vec![
             row(Engine::Torch, "f32-eager", Layout::Ranks(2), &[10.0, 20.0, 40.0], 4.0),
             row(Engine::Torch, "f32-compiled", Layout::Ranks(2), &[1.0, 2.0, 4.0], 4.0),
-            row(Engine::Gradus, "f32", Layout::Ranks(2), &[30.0, 60.0, 80.0], 4.001),
+            row(Engine::Gradus, "f32", Layout::Ranks(2), &[30.0, 60.0, 80.0], 4.0001),
             row(Engine::Gradus, "f32", Layout::Copies(2), &[60.0, 60.0, 100.0], 4.0),
         ]
     }
@@ -207,7 +210,13 @@ mod tests {
         let mut rows = rows();
         assert_eq!(wrong_losses(&rows).len(), 1, "copies have nothing to be held against here");
         rows[2].turns[1].loss = 4.01;
-        assert!(wrong_losses(&rows)[0].contains("the loss of step 4 is 4.01"));
+        assert_eq!(wrong_losses(&rows).len(), 1, "one spike is forgiven");
+        rows[2].turns[2].loss = 4.001;
+        assert!(
+            wrong_losses(&rows)[0].contains("losses lie 2.5e-4 from torch's"),
+            "{:?}",
+            wrong_losses(&rows)
+        );
         rows[2].turns[1].loss = f64::NAN;
         assert!(wrong_losses(&rows)[0].contains("NaN"));
         rows[2].turns[0].steps_done = Some(5);

@@ -11,12 +11,11 @@
 use super::arm::{Arm, Plan, plans};
 use super::inputs::Inputs;
 use super::table::{self, Row};
-use super::{result_file, work_folder};
-use crate::{machine, shell};
-use anyhow::{Context, Result, ensure};
+use super::{keep, work_folder};
+use crate::machine;
+use anyhow::{Result, ensure};
 use serde_json::{Value, json};
 use std::ffi::OsStr;
-use std::fs;
 use std::path::{Path, PathBuf};
 
 /// What can be chosen.
@@ -59,7 +58,7 @@ pub fn run(options: &Options) -> Result<()> {
         take_turns(&mut arms, options);
         rows.extend(arms.into_iter().map(|(_, row)| row));
     }
-    conclude(&rows, options, facts)
+    conclude(&rows, options, &facts)
 }
 
 fn is_chosen(plan: &Plan, arms: &[String]) -> bool {
@@ -104,31 +103,24 @@ fn take_turn((arm, row): &mut (Option<Arm>, Row), steps: usize) {
     }
 }
 
-fn conclude(rows: &[Row], options: &Options, facts: Value) -> Result<()> {
+fn conclude(rows: &[Row], options: &Options, facts: &Value) -> Result<()> {
     let wrong = table::wrong_losses(rows);
-    let path = result_file("train")?;
-    let result = json!({
-        "bench": "train",
-        "date": machine::date()?,
-        "commit": machine::commit()?,
-        "machine": facts,
-        "settings": {
-            "model": "GPT V=4096 C=384 L=6 H=6 T=256, 13.9M parameters", "batch": 8,
-            "rounds": options.rounds, "steps": options.steps, "arms": options.arms, "data": options.data.as_deref().and_then(Path::file_name).map(OsStr::to_string_lossy),
-            "other_binary": options.binary.is_some(),
-        },
-        "wrong_losses": wrong,
-        "arms": table::as_json(rows),
+    let settings = json!({
+        "model": "GPT V=4096 C=384 L=6 H=6 T=256, 13.9M parameters",
+        "batch": 8,
+        "rounds": options.rounds,
+        "steps": options.steps,
+        "arms": options.arms,
+        "data": options.data.as_deref().and_then(Path::file_name).map(OsStr::to_string_lossy),
+        "other_binary": options.binary.is_some(),
     });
-    let text = serde_json::to_string_pretty(&result)? + "\n";
-    fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))?;
-    eprintln!("results: {}", shell::relative(&path));
+    keep("train", facts, settings, json!({ "wrong_losses": wrong, "arms": table::as_json(rows) }))?;
     for problem in &wrong {
         println!("wrong: {problem}");
     }
     print!("{}", table::render(rows));
     let missing = rows.iter().filter(|row| row.missing.is_some()).count();
-    ensure!(wrong.is_empty(), "{} arms of ours compute other losses than PyTorch", wrong.len());
-    ensure!(missing == 0, "{missing} arms are missing; the table says why");
+    ensure!(wrong.is_empty(), "arms of ours whose losses are not PyTorch's: {}", wrong.len());
+    ensure!(missing == 0, "arms missing: {missing}; the table says why");
     Ok(())
 }

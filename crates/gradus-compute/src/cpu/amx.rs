@@ -52,6 +52,7 @@ pub struct Tiles<S, R> {
     registers: PhantomData<R>,
 }
 
+#[cfg(test)]
 impl<S: Simd> Tiles<S, Emulated> {
     /// A kernel on emulated registers.
     pub fn emulated(s: S) -> Self {

@@ -22,15 +22,15 @@ fn row_sums<S: Simd, R: RowSum<N>, const N: usize>(s: S, row: &R, width: usize) 
     for first in (0..whole).step_by(step) {
         for j in 0..SUMS {
             let terms = row.terms(s, first + j * S::LANES, S::LANES);
-            for n in 0..N {
-                sums[n][j] = s.add(sums[n][j], terms[n]);
+            for (sums, term) in sums.iter_mut().zip(terms) {
+                sums[j] = s.add(sums[j], term);
             }
         }
     }
     for at in (whole..width).step_by(S::LANES) {
         let terms = row.terms(s, at, S::LANES.min(width - at));
-        for n in 0..N {
-            sums[n][0] = s.add(sums[n][0], terms[n]);
+        for (sums, term) in sums.iter_mut().zip(terms) {
+            sums[0] = s.add(sums[0], term);
         }
     }
     let mut totals = [0.0; N];

@@ -1,5 +1,7 @@
 //! Every operation of the fast device against the reference, for each family of kernels that this processor has.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on should say so by panicking")]
+
 mod attention;
 mod devices;
 mod matmul;

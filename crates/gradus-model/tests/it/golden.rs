@@ -134,7 +134,8 @@ fn check_gradients(case: &Case, recompute: bool) {
     let expected_loss = f64::from(floats(&expected.tensor("loss").unwrap())[0]);
     assert!((loss - expected_loss).abs() < 1e-5 * expected_loss, "{loss} {expected_loss}");
     let mut compared = 0;
-    let whole = norm(expected.tensors().iter().filter(|(n, _)| n.starts_with("grad.")).flat_map(|(_, v)| floats(v)));
+    let whole =
+        norm(expected.tensors().iter().filter(|(n, _)| n.starts_with("grad.")).flat_map(|(_, v)| floats(v)));
     for mapped in case.mapping() {
         let theirs = floats(&expected.tensor(&format!("grad.{}", mapped.name)).unwrap());
         let ours = oriented(&mapped, &gradients);
@@ -208,7 +209,8 @@ fn train(case: &Case, training: &Training) -> Vec<f64> {
                     update,
                     gradient_scale: 1.0 / sum.targets as f32,
                 };
-                let [w, g, m, v] = [model.weights(), gradients, moment1, moment2].map(|whole| tensor.within(whole));
+                let [w, g, m, v] =
+                    [model.weights(), gradients, moment1, moment2].map(|whole| tensor.within(whole));
                 device.adamw(update, w, g, m, v);
             }
             sum.mean()
@@ -240,7 +242,8 @@ fn bf16_stays_as_near_to_f32_as_pytorchs_autocast_does() {
         for device in devices(Precision::Bf16) {
             let case = Case::open(name, device);
             let training = training_of(&case);
-            let theirs = training.losses.iter().zip(&training.losses_bf16_autocast).map(|(a, b)| (a - b).abs());
+            let theirs =
+                training.losses.iter().zip(&training.losses_bf16_autocast).map(|(a, b)| (a - b).abs());
             let theirs = theirs.fold(0.0, f64::max);
             // bf16 keeps 8 bits: an operand is off by up to 2^-9 = 0.2%, a mean over 51 targets by some 0.1% of the
             // logits' spread. Autocast's own distance from f32 is the yardstick; 2e-3 nats are its floor of noise.

@@ -50,9 +50,12 @@ fn batch(documents: bool) -> Batch<'static> {
 
 #[test]
 fn gradients_are_the_slopes_of_the_loss() {
-    for (family, tied, documents) in
-        [(Family::Gpt2, true, false), (Family::Gpt2, false, true), (Family::Llama, true, true), (Family::Llama, false, false)]
-    {
+    for (family, tied, documents) in [
+        (Family::Gpt2, true, false),
+        (Family::Gpt2, false, true),
+        (Family::Llama, true, true),
+        (Family::Llama, false, false),
+    ] {
         let model = model(small(family, tied));
         let device = model.device();
         let workspace = Workspace::for_training(device.as_ref(), model.config(), 10, false).unwrap();

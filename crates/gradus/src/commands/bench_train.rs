@@ -227,7 +227,8 @@ impl StoredBatches {
 fn read_tokens(path: &Path) -> Result<Vec<u32>> {
     let bytes = std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
     if bytes.is_empty() || !bytes.len().is_multiple_of(2 * BATCH_TOKENS) {
-        let text = format!("{} holds no whole number of batches of {BATCH_TOKENS} u16 tokens", path.display());
+        let text =
+            format!("{} holds no whole number of batches of {BATCH_TOKENS} u16 tokens", path.display());
         return Err(Error::invalid(text).into());
     }
     Ok(bytes.chunks_exact(2).map(|pair| u32::from(u16::from_le_bytes([pair[0], pair[1]]))).collect())

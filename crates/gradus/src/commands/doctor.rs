@@ -22,7 +22,11 @@ pub fn run() -> Result<()> {
     line("processors to use", processors::available().to_string());
     line(
         "memory",
-        format!("{} available of {}", gib(processors::available_memory_bytes()), gib(processors::total_memory_bytes())),
+        format!(
+            "{} available of {}",
+            gib(processors::available_memory_bytes()),
+            gib(processors::total_memory_bytes())
+        ),
     );
     for precision in [Precision::F32, Precision::Bf16] {
         let device = open_device(0, 1, precision)?;
@@ -57,7 +61,9 @@ fn cargo_sources() -> String {
     let home = std::env::var_os("CARGO_HOME").map(std::path::PathBuf::from);
     let home = home.or_else(|| Some(std::env::home_dir()?.join(".cargo")));
     match home.map(|home| home.join("registry/src")) {
-        Some(sources) if sources.is_dir() => format!("in {}: the quickstart learns from them", sources.display()),
+        Some(sources) if sources.is_dir() => {
+            format!("in {}: the quickstart learns from them", sources.display())
+        }
         _ => "not found: give the quickstart other text with --data.input PATH".into(),
     }
 }

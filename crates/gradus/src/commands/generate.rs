@@ -102,7 +102,8 @@ fn write(
     };
     let stop = [tokenizer.end_of_text()];
     let request = Request { prompt, max_tokens: arguments.max_tokens, sampling: &sampling, stop: &stop };
-    let mut text = Text { out: std::io::stdout().lock(), decoder: tokenizer.stream_decoder(), tokens: Vec::new() };
+    let mut text =
+        Text { out: std::io::stdout().lock(), decoder: tokenizer.stream_decoder(), tokens: Vec::new() };
     let mut written = text.print(&arguments.prompt);
     Generator::new(model, prompt.len() + arguments.max_tokens)?.generate(model, request, &mut |token| {
         if written.is_ok() {
@@ -148,7 +149,8 @@ impl Text<'_> {
 fn save_tokens(path: &Path, prompt: &[u32], tokens: &[u32]) -> Result<()> {
     let text = serde_json::json!({ "prompt_tokens": prompt, "tokens": tokens }).to_string();
     disk::write_atomically(path, |file| {
-        file.write_all(text.as_bytes()).map_err(|error| Error::io(format!("cannot write {}", path.display()), error))
+        file.write_all(text.as_bytes())
+            .map_err(|error| Error::io(format!("cannot write {}", path.display()), error))
     })?;
     Ok(())
 }

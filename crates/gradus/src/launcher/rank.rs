@@ -195,9 +195,11 @@ impl AsFd for OutputPipe {
 }
 
 fn command(launch: &Launch, number: usize, port: u16) -> Command {
-    let (number, world) = (number.to_string(), launch.ranks.to_string());
     let mut command = Command::new(&launch.program);
-    command.args(&launch.arguments).stdin(Stdio::null()).process_group(0);
+    // Rank 0 stands for the whole run, also towards whoever feeds it.
+    let stdin = if number == 0 { Stdio::inherit() } else { Stdio::null() };
+    command.args(&launch.arguments).stdin(stdin).process_group(0);
+    let (number, world) = (number.to_string(), launch.ranks.to_string());
     command.env("RANK", &number).env("WORLD_SIZE", &world);
     command.env("LOCAL_RANK", &number).env("LOCAL_WORLD_SIZE", &world).env("GROUP_RANK", "0");
     command.env("MASTER_ADDR", "127.0.0.1").env("MASTER_PORT", port.to_string());

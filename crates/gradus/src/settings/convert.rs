@@ -4,6 +4,7 @@
 //! default is an array takes arrays, and so on. What a type cannot say (an enumeration's words, a number's range) is
 //! found later, by deserialising.
 
+use super::units::parse_bytes;
 use toml::Value;
 
 /// What a value of this type is called in a message.
@@ -33,6 +34,9 @@ pub fn from_file(default: &Value, found: Value) -> Result<Value, String> {
             });
             Ok(Value::Array(elements.collect::<Result<_, _>>()?))
         }
+        (Value::Integer(_), Value::String(text)) => {
+            size(&text).ok_or_else(|| expected(default, &shown(&Value::String(text))))
+        }
         (Value::Table(_), found @ Value::Table(_)) => Ok(found),
         (default, found) if default.same_type(&found) => Ok(found),
         (default, found) => Err(expected(default, &shown(&found))),
@@ -47,13 +51,21 @@ pub fn from_text(default: &Value, text: &str) -> Result<Value, String> {
     let refuse = || expected(default, &format!("`{text}`"));
     match default {
         Value::String(_) => Ok(Value::String(text.to_owned())),
-        Value::Integer(_) => text.trim().replace('_', "").parse().map(Value::Integer).map_err(|_| refuse()),
+        Value::Integer(_) => {
+            let number = text.trim().replace('_', "").parse().map(Value::Integer);
+            number.ok().or_else(|| size(text)).ok_or_else(refuse)
+        }
         Value::Float(_) => text.trim().replace('_', "").parse().map(Value::Float).map_err(|_| refuse()),
         Value::Boolean(_) => text.trim().parse().map(Value::Boolean).map_err(|_| refuse()),
         Value::Datetime(_) => text.trim().parse().map(Value::Datetime).map_err(|_| refuse()),
         Value::Array(elements) => array_from_text(default, elements, text),
         Value::Table(_) => Err(refuse()),
     }
+}
+
+/// A size with its unit, such as `24MB`, as the number of bytes.
+fn size(text: &str) -> Option<Value> {
+    i64::try_from(parse_bytes(text).ok()?).ok().map(Value::Integer)
 }
 
 /// `[...]` as TOML has it, else elements between commas, each read as the default's first element (as strings where the
@@ -113,6 +125,8 @@ mod tests {
     fn text_is_read_by_the_type_of_the_default() {
         let array = |values: &[i64]| Value::Array(values.iter().map(|v| Value::Integer(*v)).collect());
         assert_eq!(from_text(&Value::Integer(0), "1_000"), Ok(Value::Integer(1000)));
+        assert_eq!(from_text(&Value::Integer(0), "24MB"), Ok(Value::Integer(24_000_000)));
+        assert_eq!(from_file(&Value::Integer(0), Value::String("1KiB".into())), Ok(Value::Integer(1024)));
         assert_eq!(from_text(&Value::Float(0.0), "3e-4"), Ok(Value::Float(3e-4)));
         assert_eq!(from_text(&Value::Boolean(false), "true"), Ok(Value::Boolean(true)));
         assert_eq!(from_text(&Value::String(String::new()), "12"), Ok(Value::String("12".into())));

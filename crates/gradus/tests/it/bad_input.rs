@@ -27,7 +27,12 @@ fn settings_that_are_wrong_are_named() {
     refused(&place, &train(&["--train.steps", "0"]), 2, &["train.steps", "train.duration"]);
     refused(&place, &train(&["--optimizer.beta2", "1.5"]), 2, &["optimizer.beta2"]);
     refused(&place, &train(&["--nproc-per-node", "5"]), 2, &["5 ranks", "4 microbatches"]);
-    refused(&place, &train(&["--launch.transport", "carrier-pigeon", "--nproc-per-node", "1"]), 2, &["carrier-pigeon"]);
+    refused(
+        &place,
+        &train(&["--launch.transport", "carrier-pigeon", "--nproc-per-node", "1"]),
+        2,
+        &["carrier-pigeon"],
+    );
     refused(&place, &train(&["--resume"]), 2, &["--resume"]);
     fs::write(place.path().join("broken.toml"), "[model]\nwidth = 32\nlayers = = 2\n").unwrap();
     refused(&place, &["train", "broken.toml"], 2, &["broken.toml", "3"]);

@@ -50,12 +50,15 @@ fn the_same_run_has_the_same_bits_again() {
 fn ranks_started_by_another_launcher_take_their_place_from_the_environment() {
     let place = Place::new();
     place.train(&["--run.dir", "runs/own", "--nproc-per-node", "2"]);
-    for (number, variables) in [["RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"], [
-        "OMPI_COMM_WORLD_RANK",
-        "OMPI_COMM_WORLD_SIZE",
-        "OMPI_COMM_WORLD_LOCAL_RANK",
-        "OMPI_COMM_WORLD_LOCAL_SIZE",
-    ]]
+    for (number, variables) in [
+        ["RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"],
+        [
+            "OMPI_COMM_WORLD_RANK",
+            "OMPI_COMM_WORLD_SIZE",
+            "OMPI_COMM_WORLD_LOCAL_RANK",
+            "OMPI_COMM_WORLD_LOCAL_SIZE",
+        ],
+    ]
     .into_iter()
     .enumerate()
     {

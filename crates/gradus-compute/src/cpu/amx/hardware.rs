@@ -66,6 +66,7 @@ fn request_permission() -> bool {
 
 /// Palette 1; eight tiles of 16 rows of 64 bytes.
 #[repr(align(64))]
+#[allow(dead_code, reason = "the processor reads it")]
 struct Configuration([u8; 64]);
 
 const CONFIGURATION: Configuration = {

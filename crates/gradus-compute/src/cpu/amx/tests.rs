@@ -1,1 +1,139 @@
+//! The driver of tiles, on emulated registers: packing, tiles and ends are those of the hardware's kernel.
 
+use super::*;
+use crate::cpu::features::{Family, Kernels};
+use crate::cpu::gemm::{Operand, Product, SCRATCH};
+use gradus_host::random::Stream;
+
+fn rounded(values: &[f32]) -> Vec<f64> {
+    values.iter().map(|x| f64::from(half::bf16::from_f32(*x).to_f32())).collect()
+}
+
+fn uniform(stream: &mut Stream, len: usize) -> Vec<f32> {
+    (0..len).map(|_| (stream.next_f64() * 2.0 - 1.0) as f32).collect()
+}
+
+/// One product, with operands along or across the depth.
+struct Case {
+    rows: usize,
+    columns: usize,
+    depth: usize,
+    left_along: bool,
+    right_along: bool,
+    accumulate: bool,
+}
+
+struct Run<'a> {
+    product: Product,
+    scratch: &'a mut [f32],
+}
+
+impl Operation for Run<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        // SAFETY: the case below made the product of slices of its sizes.
+        unsafe { self.product.run(Tiles::emulated(s), 1, 0, self.scratch) };
+    }
+}
+
+impl Case {
+    fn operand(values: &[f32], lines: usize, depth: usize, along: bool) -> Operand {
+        Operand { start: values.as_ptr(), stride: if along { depth } else { lines }, along }
+    }
+
+    /// Element (`line`, `depth`) of an operand.
+    fn at(
+        values: &[f64],
+        (line, lines): (usize, usize),
+        (depth, depths): (usize, usize),
+        along: bool,
+    ) -> f64 {
+        if along { values[line * depths + depth] } else { values[depth * lines + line] }
+    }
+
+    fn check(&self, family: Family, scratch: &mut [f32], stream: &mut Stream) {
+        let Case { rows, columns, depth, .. } = *self;
+        let (left, right) = (uniform(stream, rows * depth), uniform(stream, columns * depth));
+        let (bias, before) = (uniform(stream, columns), uniform(stream, rows * columns));
+        let (mut target, mut sums) = (before.clone(), vec![0.0f32; rows]);
+        let product = Product {
+            rows,
+            columns,
+            depth,
+            left: Self::operand(&left, rows, depth, self.left_along),
+            right: Self::operand(&right, columns, depth, self.right_along),
+            target: target.as_mut_ptr(),
+            stride: columns,
+            bias: bias.as_ptr(),
+            residual: std::ptr::null(),
+            accumulate: self.accumulate,
+            left_sums: if self.left_along { std::ptr::null_mut() } else { sums.as_mut_ptr() },
+        };
+        family.run(Run { product, scratch });
+        let (a, b) = (rounded(&left), rounded(&right));
+        for row in 0..rows {
+            for column in 0..columns {
+                let sum: f64 = (0..depth)
+                    .map(|k| {
+                        Self::at(&a, (row, rows), (k, depth), self.left_along)
+                            * Self::at(&b, (column, columns), (k, depth), self.right_along)
+                    })
+                    .sum();
+                let start = if self.accumulate { before[row * columns + column] } else { 0.0 };
+                let right = sum + f64::from(bias[column]) + f64::from(start);
+                let got = f64::from(target[row * columns + column]);
+                // Products of bf16 are exact in f32; sums of `depth` of them lose half a unit in the last place each.
+                let allowed = f64::from(f32::EPSILON) * (4 + depth) as f64;
+                assert!((got - right).abs() <= allowed, "{rows} x {columns} x {depth} at {row}, {column}");
+            }
+        }
+        if !self.left_along {
+            for (row, sum) in sums.iter().enumerate() {
+                let right: f64 = (0..depth).map(|k| f64::from(left[k * rows + row])).sum();
+                assert!((f64::from(*sum) - right).abs() < 1e-4, "the sum of a line is not rounded to bf16");
+            }
+        }
+    }
+}
+
+#[test]
+fn products_on_emulated_tiles_equal_those_of_rounded_operands() {
+    let mut stream = Stream::new(5, 6);
+    let mut scratch = vec![0.0; SCRATCH];
+    let mut shapes = vec![[1, 1, 1], [32, 32, 32], [33, 31, 33], [64, 64, 64], [40, 70, 800], [230, 40, 65]];
+    shapes.extend((0..20).map(|_| [0; 3].map(|_: usize| 1 + stream.next_below(130) as usize)));
+    for kernels in Kernels::ALL.into_iter().filter(|kernels| kernels.supported()) {
+        let family = Family::of(kernels).unwrap();
+        for [rows, columns, depth] in shapes.iter().copied() {
+            for (left_along, right_along, accumulate) in
+                [(true, true, false), (true, false, true), (false, false, true), (false, true, false)]
+            {
+                let case = Case { rows, columns, depth, left_along, right_along, accumulate };
+                case.check(family, &mut scratch, &mut stream);
+            }
+        }
+    }
+}
+
+#[test]
+fn emulated_registers_multiply_as_the_manual_says() {
+    // One pair in one row and one column: (1, 2) with (3, 4) gives 1 * 3 + 2 * 4.
+    let pair = |low: f32, high: f32| f32::from_bits(low.to_bits() >> 16 | high.to_bits());
+    let (mut rows, mut columns) = ([0.0; SIDE * BLOCK], [0.0; SIDE * BLOCK]);
+    rows[3 * SIDE + 5] = pair(1.0, 2.0);
+    columns[5 * BLOCK + 9] = pair(3.0, 4.0);
+    let mut sums = [0.0; BLOCK * BLOCK];
+    // SAFETY: one block each.
+    unsafe { multiply::<Emulated>(1, rows.as_ptr(), columns.as_ptr(), &mut sums) };
+    assert_eq!(sums[3 * BLOCK + 9], 11.0);
+    assert_eq!(sums.iter().sum::<f32>(), 11.0);
+}
+
+#[test]
+fn the_hardware_agrees_where_it_is() {
+    #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+    assert_eq!(hardware_agrees(), detect());
+    assert_eq!(Kernels::Amx.supported(), detect() && Kernels::Avx512.supported());
+}

@@ -4,7 +4,7 @@
 //! as it stands it is the left side of the products that give `d_k` and `d_v`; transposed, of the one that gives `d_q`.
 
 use super::{
-    ACROSS, HeadRows, Item, Kernel, Pieces, SmallProduct, Useful, down, pack_depth, pack_lines, panels_len,
+    ACROSS, Deep, HeadRows, Item, Kernel, Pieces, SmallProduct, Useful, deepen, down, pack_lines, panels_len,
     pieces_len,
 };
 use crate::cpu::gemm::TileKernel;
@@ -57,12 +57,14 @@ struct Work<'a> {
     /// Keys and values as columns along the head, and keys as depth.
     keys: &'a mut [f32],
     values: &'a mut [f32],
-    keys_deep: &'a mut [f32],
+    keys_deep: Deep,
     /// Queries and output gradients of one head as rows along the head, and as depth.
     queries: &'a mut [f32],
     d_out: &'a mut [f32],
-    queries_deep: &'a mut [f32],
-    d_out_deep: &'a mut [f32],
+    queries_deep: Deep,
+    d_out_deep: Deep,
+    /// Room for the last three, where they are packed.
+    deep: [&'a mut [f32]; 3],
     /// One block: probabilities, gradients of the scores, and these transposed.
     p: &'a mut [f32],
     d_scores: &'a mut [f32],
@@ -88,11 +90,12 @@ fn run<S: Simd>(mut this: Backward, s: S) {
     let mut work = Work {
         keys: a,
         values: b,
-        keys_deep: c,
+        keys_deep: Deep::NONE,
+        deep: [c, f, g],
         queries: d,
         d_out: e,
-        queries_deep: f,
-        d_out_deep: g,
+        queries_deep: Deep::NONE,
+        d_out_deep: Deep::NONE,
         p: h,
         d_scores: i,
         transposed: j,
@@ -120,7 +123,7 @@ impl Backward<'_> {
         unsafe {
             pack_lines(s, false, k, self.k.stride, len, size, work.keys);
             pack_lines(s, false, v, self.v.stride, len, size, work.values);
-            pack_depth(s, k, self.k.stride, len, size, work.keys_deep);
+            work.keys_deep = deepen(s, k, self.k.stride, len, size, work.deep[0]);
             clear(self.d_k, row, kv_head, len, size);
             clear(self.d_v, row, kv_head, len, size);
         }
@@ -134,8 +137,8 @@ impl Backward<'_> {
         unsafe {
             pack_lines(s, true, q, self.q.stride, len, size, work.queries);
             pack_lines(s, true, d_out, self.d_out.stride, len, size, work.d_out);
-            pack_depth(s, q, self.q.stride, len, size, work.queries_deep);
-            pack_depth(s, d_out, self.d_out.stride, len, size, work.d_out_deep);
+            work.queries_deep = deepen(s, q, self.q.stride, len, size, work.deep[1]);
+            work.d_out_deep = deepen(s, d_out, self.d_out.stride, len, size, work.deep[2]);
             clear(self.d_q, row, head, len, size);
         }
         for (query, sum) in work.sums.iter_mut().enumerate() {
@@ -166,13 +169,19 @@ impl Backward<'_> {
         let kv_head = self.item.kv_head;
         let (key, query) = (self.item.key_row() + keys.start, self.item.query_row() + queries.start);
         let diagonal = queries.start as isize - keys.start as isize;
-        let (rows, depth) = (keys.len(), queries.clone());
-        let (deep, useful) = (&*work.d_out_deep, Useful::DepthFrom(diagonal));
-        self.gradient(s, (work.p, rows), (deep, depth.clone()), (self.d_v, key, kv_head), useful);
-        let deep = &*work.queries_deep;
+        let (rows, depth) = (keys.len(), queries.len());
+        let (deep, useful) = (work.d_out_deep.from(queries.start), Useful::DepthFrom(diagonal));
+        self.gradient(s, (work.p, rows), (deep, depth), (self.d_v, key, kv_head), useful);
+        let deep = work.queries_deep.from(queries.start);
         self.gradient(s, (work.d_scores, rows), (deep, depth), (self.d_k, key, kv_head), useful);
-        let (deep, useful) = (&*work.keys_deep, Useful::DepthUpTo(diagonal));
-        self.gradient(s, (work.transposed, queries.len()), (deep, keys), (self.d_q, query, head), useful);
+        let (deep, useful) = (work.keys_deep.from(keys.start), Useful::DepthUpTo(diagonal));
+        self.gradient(
+            s,
+            (work.transposed, queries.len()),
+            (deep, keys.len()),
+            (self.d_q, query, head),
+            useful,
+        );
     }
 
     /// Products of packed rows and packed columns along the head.
@@ -196,6 +205,7 @@ impl Backward<'_> {
             left_stride: kernel.row_stride(),
             right: columns[keys.start * size..].as_ptr(),
             right_panel: kernel.columns() * size,
+            right_stride: kernel.columns(),
             target: to.as_mut_ptr(),
             stride: ACROSS,
             accumulate: false,
@@ -211,7 +221,7 @@ impl Backward<'_> {
         &self,
         s: S,
         (left, rows): (&[f32], usize),
-        (deep, depth): (&[f32], Range<usize>),
+        (deep, depth): (Deep, usize),
         (to, row, head): (HeadRows, usize, usize),
         useful: Useful,
     ) {
@@ -220,12 +230,13 @@ impl Backward<'_> {
         let product = SmallProduct {
             rows,
             columns: shape.head_size,
-            depth: depth.len(),
+            depth,
             left: left.as_ptr(),
             left_panel: kernel.rows(),
             left_stride: ACROSS,
-            right: deep[depth.start * kernel.columns()..].as_ptr(),
-            right_panel: kernel.columns() * shape.key_len,
+            right: deep.start,
+            right_panel: deep.panel,
+            right_stride: deep.stride,
             target: to.at(row, head, shape.head_size),
             stride: to.stride,
             accumulate: true,

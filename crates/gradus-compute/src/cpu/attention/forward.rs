@@ -4,7 +4,7 @@
 //! are then vectors, and the block is the left side of the product with the values as it stands.
 
 use super::{
-    ACROSS, HeadRows, Item, Kernel, LOWEST, PANEL, Pieces, SmallProduct, Useful, down, pack_depth,
+    ACROSS, Deep, HeadRows, Item, Kernel, LOWEST, PANEL, Pieces, SmallProduct, Useful, deepen, down,
     pack_lines, panels_len, pieces_len,
 };
 use crate::cpu::gemm::TileKernel;
@@ -55,7 +55,7 @@ pub fn forward_scratch(shape: Attention) -> usize {
 /// An item's scratch, its keys and values packed.
 struct Work<'a> {
     keys: &'a mut [f32],
-    values: &'a mut [f32],
+    values: Deep,
     queries: &'a mut [f32],
     scores: &'a mut [f32],
     sums: &'a mut [f32],
@@ -95,15 +95,14 @@ fn run<S: Simd>(mut this: Forward, s: S) {
     let mut pieces = Pieces(std::mem::take(&mut this.scratch));
     let [keys, values, queries, scores, sums, running, first] =
         scratch_lens(shape).map(|len| pieces.take(len));
+    let (row, head, size) = (this.item.key_row(), this.item.kv_head, shape.head_size);
+    // SAFETY: the item's keys and values are readable by the word of the device.
+    let values = unsafe {
+        pack_lines(s, true, this.k.at(row, head, size), this.k.stride, shape.key_len, size, keys);
+        deepen(s, this.v.at(row, head, size), this.v.stride, shape.key_len, size, values)
+    };
     let mut work = Work { keys, values, queries, scores, sums, running, first };
     this.item.first_keys(work.first);
-    let (row, head, size) = (this.item.key_row(), this.item.kv_head, shape.head_size);
-    // SAFETY: the item's keys and values are readable by the word of the device; the pieces were sized for them.
-    unsafe {
-        let (keys, values) = (this.k.at(row, head, size), this.v.at(row, head, size));
-        pack_lines(s, true, keys, this.k.stride, shape.key_len, size, work.keys);
-        pack_depth(s, values, this.v.stride, shape.key_len, size, work.values);
-    }
     for head in this.item.heads() {
         for block in this.blocks.clone() {
             let start = block * ACROSS;
@@ -147,6 +146,7 @@ impl Forward<'_> {
             left_stride: kernel.row_stride(),
             right: work.queries.as_ptr(),
             right_panel: kernel.columns() * size,
+            right_stride: kernel.columns(),
             target: work.scores.as_mut_ptr(),
             stride: ACROSS,
             accumulate: false,
@@ -159,6 +159,7 @@ impl Forward<'_> {
         let masked = keys.end - 1 > self.item.last_key(block.start) || keys.start < work.first[last] as usize;
         let soften = Soften { of: self, block, keys: keys.clone(), masked, work };
         s.vectorize(soften);
+        let values = work.values.from(keys.start);
         let weighted = SmallProduct {
             rows: block.count,
             columns: size.next_multiple_of(kernel.columns()),
@@ -166,8 +167,9 @@ impl Forward<'_> {
             left: work.scores.as_ptr(),
             left_panel: kernel.rows(),
             left_stride: ACROSS,
-            right: work.values[keys.start * kernel.columns()..].as_ptr(),
-            right_panel: kernel.columns() * self.item.shape.key_len,
+            right: values.start,
+            right_panel: values.panel,
+            right_stride: values.stride,
             target: work.sums.as_mut_ptr(),
             stride: size.next_multiple_of(PANEL),
             accumulate: true,

@@ -156,7 +156,16 @@ unsafe fn pack_lines<S: Simd>(
     assert!(to.len() >= layout.len(lines, size), "panels must fit their piece of scratch");
     // SAFETY: as the caller says, and as asserted.
     unsafe {
-        pack(s, layout, Operand { start: from, stride, along: true }, lines, size, size, to.as_mut_ptr(), std::ptr::null_mut())
+        pack(
+            s,
+            layout,
+            Operand { start: from, stride, along: true },
+            lines,
+            size,
+            size,
+            to.as_mut_ptr(),
+            std::ptr::null_mut(),
+        )
     };
 }
 
@@ -171,6 +180,9 @@ struct Deep {
 }
 
 impl Deep {
+    /// Before there are any.
+    const NONE: Self = Self { start: std::ptr::null(), panel: 0, stride: 0 };
+
     /// The same from row `row` on.
     fn from(self, row: usize) -> Self {
         Self { start: self.start.wrapping_add(row * self.stride), ..self }
@@ -181,7 +193,14 @@ impl Deep {
 ///
 /// # Safety
 /// `from` is readable for `rows` rows.
-unsafe fn deepen<S: Simd>(s: S, from: *const f32, stride: usize, rows: usize, size: usize, to: &mut [f32]) -> Deep {
+unsafe fn deepen<S: Simd>(
+    s: S,
+    from: *const f32,
+    stride: usize,
+    rows: usize,
+    size: usize,
+    to: &mut [f32],
+) -> Deep {
     let layout = PanelLayout::columns(Kernel::new(s));
     if size.is_multiple_of(layout.lines) {
         return Deep { start: from, panel: layout.lines, stride };

@@ -162,7 +162,8 @@ impl Product {
         to: &mut [f32],
         sums: *mut f32,
     ) {
-        let (s, layout, operand) = (kernel.simd(), PanelLayout::rows(kernel), self.left.from(rows.start, depth.start));
+        let (s, layout, operand) =
+            (kernel.simd(), PanelLayout::rows(kernel), self.left.from(rows.start, depth.start));
         let units = units_of::<K>(depth.len());
         assert!(layout.len(rows.len(), units) <= ROW_PANELS, "a block of rows must fit");
         let sums = if sums.is_null() { sums } else { sums.wrapping_add(rows.start) };

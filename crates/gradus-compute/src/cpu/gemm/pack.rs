@@ -172,7 +172,8 @@ impl Panel {
     ) -> S::V {
         // SAFETY: left elements are readable by the caller's word, and no more are read.
         unsafe {
-            let first = if EDGE { s.load_first(from, left.min(S::LANES), s.splat(0.0)) } else { s.load(from) };
+            let first =
+                if EDGE { s.load_first(from, left.min(S::LANES), s.splat(0.0)) } else { s.load(from) };
             if GROUP == 1 {
                 return if ROUND { s.round_bf16(first) } else { first };
             }
@@ -186,7 +187,8 @@ impl Panel {
     #[inline(always)]
     unsafe fn along<S: Simd, const GROUP: usize, const ROUND: bool>(&self, s: S, units: Range<usize>) {
         for line in (0..self.layout.width).step_by(S::LANES) {
-            let whole = if line + S::LANES <= self.lines { self.depth / (S::LANES * GROUP) * S::LANES } else { 0 };
+            let whole =
+                if line + S::LANES <= self.lines { self.depth / (S::LANES * GROUP) * S::LANES } else { 0 };
             for unit in units.clone().step_by(S::LANES) {
                 // SAFETY: units from unit on, and lines from line on, are inside the panel.
                 unsafe {

@@ -173,12 +173,10 @@ impl<D: Dot, const ROWS: usize, const VECTORS: usize> Operation for Tile<'_, D, 
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        // What the sums will be added to is on its way while they are made.
-        if self.target.accumulate {
-            for i in 0..ROWS {
-                for j in 0..VECTORS {
-                    s.prefetch(self.target.start.wrapping_add(i * self.target.stride + j * S::LANES));
-                }
+        // Where the sums go, and what they are added to, is on its way while they are made.
+        for i in 0..ROWS {
+            for j in 0..VECTORS {
+                s.prefetch(self.target.start.wrapping_add(i * self.target.stride + j * S::LANES));
             }
         }
         let mut sums = [[s.splat(0.0); VECTORS]; ROWS];
@@ -227,9 +225,9 @@ unsafe fn finish_tile<S: Simd, const ROWS: usize, const VECTORS: usize>(
                 finish_whole::<S, ROWS, VECTORS, SET_WITH_BIAS>(s, target, sums);
             }
             _ => {
-                for (i, sums) in sums.into_iter().enumerate() {
-                    for (j, sum) in sums.into_iter().enumerate() {
-                        finish(s, target, i, j * S::LANES, sum);
+                for (i, sums) in sums.iter().enumerate() {
+                    for (j, sum) in sums.iter().enumerate() {
+                        finish(s, target, i, j * S::LANES, *sum);
                     }
                 }
             }
@@ -258,8 +256,9 @@ unsafe fn finish_whole<S: Simd, const ROWS: usize, const VECTORS: usize, const E
                 *bias = s.load(target.bias.add(j * S::LANES));
             }
         }
-        for (i, sums) in sums.into_iter().enumerate() {
-            for (j, mut sum) in sums.into_iter().enumerate() {
+        for (i, sums) in sums.iter().enumerate() {
+            for (j, sum) in sums.iter().enumerate() {
+                let mut sum = *sum;
                 let at = to.add(j * S::LANES);
                 match END {
                     SET => {}

@@ -178,8 +178,8 @@ unsafe impl<const BF16: bool> Simd for Avx512<BF16> {
             return proven!({
                 // The conversion puts all of one vector before all of the other; words change places once more.
                 let order = _mm512_set_epi16(
-                    31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23, 7, 22, 6, 21, 5, 20, 4, 19, 3,
-                    18, 2, 17, 1, 16, 0,
+                    31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23, 7, 22, 6, 21, 5, 20, 4,
+                    19, 3, 18, 2, 17, 1, 16, 0,
                 );
                 let both = std::mem::transmute::<__m512bh, __m512i>(_mm512_cvtne2ps_pbh(high, low));
                 _mm512_castsi512_ps(_mm512_permutexvar_epi16(order, both))
