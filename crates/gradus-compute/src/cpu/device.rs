@@ -1,11 +1,15 @@
-//! The operations: sizes checked, ranges resolved, work cut into parts.
+//! The operations: sizes checked, ranges resolved, work cut into parts. Those with more to say have files of their own.
 
-use super::attention::{self, HeadRows, Item};
+mod attention;
+mod linear;
+mod norm;
+
+pub use linear::forward_product;
+
 use super::elementwise::{Embed, Gelu, GeluGradient, Map, Scatter, Sum, Swiglu, SwigluGradient, Turn};
-use super::gemm::{FEW_ROWS, FewRows, Operand, Product};
 use super::loss::{Losses, SQUARES_BLOCK, Squares, Update};
 use super::memory::{Columns, Elements, resolve, resolve_rows, unless_in_place};
-use super::{CpuDevice, Working, norm};
+use super::{CpuDevice, Working};
 use crate::device::{
     AdamW, Attention, CrossEntropy, Device, Embedding, IGNORED, Linear, Norm, Precision, Rope, Rows,
 };
@@ -14,34 +18,6 @@ use gradus_memory::{RawRange, Span};
 
 /// Elements of a cache line: parts of elementwise work begin on one.
 const LINE: usize = 16;
-
-/// Rounds elements to bf16.
-#[derive(Clone, Copy)]
-struct Round;
-
-impl super::elementwise::Function<1> for Round {
-    #[inline(always)]
-    fn apply<S: super::simd::Simd>(self, s: S, [x]: [S::V; 1]) -> S::V {
-        s.round_bf16(x)
-    }
-}
-
-/// `out = x * w^T`, nothing added.
-pub fn forward_product(shape: Linear, x: Elements, weight: Elements, out: Elements) -> Product {
-    Product {
-        rows: shape.rows,
-        columns: shape.outputs,
-        depth: shape.inputs,
-        left: Operand { start: x.at(0), stride: shape.inputs, along: true },
-        right: Operand { start: weight.at(0), stride: shape.inputs, along: true },
-        target: out.at(0),
-        stride: shape.outputs,
-        bias: std::ptr::null(),
-        residual: std::ptr::null(),
-        accumulate: false,
-        left_sums: std::ptr::null_mut(),
-    }
-}
 
 /// Asserts that a tensor has the size that the shape gives it.
 #[track_caller]
@@ -56,61 +32,6 @@ fn optional(name: &str, span: Option<Span>, len: usize) -> Span {
         sized(name, span, len);
     }
     span.unwrap_or_default()
-}
-
-impl CpuDevice {
-    /// A few rows against all weights.
-    fn few_rows(&self, shape: Linear, [x, weight, bias, residual, out]: [Elements; 5]) {
-        let Working { engine, shared, .. } = &mut *self.working();
-        let round = engine.rounds();
-        let mut x = x;
-        if round {
-            let rounded = Elements::of_mut(&mut shared.at_least(x.len())[..x.len()]);
-            engine.family.run(Map { f: Round, inputs: [x], out: rounded, range: 0..x.len() });
-            x = rounded;
-        }
-        let (rows, depth, width) = (shape.rows, shape.inputs, shape.outputs);
-        engine.each(width, LINE, rows * depth, |columns| FewRows {
-            rows,
-            depth,
-            width,
-            columns,
-            round,
-            x,
-            weight,
-            bias,
-            residual,
-            out,
-        });
-    }
-
-    /// The columns of attention's queries, keys and values.
-    fn heads(shape: Attention, q: Rows, k: Rows, v: Rows) -> [Columns; 3] {
-        assert!(
-            shape.heads.is_multiple_of(shape.kv_heads),
-            "query heads must be a multiple of key-value heads"
-        );
-        assert!(
-            shape.query_len <= shape.key_len && shape.key_len <= shape.key_rows,
-            "keys are missing: {shape:?}"
-        );
-        let keys = (shape.batch * shape.key_rows).saturating_sub(shape.key_rows - shape.key_len);
-        let kv_width = shape.kv_heads * shape.head_size;
-        if let Some(documents) = shape.documents {
-            assert_eq!(documents.len(), shape.batch * shape.query_len, "documents have the wrong number");
-            assert_eq!(shape.query_len, shape.key_len, "documents require as many queries as keys");
-        }
-        [
-            Columns::new(q, shape.batch * shape.query_len, shape.heads * shape.head_size),
-            Columns::new(k, keys, kv_width),
-            Columns::new(v, keys, kv_width),
-        ]
-    }
-}
-
-/// A whole span as rows of `width`.
-fn as_rows(span: Span, width: usize) -> Columns {
-    Columns { rows: Rows { span, stride: width.max(1) }, width }
 }
 
 impl Device for CpuDevice {
@@ -242,23 +163,7 @@ impl Device for CpuDevice {
         out: Span,
         statistics: Span,
     ) {
-        let rows = x.len / shape.width;
-        sized("x", x, rows * shape.width);
-        sized("weight", weight, shape.width);
-        let bias = optional("bias", bias, shape.width);
-        sized("out", out, x.len);
-        sized("statistics", statistics, 2 * rows);
-        let ([out, statistics], [x, weight, bias]) =
-            resolve(&self.arena, [out, statistics], [x, weight, bias]);
-        self.working().engine.each(rows, 1, 4 * shape.width, |rows| norm::Forward {
-            shape,
-            x,
-            weight,
-            bias,
-            out,
-            statistics,
-            rows,
-        });
+        self.run_norm_forward(shape, x, weight, bias, out, statistics);
     }
 
     fn norm_backward(
@@ -273,53 +178,7 @@ impl Device for CpuDevice {
         d_weight: Span,
         d_bias: Option<Span>,
     ) {
-        let (rows, width) = (x.len / shape.width, shape.width);
-        sized("x", x, rows * width);
-        sized("weight", weight, width);
-        sized("statistics", statistics, 2 * rows);
-        sized("d_out", d_out, x.len);
-        sized("d_x", d_x, x.len);
-        sized("d_weight", d_weight, width);
-        let d_residual = optional("d_residual", d_residual, x.len);
-        let d_bias = optional("d_bias", d_bias, width);
-        let (d_out_apart, d_residual_apart) = (unless_in_place(d_out, d_x), unless_in_place(d_residual, d_x));
-        let ([to, d_weight, d_bias], [x, weight, statistics, d_out_apart, d_residual_apart]) = resolve(
-            &self.arena,
-            [d_x, d_weight, d_bias],
-            [x, weight, statistics, d_out_apart, d_residual_apart],
-        );
-        let d_out = if d_out == d_x { to } else { d_out_apart };
-        let d_residual = if d_residual == d_x { to } else { d_residual_apart };
-        let Working { engine, shared, .. } = &mut *self.working();
-        let parts = engine.worth(rows * width * 8);
-        let partials = &mut shared.at_least(parts * 2 * width)[..parts * 2 * width];
-        partials.fill(0.0);
-        let partials = Elements::of_mut(partials);
-        let family = engine.family;
-        engine.parts(parts, |index, _| {
-            // SAFETY: each part takes its own partial sums.
-            let partial = Elements::of_mut(unsafe { partials.slice_mut(index * 2 * width, 2 * width) });
-            let rows = super::pool::part(rows, 1, parts, index);
-            family.run(norm::Backward {
-                shape,
-                x,
-                weight,
-                statistics,
-                d_out,
-                d_residual,
-                d_x: to,
-                partial,
-                rows,
-            });
-        });
-        for index in 0..parts {
-            for (to, offset) in [(d_weight, 0), (d_bias, width)] {
-                // SAFETY: all parts are done.
-                let partial = unsafe { partials.slice(index * 2 * width + offset, width) };
-                let range = 0..to.len();
-                family.run(Map { f: Sum, inputs: [to, Elements::of(partial)], out: to, range });
-            }
-        }
+        self.run_norm_backward(shape, x, weight, statistics, d_out, d_residual, d_x, d_weight, d_bias);
     }
 
     fn linear_forward(
@@ -331,47 +190,11 @@ impl Device for CpuDevice {
         residual: Option<Span>,
         out: Span,
     ) {
-        sized("x", x, shape.rows * shape.inputs);
-        sized("weight", weight, shape.outputs * shape.inputs);
-        sized("out", out, shape.rows * shape.outputs);
-        let bias = optional("bias", bias, shape.outputs);
-        let residual = optional("residual", residual, out.len);
-        let residual_apart = unless_in_place(residual, out);
-        let ([to], [x, weight, bias, residual_apart]) =
-            resolve(&self.arena, [out], [x, weight, bias, residual_apart]);
-        let residual = if residual == out { to } else { residual_apart };
-        if (1..=FEW_ROWS).contains(&shape.rows) {
-            return self.few_rows(shape, [x, weight, bias, residual, to]);
-        }
-        let product = Product {
-            bias: bias.or_null(),
-            residual: residual.or_null(),
-            ..forward_product(shape, x, weight, to)
-        };
-        // SAFETY: sizes were checked, and the lock keeps other operations out.
-        unsafe { self.working().engine.product(product) };
+        self.run_linear_forward(shape, x, weight, bias, residual, out);
     }
 
     fn linear_backward_input(&self, shape: Linear, d_out: Span, weight: Span, d_x: Span, accumulate: bool) {
-        sized("d_out", d_out, shape.rows * shape.outputs);
-        sized("weight", weight, shape.outputs * shape.inputs);
-        sized("d_x", d_x, shape.rows * shape.inputs);
-        let ([d_x], [d_out, weight]) = resolve(&self.arena, [d_x], [d_out, weight]);
-        let product = Product {
-            rows: shape.rows,
-            columns: shape.inputs,
-            depth: shape.outputs,
-            left: Operand { start: d_out.at(0), stride: shape.outputs, along: true },
-            right: Operand { start: weight.at(0), stride: shape.inputs, along: false },
-            target: d_x.at(0),
-            stride: shape.inputs,
-            bias: std::ptr::null(),
-            residual: std::ptr::null(),
-            accumulate,
-            left_sums: std::ptr::null_mut(),
-        };
-        // SAFETY: sizes were checked, and the lock keeps other operations out.
-        unsafe { self.working().engine.product(product) };
+        self.run_linear_backward_input(shape, d_out, weight, d_x, accumulate);
     }
 
     fn linear_backward_weight(
@@ -382,26 +205,7 @@ impl Device for CpuDevice {
         d_weight: Span,
         d_bias: Option<Span>,
     ) {
-        sized("d_out", d_out, shape.rows * shape.outputs);
-        sized("x", x, shape.rows * shape.inputs);
-        sized("d_weight", d_weight, shape.outputs * shape.inputs);
-        let d_bias = optional("d_bias", d_bias, shape.outputs);
-        let ([d_weight, d_bias], [d_out, x]) = resolve(&self.arena, [d_weight, d_bias], [d_out, x]);
-        let product = Product {
-            rows: shape.outputs,
-            columns: shape.inputs,
-            depth: shape.rows,
-            left: Operand { start: d_out.at(0), stride: shape.outputs, along: false },
-            right: Operand { start: x.at(0), stride: shape.inputs, along: false },
-            target: d_weight.at(0),
-            stride: shape.inputs,
-            bias: std::ptr::null(),
-            residual: std::ptr::null(),
-            accumulate: true,
-            left_sums: d_bias.or_null(),
-        };
-        // SAFETY: sizes were checked, and the lock keeps other operations out.
-        unsafe { self.working().engine.product(product) };
+        self.run_linear_backward_weight(shape, d_out, x, d_weight, d_bias);
     }
 
     fn gelu_forward(&self, x: Span, out: Span) {
@@ -465,40 +269,7 @@ impl Device for CpuDevice {
     }
 
     fn attention_forward(&self, shape: Attention, q: Rows, k: Rows, v: Rows, out: Span, log_sum_exp: Span) {
-        sized("out", out, shape.batch * shape.query_len * shape.heads * shape.head_size);
-        sized("log_sum_exp", log_sum_exp, shape.batch * shape.query_len * shape.heads);
-        let (read, written) =
-            (Self::heads(shape, q, k, v), [as_rows(out, out.len), as_rows(log_sum_exp, out.len)]);
-        let ([out, log_sum_exp], read) = resolve_rows(&self.arena, written, read);
-        let strides = [q.stride, k.stride, v.stride];
-        let [q, k, v] = std::array::from_fn(|i| HeadRows { elements: read[i], stride: strides[i] });
-        let engine = &mut self.working().engine;
-        let family = engine.family;
-        let items = shape.batch * shape.kv_heads;
-        let work = shape.batch * shape.heads * shape.head_size * shape.query_len * shape.key_len;
-        let parts = engine.worth(work);
-        if shape.query_len <= attention::FEW_QUERIES {
-            let len = attention::decode_scratch(shape);
-            return engine.parts(parts, |index, scratch| {
-                for item in super::pool::part(items, 1, parts, index) {
-                    let item = Item::new(shape, item);
-                    let scratch = scratch.at_least(len);
-                    family.run(attention::Decode { item, q, k, v, out, log_sum_exp, scratch });
-                }
-            });
-        }
-        // Where there are fewer items than threads, an item's queries are shared out too.
-        let blocks = attention::Forward::blocks(shape);
-        let pieces = parts.div_ceil(items.max(1)).min(blocks);
-        let len = attention::forward_scratch(shape);
-        engine.parts(parts, |index, scratch| {
-            for piece in super::pool::part(items * pieces, 1, parts, index) {
-                let item = Item::new(shape, piece / pieces);
-                let blocks = super::pool::part(blocks, 1, pieces, piece % pieces);
-                let scratch = scratch.at_least(len);
-                family.run(attention::Forward { item, q, k, v, out, log_sum_exp, blocks, scratch });
-            }
-        });
+        self.run_attention_forward(shape, q, k, v, out, log_sum_exp);
     }
 
     fn attention_backward(
@@ -514,44 +285,7 @@ impl Device for CpuDevice {
         d_k: Rows,
         d_v: Rows,
     ) {
-        assert!(
-            shape.query_len == shape.key_len && shape.key_len == shape.key_rows,
-            "{shape:?} is for decoding"
-        );
-        let width = shape.heads * shape.head_size;
-        sized("out", out, shape.batch * shape.query_len * width);
-        sized("d_out", d_out, out.len);
-        sized("log_sum_exp", log_sum_exp, shape.batch * shape.query_len * shape.heads);
-        let [q_columns, k_columns, v_columns] = Self::heads(shape, q, k, v);
-        let whole = [as_rows(out, out.len), as_rows(d_out, out.len), as_rows(log_sum_exp, out.len)];
-        let ([to_q, to_k, to_v], [from_q, from_k, from_v, out, d_out, log_sum_exp]) = resolve_rows(
-            &self.arena,
-            Self::heads(shape, d_q, d_k, d_v),
-            [q_columns, k_columns, v_columns, whole[0], whole[1], whole[2]],
-        );
-        let rows = |elements, stride| HeadRows { elements, stride };
-        let engine = &mut self.working().engine;
-        let family = engine.family;
-        let items = shape.batch * shape.kv_heads;
-        let parts = engine.worth(2 * out.len() * shape.key_len);
-        let len = attention::backward_scratch(shape);
-        engine.parts(parts, |index, scratch| {
-            for item in super::pool::part(items, 1, parts, index) {
-                family.run(attention::Backward {
-                    item: Item::new(shape, item),
-                    q: rows(from_q, q.stride),
-                    k: rows(from_k, k.stride),
-                    v: rows(from_v, v.stride),
-                    out: rows(out, width),
-                    log_sum_exp,
-                    d_out: rows(d_out, width),
-                    d_q: rows(to_q, d_q.stride),
-                    d_k: rows(to_k, d_k.stride),
-                    d_v: rows(to_v, d_v.stride),
-                    scratch: scratch.at_least(len),
-                });
-            }
-        });
+        self.run_attention_backward(shape, q, k, v, out, log_sum_exp, d_out, d_q, d_k, d_v);
     }
 
     fn cross_entropy(&self, shape: CrossEntropy, logits: Span, losses: Span, gradient: bool) {

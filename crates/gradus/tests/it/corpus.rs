@@ -51,10 +51,18 @@ impl Place {
 
     /// The program, in this place, away from whatever launcher runs the tests.
     pub fn command<S: AsRef<OsStr>>(&self, arguments: impl IntoIterator<Item = S>) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_gradus"));
-        command.args(arguments).current_dir(self.path()).stdin(Stdio::null());
-        let foreign = ["RANK", "WORLD_SIZE", "SLURM_PROCID", "OMPI_COMM_WORLD_RANK", "PMI_RANK"];
-        foreign.iter().for_each(|name| drop(command.env_remove(name)));
+        let mut command = self.foreign_command(env!("CARGO_BIN_EXE_gradus"));
+        command.args(arguments);
+        command
+    }
+
+    /// Another program, in this place, away from whatever launcher runs the tests.
+    pub fn foreign_command(&self, program: &str) -> Command {
+        let mut command = Command::new(program);
+        command.current_dir(self.path()).stdin(Stdio::null());
+        for name in ["RANK", "WORLD_SIZE", "SLURM_PROCID", "OMPI_COMM_WORLD_RANK", "PMI_RANK"] {
+            command.env_remove(name);
+        }
         command
     }
 

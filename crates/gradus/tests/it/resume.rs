@@ -86,12 +86,9 @@ fn a_disk_that_fills_up_while_saving_keeps_the_last_checkpoint() {
     place.train(&["--train.steps", "4", "--checkpoint.every", "4"]);
     let before = fs::read(place.checkpoint("a", 4).join("model.safetensors")).unwrap();
     // A limit on file sizes, whose signal is ignored, makes writes fail as a full disk does, in the middle of a file.
-    let program = env!("CARGO_BIN_EXE_gradus");
     let script = "trap '' XFSZ; ulimit -f 40; exec \"$0\" train run.toml --resume --train.steps 6";
-    let mut shell = place.command(["-c", script, program]);
-    let mut limited = std::process::Command::new("/bin/sh");
-    limited.args(shell.get_args()).current_dir(place.path()).stdin(std::process::Stdio::null());
-    drop(shell.stdin(std::process::Stdio::null()));
+    let mut limited = place.foreign_command("/bin/sh");
+    limited.args(["-c", script, env!("CARGO_BIN_EXE_gradus")]);
     let output = limited.output().unwrap();
     assert_eq!(output.status.code(), Some(1), "{}", String::from_utf8_lossy(&output.stderr));
     assert!(!place.checkpoint("a", 6).exists());

@@ -173,10 +173,12 @@ impl<D: Dot, const ROWS: usize, const VECTORS: usize> Operation for Tile<'_, D, 
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        // Where the sums go, and what they are added to, is on its way while they are made.
-        for i in 0..ROWS {
-            for j in 0..VECTORS {
-                s.prefetch(self.target.start.wrapping_add(i * self.target.stride + j * S::LANES));
+        // What the sums will be added to is on its way while they are made.
+        if self.target.accumulate {
+            for i in 0..ROWS {
+                for j in 0..VECTORS {
+                    s.prefetch(self.target.start.wrapping_add(i * self.target.stride + j * S::LANES));
+                }
             }
         }
         let mut sums = [[s.splat(0.0); VECTORS]; ROWS];

@@ -1,0 +1,140 @@
+//! Attention.
+
+use super::sized;
+use crate::cpu::CpuDevice;
+use crate::cpu::attention::{self, HeadRows, Item};
+use crate::cpu::memory::{Columns, resolve_rows};
+use crate::cpu::pool::part;
+use crate::device::{Attention, Rows};
+use gradus_memory::Span;
+
+/// A whole span as rows of `width`.
+fn as_rows(span: Span, width: usize) -> Columns {
+    Columns { rows: Rows { span, stride: width.max(1) }, width }
+}
+
+impl CpuDevice {
+    /// The columns of attention's queries, keys and values.
+    fn heads(shape: Attention, q: Rows, k: Rows, v: Rows) -> [Columns; 3] {
+        assert!(
+            shape.heads.is_multiple_of(shape.kv_heads),
+            "query heads must be a multiple of key-value heads"
+        );
+        assert!(
+            shape.query_len <= shape.key_len && shape.key_len <= shape.key_rows,
+            "keys are missing: {shape:?}"
+        );
+        let keys = (shape.batch * shape.key_rows).saturating_sub(shape.key_rows - shape.key_len);
+        let kv_width = shape.kv_heads * shape.head_size;
+        if let Some(documents) = shape.documents {
+            assert_eq!(documents.len(), shape.batch * shape.query_len, "documents have the wrong number");
+            assert_eq!(shape.query_len, shape.key_len, "documents require as many queries as keys");
+        }
+        [
+            Columns::new(q, shape.batch * shape.query_len, shape.heads * shape.head_size),
+            Columns::new(k, keys, kv_width),
+            Columns::new(v, keys, kv_width),
+        ]
+    }
+
+    /// [`Device::attention_forward`](crate::Device::attention_forward).
+    pub(super) fn run_attention_forward(
+        &self,
+        shape: Attention,
+        q: Rows,
+        k: Rows,
+        v: Rows,
+        out: Span,
+        log_sum_exp: Span,
+    ) {
+        sized("out", out, shape.batch * shape.query_len * shape.heads * shape.head_size);
+        sized("log_sum_exp", log_sum_exp, shape.batch * shape.query_len * shape.heads);
+        let (read, written) =
+            (Self::heads(shape, q, k, v), [as_rows(out, out.len), as_rows(log_sum_exp, out.len)]);
+        let ([out, log_sum_exp], read) = resolve_rows(&self.arena, written, read);
+        let strides = [q.stride, k.stride, v.stride];
+        let [q, k, v] = std::array::from_fn(|i| HeadRows { elements: read[i], stride: strides[i] });
+        let engine = &mut self.working().engine;
+        let family = engine.family;
+        let items = shape.batch * shape.kv_heads;
+        let work = shape.batch * shape.heads * shape.head_size * shape.query_len * shape.key_len;
+        let parts = engine.worth(work);
+        if shape.query_len <= attention::FEW_QUERIES {
+            let len = attention::decode_scratch(shape);
+            return engine.parts(parts, |index, scratch| {
+                for item in part(items, 1, parts, index) {
+                    let item = Item::new(shape, item);
+                    let scratch = scratch.at_least(len);
+                    family.run(attention::Decode { item, q, k, v, out, log_sum_exp, scratch });
+                }
+            });
+        }
+        // Where there are fewer items than threads, an item's queries are shared out too.
+        let blocks = attention::Forward::blocks(shape);
+        let pieces = parts.div_ceil(items.max(1)).min(blocks);
+        let len = attention::forward_scratch(shape);
+        engine.parts(parts, |index, scratch| {
+            for piece in part(items * pieces, 1, parts, index) {
+                let item = Item::new(shape, piece / pieces);
+                let blocks = part(blocks, 1, pieces, piece % pieces);
+                let scratch = scratch.at_least(len);
+                family.run(attention::Forward { item, q, k, v, out, log_sum_exp, blocks, scratch });
+            }
+        });
+    }
+
+    /// [`Device::attention_backward`](crate::Device::attention_backward).
+    #[allow(clippy::too_many_arguments, reason = "the operation's own")]
+    pub(super) fn run_attention_backward(
+        &self,
+        shape: Attention,
+        q: Rows,
+        k: Rows,
+        v: Rows,
+        out: Span,
+        log_sum_exp: Span,
+        d_out: Span,
+        d_q: Rows,
+        d_k: Rows,
+        d_v: Rows,
+    ) {
+        assert!(
+            shape.query_len == shape.key_len && shape.key_len == shape.key_rows,
+            "{shape:?} is for decoding"
+        );
+        let width = shape.heads * shape.head_size;
+        sized("out", out, shape.batch * shape.query_len * width);
+        sized("d_out", d_out, out.len);
+        sized("log_sum_exp", log_sum_exp, shape.batch * shape.query_len * shape.heads);
+        let [q_columns, k_columns, v_columns] = Self::heads(shape, q, k, v);
+        let whole = [as_rows(out, out.len), as_rows(d_out, out.len), as_rows(log_sum_exp, out.len)];
+        let ([to_q, to_k, to_v], [from_q, from_k, from_v, out, d_out, log_sum_exp]) = resolve_rows(
+            &self.arena,
+            Self::heads(shape, d_q, d_k, d_v),
+            [q_columns, k_columns, v_columns, whole[0], whole[1], whole[2]],
+        );
+        let rows = |elements, stride| HeadRows { elements, stride };
+        let engine = &mut self.working().engine;
+        let family = engine.family;
+        let items = shape.batch * shape.kv_heads;
+        let parts = engine.worth(2 * out.len() * shape.key_len);
+        let len = attention::backward_scratch(shape);
+        engine.parts(parts, |index, scratch| {
+            for item in part(items, 1, parts, index) {
+                family.run(attention::Backward {
+                    item: Item::new(shape, item),
+                    q: rows(from_q, q.stride),
+                    k: rows(from_k, k.stride),
+                    v: rows(from_v, v.stride),
+                    out: rows(out, width),
+                    log_sum_exp,
+                    d_out: rows(d_out, width),
+                    d_q: rows(to_q, d_q.stride),
+                    d_k: rows(to_k, d_k.stride),
+                    d_v: rows(to_v, d_v.stride),
+                    scratch: scratch.at_least(len),
+                });
+            }
+        });
+    }
+}
