@@ -4,6 +4,7 @@
 //! taken out of the arguments before clap sees them, so settings need no second definition there and both kinds mix in
 //! any order. What follows `--` is left alone.
 
+use crate::commands::bench_handover::BenchHandoverArguments;
 use crate::commands::bench_train::BenchTrainArguments;
 use crate::commands::generate::GenerateArguments;
 use crate::commands::logits::LogitsArguments;
@@ -69,6 +70,8 @@ pub enum Command {
 pub enum Bench {
     /// Training steps of a fixed GPT of 13.9M parameters.
     Train(BenchTrainArguments),
+    /// Write what another program needs to train the very same run.
+    Handover(BenchHandoverArguments),
 }
 
 impl Command {

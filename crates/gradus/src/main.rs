@@ -59,6 +59,10 @@ fn run() -> Result<u8> {
         }
         Command::Doctor => commands::doctor::run()?,
         Command::Bench { what: Bench::Train(arguments) } => commands::bench_train::run(arguments)?,
+        Command::Bench { what: Bench::Handover(arguments) } => {
+            let settings = settings::resolve::<Settings>(Some(&arguments.file), &[])?.settings;
+            commands::bench_handover::run(arguments, &settings)?;
+        }
     }
     Ok(exit::DONE)
 }

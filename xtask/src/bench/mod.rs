@@ -7,6 +7,7 @@ mod arm;
 mod inputs;
 mod table;
 mod train;
+mod validation;
 mod worker;
 
 use crate::{machine, shell};
@@ -22,6 +23,8 @@ use std::process::Command;
 pub enum Bench {
     /// Training steps of a 13.9M parameter GPT: tokens per second beside PyTorch, on one rank and two.
     Train(train::Options),
+    /// The held-out loss after some hundred steps, beside PyTorch's over the same batches.
+    Validation(validation::Options),
     /// All-reduce between processes of this host, by size and transport.
     Collective {
         /// Passed on: ranks.
@@ -43,6 +46,7 @@ pub enum Bench {
 pub fn run(bench: Bench) -> Result<()> {
     match bench {
         Bench::Train(options) => train::run(&options),
+        Bench::Validation(options) => validation::run(&options),
         Bench::Collective { arguments } => {
             example("collective", "gradus-collective", "all_reduce_speed", &arguments)
         }

@@ -1,5 +1,6 @@
 //! One file per subcommand.
 
+pub mod bench_handover;
 pub mod bench_train;
 pub mod doctor;
 pub mod generate;
