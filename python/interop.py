@@ -4,6 +4,7 @@ What:
     export       the folder that a training run exported opens in transformers; greedy texts of several prompts agree
     logits       folders that transformers wrote (GPT-2, Llama, Qwen2; whole and in shards) give the same logits in Gradus
     tensorboard  the run's event files, read by TensorBoard's own reader, hold the losses of metrics.jsonl
+    torchrun     two ranks started by torchrun learn what two ranks started by Gradus learn
     golden       the committed golden files are what PyTorch computes today
 
 How: each check runs the `gradus` binary as a user would and prints `ok` or `FAILED` with the reason on its line.
@@ -18,6 +19,7 @@ import argparse
 import json
 import math
 import pathlib
+import socket
 import subprocess
 import sys
 import tempfile
@@ -239,7 +241,62 @@ def check_golden(_arguments, _scratch):
     return f"{len(golden.CASES)} cases"
 
 
-CHECKS = {"export": check_export, "logits": check_logits, "tensorboard": check_tensorboard, "golden": check_golden}
+# ---------------------------------------------------------------- launchers
+
+SETTINGS = """
+[data]
+input = ["corpus.txt"]
+vocabulary = 300
+[model]
+width = 32
+layers = 2
+heads = 2
+context = 32
+[train]
+steps = 10
+microbatch = 2
+precision = "f32"
+threads = 1
+[sample]
+tokens = 0
+"""
+
+
+def train_under(launcher, arguments, scratch, name):
+    command = [*launcher, arguments.gradus.resolve(), "train", "run.toml", "--run.dir", f"runs/{name}"]
+    done = subprocess.run(command, cwd=scratch, text=True, capture_output=True, timeout=LIMIT_S)
+    if done.returncode != 0:
+        raise Failure(f"{name}: exit code {done.returncode}: {done.stderr.strip()[-2000:]}")
+    return recorded_losses(scratch / "runs" / name)
+
+
+def check_torchrun(arguments, scratch):
+    """Two ranks started by torchrun learn what two ranks started by Gradus learn."""
+    (scratch / "corpus.txt").write_text(pathlib.Path(__file__).read_text() * 4)
+    (scratch / "run.toml").write_text(SETTINGS)
+    torchrun = pathlib.Path(sys.executable).with_name("torchrun")
+    foreign = [torchrun, "--no-python", "--nproc-per-node", "2", "--master-addr", "127.0.0.1", "--master-port", free_port()]
+    theirs = train_under(foreign, arguments, scratch, "torchrun")
+    own = [arguments.gradus.resolve(), "train", "run.toml", "--run.dir", "runs/own", "--nproc-per-node", "2"]
+    subprocess.run(own, cwd=scratch, check=True, capture_output=True, timeout=LIMIT_S)
+    if theirs != recorded_losses(scratch / "runs/own") or len(theirs) != 10:
+        raise Failure("the losses under torchrun differ from those under our own launcher")
+    return f"{len(theirs)} steps have the same losses"
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return str(probe.getsockname()[1])
+
+
+CHECKS = {
+    "export": check_export,
+    "logits": check_logits,
+    "tensorboard": check_tensorboard,
+    "torchrun": check_torchrun,
+    "golden": check_golden,
+}
 
 
 def run_check(name, arguments):

@@ -4,7 +4,8 @@
 //! Open MPI (`OMPI_COMM_WORLD_*`), Hydra of MPICH and Intel MPI (`PMI_*`, `MPI_LOCAL*`), one process per node
 //! (`PET_NNODES`, `PET_NODE_RANK`), Slurm (`SLURM_*`). They nest (torchrun under srun, srun under PMI), so a later
 //! family is not held against an earlier one; within one family a contradiction is an error. `MASTER_ADDR` and
-//! `MASTER_PORT` count in every family. Empty variables count as not set.
+//! `MASTER_PORT` count in every family. Where torchrun's agent listens at `MASTER_PORT` itself, the ranks meet at the
+//! port after it; `GRADUS_MASTER_PORT` overrides both. Empty variables count as not set.
 //!
 //! Reading is pure: the environment comes in as a function.
 
@@ -18,6 +19,9 @@ const DEFAULT_PORT: u16 = 29500;
 
 /// The variable that names an inherited, already listening socket for rank 0's rendezvous.
 pub const RENDEZVOUS_FD: &str = "GRADUS_RENDEZVOUS_FD";
+
+/// The variable that overrides every other port.
+const MASTER_PORT: &str = "GRADUS_MASTER_PORT";
 
 /// A rank's place in its world and the way to rank 0.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -193,6 +197,11 @@ fn master(variables: &Variables) -> Option<String> {
     variables.text("MASTER_ADDR").or_else(|| variables.text("PET_MASTER_ADDR"))
 }
 
+/// Whether torchrun's agent itself listens at `MASTER_PORT`: ranks in PyTorch are clients of its store there.
+fn is_taken_by_torchrun(variables: &Variables) -> bool {
+    variables.text("TORCHELASTIC_USE_AGENT_STORE").is_some_and(|text| text.eq_ignore_ascii_case("true"))
+}
+
 fn is_loopback(address: &str) -> bool {
     address == "localhost" || address.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback())
 }
@@ -246,9 +255,12 @@ impl Found {
     }
 
     fn master_port(&self, variables: &Variables) -> Result<u16> {
-        for name in ["MASTER_PORT", "PET_MASTER_PORT"] {
-            match variables.number(name)? {
+        for name in [MASTER_PORT, "MASTER_PORT", "PET_MASTER_PORT"] {
+            match variables.number::<u16>(name)? {
                 Some(0) => return Err(Error::invalid(format!("{name} is 0, which is no port to meet at"))),
+                Some(port) if name != MASTER_PORT && is_taken_by_torchrun(variables) => {
+                    return Ok(port.checked_add(1).unwrap_or(port - 1));
+                }
                 Some(port) => return Ok(port),
                 None => {}
             }

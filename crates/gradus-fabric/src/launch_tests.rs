@@ -139,6 +139,13 @@ fn ports_are_given_or_derived_from_the_job() {
     assert_eq!(port("RANK=0 WORLD_SIZE=2"), 29500);
     assert_eq!(port("RANK=0 WORLD_SIZE=2 MASTER_PORT=123"), 123);
     assert_eq!(port("RANK=0 WORLD_SIZE=2 PET_MASTER_PORT=124"), 124);
+    assert_eq!(port("RANK=0 WORLD_SIZE=2 MASTER_PORT=123 TORCHELASTIC_USE_AGENT_STORE=True"), 124);
+    assert_eq!(port("RANK=0 WORLD_SIZE=2 MASTER_PORT=65535 TORCHELASTIC_USE_AGENT_STORE=True"), 65534);
+    assert_eq!(port("RANK=0 WORLD_SIZE=2 MASTER_PORT=123 TORCHELASTIC_USE_AGENT_STORE=False"), 123);
+    assert_eq!(
+        port("RANK=0 WORLD_SIZE=2 MASTER_PORT=123 GRADUS_MASTER_PORT=9 TORCHELASTIC_USE_AGENT_STORE=True"),
+        9
+    );
     let slurm = |job: u32, step: u32| {
         port(&format!("SLURM_PROCID=0 SLURM_NTASKS=2 SLURM_NNODES=1 SLURM_JOB_ID={job} SLURM_STEP_ID={step}"))
     };

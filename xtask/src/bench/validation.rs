@@ -41,7 +41,7 @@ pub fn run(options: &Options) -> Result<()> {
     let ours = ours(options, &binary, &settings, &work)?;
     let theirs = theirs(options, &environment, &work)?;
     let apart = (ours / theirs - 1.0).abs();
-    let text = options.data.display().to_string();
+    let text = options.data.file_name().map(|name| name.to_string_lossy().into_owned());
     let measured = json!({ "gradus": ours, "torch": theirs, "apart": apart });
     keep(
         "validation",

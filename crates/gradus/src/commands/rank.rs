@@ -38,7 +38,7 @@ pub fn run(resolved: &Resolved<Settings>, launch: Option<Launch>, resume: bool) 
     let outcome = train(parts, run, observer.as_mut(), &stop)?;
     drop(observer);
     if first {
-        conclude(&folder, &outcome)?;
+        conclude(&folder, &outcome, &settings.sample.prompt)?;
     }
     Ok(if outcome.interrupted { exit::INTERRUPTED } else { exit::DONE })
 }
@@ -152,12 +152,12 @@ fn observers(resolved: &Resolved<Settings>, first: bool, folder: &Path) -> Resul
 }
 
 /// Writes the report, and says where everything is.
-fn conclude(folder: &Path, outcome: &Outcome) -> Result<()> {
+fn conclude(folder: &Path, outcome: &Outcome, prompt: &str) -> Result<()> {
     report::write_report(folder)?;
     if outcome.interrupted {
         eprintln!("interrupted after step {}; go on with --resume", outcome.step);
     } else {
-        eprintln!("  try       cargo run --release -- generate --model {} \"pub fn \"", folder.display());
+        eprintln!("  try       cargo run --release -- generate --model {} \"{prompt}\"", folder.display());
     }
     Ok(())
 }
