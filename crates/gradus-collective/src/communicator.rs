@@ -37,6 +37,9 @@ pub struct Counters {
 }
 
 /// What a plan depends on, besides rank and world.
+/// A wait is cut into naps of this length, so that time in which this process did not run is not counted as waiting.
+const LONGEST_NAP: Duration = Duration::from_millis(500);
+
 #[derive(PartialEq, Eq, PartialOrd, Ord)]
 struct Shape {
     operation: Operation,
@@ -204,6 +207,24 @@ impl Communicator {
         unsafe { self.run(Shape { operation, element, root: root as u32, len }, buffer) }
     }
 
+    /// As [`Communicator::barrier`], but waits for as long as all others live: for ranks that have no part in what
+    /// another does alone, such as saving.
+    ///
+    /// # Errors
+    /// Those of [`Communicator::wait`], but that it never gives up.
+    pub fn patient_barrier(&mut self) -> Result<()> {
+        let limit = std::mem::replace(&mut self.stall_limit, Duration::MAX);
+        let met = self.barrier();
+        self.stall_limit = limit;
+        met
+    }
+
+    /// Tells all ranks that this one gives up and why; every further call fails. Without this they would only see it
+    /// leave.
+    pub fn give_up(&mut self, error: &Error) {
+        let _ = self.fail(Error::new(error.kind().clone(), error.to_string()));
+    }
+
     /// Returns once every rank has called it. Blocks.
     ///
     /// # Errors
@@ -260,18 +281,20 @@ impl Communicator {
     }
 
     fn wait_until_done(&mut self, handle: &Handle) -> Result<()> {
-        let mut still_since = None;
+        let (mut still, mut last_look) = (Duration::ZERO, None);
         loop {
             let moved = self.executor.progress()?;
             if self.is_done(handle) {
                 return Ok(());
             }
             if moved {
-                still_since = None;
+                (still, last_look) = (Duration::ZERO, None);
                 continue;
             }
             let now = self.clock.now();
-            let still = now - *still_since.get_or_insert(now);
+            let last = last_look.replace(now).unwrap_or(now);
+            // A process that was suspended wakes with the clock far ahead, its peers with it: that is no stall.
+            still += (now - last).min(LONGEST_NAP * 2);
             let interests = self.executor.interests();
             if interests.is_empty() {
                 return Err(Error::internal(format!(
@@ -282,7 +305,7 @@ impl Communicator {
             if still >= self.stall_limit {
                 return Err(self.stalled(&interests));
             }
-            self.executor.wait(&interests, self.stall_limit - still)?;
+            self.executor.wait(&interests, (self.stall_limit - still).min(LONGEST_NAP))?;
         }
     }
 
@@ -296,7 +319,7 @@ impl Communicator {
         let names: Vec<String> = peers.iter().map(usize::to_string).collect();
         Error::unavailable(format!(
             "{} has not moved for {} s: rank {} waits for rank {}, which lives but takes no part; look at its log, or \
-             allow more time",
+             allow more time (launch.stall_timeout)",
             self.describe(),
             self.stall_limit.as_secs_f32(),
             self.rank(),

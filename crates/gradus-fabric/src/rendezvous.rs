@@ -262,7 +262,8 @@ impl Meeting<'_> {
             return differs("transport", &hello.transport, &own.transport);
         }
         if hello.fingerprint != own.fingerprint {
-            return differs("other settings, with fingerprint", &hello.fingerprint, &own.fingerprint);
+            let (theirs, ours) = first_difference(&hello.fingerprint, &own.fingerprint);
+            return differs("other settings:", &theirs, &ours);
         }
         Ok(())
     }
@@ -383,5 +384,16 @@ fn refused(lost: Option<usize>, mend: bool, message: String) -> Error {
         Some(rank) => Error::peer_lost(rank, message),
         None if mend => Error::invalid(message),
         None => Error::unavailable(message),
+    }
+}
+
+/// The first lines in which two fingerprints differ: they hold one setting a line.
+fn first_difference<'a>(theirs: &'a str, ours: &'a str) -> (&'a str, &'a str) {
+    let (mut theirs, mut ours) = (theirs.lines(), ours.lines());
+    loop {
+        match (theirs.next(), ours.next()) {
+            (Some(a), Some(b)) if a == b => {}
+            (a, b) => return (a.unwrap_or("nothing more"), b.unwrap_or("nothing more")),
+        }
     }
 }

@@ -183,8 +183,8 @@ impl ModelSettings {
             tied: choice("model.tied", &self.tied, base.tied)?,
             // GPT-2 has biases everywhere and no rotary positions, whatever the settings say.
             qkv_bias: gpt2 || choice("model.qkv_bias", &self.qkv_bias, base.qkv_bias)?,
-            norm_epsilon: if self.norm_epsilon > 0.0 { self.norm_epsilon as f32 } else { base.norm_epsilon },
-            rope_theta: if self.rope_theta > 0.0 && !gpt2 { self.rope_theta as f32 } else { base.rope_theta },
+            norm_epsilon: if self.norm_epsilon == 0.0 { base.norm_epsilon } else { self.norm_epsilon as f32 },
+            rope_theta: if self.rope_theta == 0.0 || gpt2 { base.rope_theta } else { self.rope_theta as f32 },
         };
         if config.vocabulary < tokens {
             return Err(Error::invalid(format!(
@@ -275,6 +275,13 @@ impl ModelConfig {
             return Err(Error::invalid(format!(
                 "model.heads is {} and model.kv_heads is {}: the first must be a multiple of the second",
                 self.heads, self.kv_heads
+            )));
+        }
+        let positive = |number: f32| number.is_finite() && number > 0.0;
+        if !positive(self.norm_epsilon) || !positive(self.rope_theta) {
+            return Err(Error::invalid(format!(
+                "model.norm_epsilon is {} and model.rope_theta is {}: both must be finite and greater than 0",
+                self.norm_epsilon, self.rope_theta
             )));
         }
         self.check_total()?;

@@ -1,7 +1,7 @@
 //! A wall time becomes a number of steps, once.
 
 /// Steps that are timed before the run's length is decided.
-pub(crate) const CALIBRATION_STEPS: u64 = 20;
+pub(crate) const CALIBRATION_STEPS: usize = 20;
 /// Of these the first are left out: caches, page faults and clock speeds settle in them.
 const SETTLING_STEPS: usize = 5;
 /// Part of the time that is planned for: evaluations, checkpoints and the last sample take the rest.

@@ -28,6 +28,20 @@ impl Default for SampleSettings {
     }
 }
 
+impl SampleSettings {
+    fn sampling(&self, seed: u64) -> SamplingSettings {
+        SamplingSettings { temperature: self.temperature, top_k: self.top_k, top_p: self.top_p, seed }
+    }
+
+    /// Whether the settings are possible.
+    ///
+    /// # Errors
+    /// `Invalid`, naming the section.
+    pub fn check(&self) -> Result<()> {
+        self.sampling(0).check().map_err(|error| error.within("[sample]"))
+    }
+}
+
 /// Writes samples with one model.
 pub(crate) struct Sampler {
     settings: SampleSettings,
@@ -47,13 +61,8 @@ impl Sampler {
         if settings.tokens == 0 {
             return Ok(None);
         }
-        let sampling = SamplingSettings {
-            temperature: settings.temperature,
-            top_k: settings.top_k,
-            top_p: settings.top_p,
-            seed,
-        };
-        sampling.check()?;
+        settings.check()?;
+        let sampling = settings.sampling(seed);
         let mut prompt = tokenizer.encode(&settings.prompt)?;
         if prompt.is_empty() {
             prompt.push(tokenizer.end_of_text());

@@ -166,9 +166,35 @@ impl Trainer {
             peak_flops_per_s: peak[0],
         };
         if let Some(folder) = trainer.settings.resume.clone() {
-            trainer.resume(&folder)?;
+            let resumed = trainer.resume(&folder);
+            trainer.tell_of_failure(resumed)?;
         }
+        trainer.check_common_start()?;
         Ok(trainer)
+    }
+
+    /// Whether all ranks stand at the same step with the same weights: folders may differ from host to host.
+    fn check_common_start(&mut self) -> Result<()> {
+        let own = [self.state.step, self.state.updates, self.state.total_steps];
+        let mut first: Vec<u8> = own.iter().flat_map(|number| number.to_le_bytes()).collect();
+        let sent = first.clone();
+        self.learner.communicator().broadcast(0, &mut first)?;
+        if first != sent {
+            let rank = self.learner.communicator().rank();
+            return Err(Error::invalid(format!(
+                "rank {rank} stands at step {}, rank 0 elsewhere: resume all ranks from the same checkpoint",
+                self.state.step
+            )));
+        }
+        self.learner.check_agreement()
+    }
+
+    /// The same result; a failure that happened outside of a collective is told to the other ranks.
+    fn tell_of_failure<T>(&mut self, result: Result<T>) -> Result<T> {
+        if let Err(error) = &result {
+            self.learner.communicator().give_up(error);
+        }
+        result
     }
 
     fn resume(&mut self, folder: &Path) -> Result<()> {
@@ -176,7 +202,9 @@ impl Trainer {
             let (model, optimizer) = self.learner.restore();
             checkpoint::load(folder, model, optimizer)?
         };
-        for ((key, now), (_, before)) in self.state.conditions.iter().zip(&saved.conditions) {
+        for (key, now) in &self.state.conditions {
+            let found = saved.conditions.iter().find(|(saved_key, _)| saved_key == key);
+            let before = found.map_or("unknown", |(_, value)| value.as_str());
             if now != before && !self.settings.checkpoint.allow_changes {
                 return Err(Error::invalid(format!(
                     "{} was written with {key} = {before}, now it is {now}: the run would not repeat its bits; give \
@@ -199,8 +227,14 @@ impl Trainer {
     /// # Errors
     /// The first failure: of a peer, of the disk, or too many steps without a finite gradient.
     pub fn run(&mut self, observer: &mut dyn Observer, stop: &AtomicBool) -> Result<Outcome> {
+        let outcome = self.run_to_the_end(observer, stop);
+        self.tell_of_failure(outcome)
+    }
+
+    fn run_to_the_end(&mut self, observer: &mut dyn Observer, stop: &AtomicBool) -> Result<Outcome> {
         observer.observe(&Event::Started(self.describe()));
         self.write_sample(observer)?;
+        self.learner.communicator().patient_barrier()?;
         let begin = self.clock.now();
         let mut step_times = Vec::new();
         let mut interrupted = false;
@@ -217,7 +251,7 @@ impl Trainer {
                 elapsed_s: (self.clock.now() - begin).as_secs_f64(),
             };
             self.report_step(observer, &result, learning_rate, times);
-            if self.state.total_steps == 0 && self.state.step >= CALIBRATION_STEPS {
+            if self.state.total_steps == 0 && step_times.len() >= CALIBRATION_STEPS {
                 self.decide_length(&step_times)?;
                 observer.observe(&Event::Calibrated { total_steps: self.state.total_steps });
             }
@@ -310,13 +344,16 @@ impl Trainer {
         Ok(())
     }
 
-    /// Rank 0 saves, once all ranks have found that they hold the same bits; the others go on and meet it in the next
-    /// sum.
+    /// Rank 0 saves, once all ranks have found that they hold the same bits; the others wait for it.
     fn save(&mut self, observer: &mut dyn Observer) -> Result<()> {
         self.learner.check_agreement()?;
-        if self.learner.communicator().rank() != 0 {
-            return Ok(());
+        if self.learner.communicator().rank() == 0 {
+            self.write_checkpoint(observer)?;
         }
+        self.learner.communicator().patient_barrier()
+    }
+
+    fn write_checkpoint(&mut self, observer: &mut dyn Observer) -> Result<()> {
         let folder = checkpoint::folder_of(&self.settings.folder, self.state.step);
         checkpoint::save(
             &folder,
@@ -337,7 +374,7 @@ impl Trainer {
             checkpoint::export(&model, self.learner.model(), self.tokenizer.as_ref())?;
             self.write_sample(observer)?;
         }
-        self.learner.communicator().barrier()?;
+        self.learner.communicator().patient_barrier()?;
         observer.observe(&Event::Finished { step: self.state.step, model, interrupted });
         let checkpoint = checkpoint::folder_of(&self.settings.folder, self.state.step);
         Ok(Outcome { step: self.state.step, interrupted, checkpoint })

@@ -17,6 +17,8 @@ pub fn code(error: &anyhow::Error) -> u8 {
     let ours = error.chain().find_map(|cause| cause.downcast_ref::<Error>());
     match ours.map(Error::kind) {
         Some(Kind::Invalid) => BAD_INPUT,
+        // Whoever read our output has had enough (`| head`).
+        Some(Kind::Closed) => DONE,
         _ => FAILED,
     }
 }

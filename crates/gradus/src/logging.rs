@@ -1,6 +1,9 @@
 //! What a process says on stderr: log lines and its last word, each with its rank where there are several.
 
 use crate::exit;
+use gradus_error::{Error, Result};
+use std::fmt::Display;
+use std::io::Write;
 use tracing::Level;
 
 /// `[rank N] ` on rank 0 of several; the launcher prefixes the others' lines.
@@ -23,7 +26,23 @@ pub fn start() {
         .init();
 }
 
+/// Writes a line to stderr. If nobody can read it, nobody is left to tell.
+pub fn say(line: impl Display) {
+    let _ = writeln!(std::io::stderr(), "{line}");
+}
+
+/// Writes a line to stdout.
+///
+/// # Errors
+/// `Closed` where the reader has gone, else the system's failure.
+pub fn print(line: impl Display) -> Result<()> {
+    writeln!(std::io::stdout(), "{line}").map_err(|error| match error.kind() {
+        std::io::ErrorKind::BrokenPipe => Error::closed("stdout was closed"),
+        _ => Error::io("cannot write to stdout", error),
+    })
+}
+
 /// Says why the process ends.
 pub fn failure(error: &anyhow::Error) {
-    eprintln!("{}gradus: error: {}", prefix(), exit::message(error));
+    say(format_args!("{}gradus: error: {}", prefix(), exit::message(error)));
 }

@@ -46,7 +46,10 @@ fn run() -> Result<u8> {
         Command::Train(arguments) => return commands::train::run(arguments, &overrides),
         Command::Prepare { file } => {
             let settings = settings::resolve::<Settings>(file.as_deref(), &overrides)?.settings;
-            println!("{}", commands::prepare::describe(&commands::prepare::run(&settings)?));
+            logging::print(format_args!(
+                "{}",
+                commands::prepare::describe(&commands::prepare::run(&settings)?)
+            ))?;
         }
         Command::Generate(arguments) => commands::generate::run(arguments)?,
         Command::Logits(arguments) => commands::logits::run(arguments)?,
@@ -55,7 +58,7 @@ fn run() -> Result<u8> {
         }
         Command::Report { run } => {
             let files = report::write_report(run)?;
-            println!("{}\n{}", files.page.display(), files.loss.display());
+            logging::print(format_args!("{}\n{}", files.page.display(), files.loss.display()))?;
         }
         Command::Doctor => commands::doctor::run()?,
         Command::Bench { what: Bench::Train(arguments) } => commands::bench_train::run(arguments)?,

@@ -1,15 +1,24 @@
-//! Where a run's files go: a new folder for every run, the newest one to resume.
+//! Where a run's files go: a new folder for every run, the newest one to resume; each with one run at a time.
 
 use gradus_error::{Error, IoContext, Result};
+use gradus_store::recover_folder;
 use gradus_train::checkpoint;
-use std::fs;
+use std::fs::{self, File, TryLockError};
 use std::path::{Path, PathBuf};
 
-/// Runs that may share a base name.
-const MOST_RUNS: usize = 100_000;
+/// Held by rank 0 of the run that writes into a folder.
+const LOCK: &str = "run.lock";
+
+/// A run's folder, held against other processes for as long as this lives.
+#[derive(Debug)]
+pub struct RunFolder {
+    /// Where it is.
+    pub path: PathBuf,
+    _lock: File,
+}
 
 /// The folder of run number `number` (from 1) of a base: `base`, `base-2`, `base-3`, ...
-fn numbered(base: &Path, number: usize) -> PathBuf {
+fn numbered(base: &Path, number: u64) -> PathBuf {
     if number == 1 {
         return base.to_owned();
     }
@@ -18,29 +27,38 @@ fn numbered(base: &Path, number: usize) -> PathBuf {
     base.with_file_name(name)
 }
 
-/// Makes the folder of a new run: `base`, or with the first number that is free.
+/// The numbers of a base's runs, growing; runs in between may have been removed.
+fn numbers(base: &Path) -> Vec<u64> {
+    let parent = base.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let own = base.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let number_of = |name: &str| match name.strip_prefix(&own)? {
+        "" => Some(1),
+        rest => rest.strip_prefix('-')?.parse().ok().filter(|number| *number > 1),
+    };
+    let entries = fs::read_dir(parent).into_iter().flatten().flatten();
+    let mut found: Vec<u64> = entries.filter_map(|entry| number_of(entry.file_name().to_str()?)).collect();
+    found.sort_unstable();
+    found
+}
+
+/// Makes the folder of a new run: `base`, or with the number after the largest there is.
 ///
 /// # Errors
 /// The system's failure to make it.
-pub fn create(base: &Path) -> Result<PathBuf> {
-    for number in 1..MOST_RUNS {
-        let folder = numbered(base, number);
-        let describe = || format!("cannot make the run's folder {}", folder.display());
-        if let Some(parent) = folder.parent() {
+pub fn create(base: &Path) -> Result<RunFolder> {
+    loop {
+        let path = numbered(base, numbers(base).last().map_or(1, |last| last + 1));
+        let describe = || format!("cannot make the run's folder {}", path.display());
+        if let Some(parent) = path.parent() {
             fs::create_dir_all(parent).context(describe)?;
         }
-        match fs::create_dir(&folder) {
-            Ok(()) => return Ok(folder),
-            Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {
-                if folder.is_dir() && fs::read_dir(&folder).is_ok_and(|mut entries| entries.next().is_none())
-                {
-                    return Ok(folder);
-                }
-            }
+        match fs::create_dir(&path) {
+            Ok(()) => return hold(path),
+            // Another run took it in this moment.
+            Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {}
             Err(error) => return Err(error).context(describe),
         }
     }
-    Err(Error::invalid(format!("{} has {MOST_RUNS} runs: choose another --run.dir", base.display())))
 }
 
 /// The newest run of a base that has a checkpoint, and that checkpoint.
@@ -48,8 +66,8 @@ pub fn create(base: &Path) -> Result<PathBuf> {
 /// # Errors
 /// `Invalid` where there is none.
 pub fn latest(base: &Path) -> Result<(PathBuf, PathBuf)> {
-    let folders = (1..MOST_RUNS).map(|number| numbered(base, number)).take_while(|folder| folder.exists());
-    let newest = folders.filter_map(|folder| Some((checkpoint::list(&folder).pop()?.1, folder))).last();
+    let folders = numbers(base).into_iter().rev().map(|number| numbered(base, number));
+    let newest = folders.filter_map(|folder| Some((checkpoint::list(&folder).pop()?.1, folder))).next();
     let (checkpoint, folder) = newest.ok_or_else(|| {
         Error::invalid(format!(
             "no checkpoint to resume from under {}: start without --resume",
@@ -57,6 +75,43 @@ pub fn latest(base: &Path) -> Result<(PathBuf, PathBuf)> {
         ))
     })?;
     Ok((folder, checkpoint))
+}
+
+/// Holds a run's folder against other processes, and tidies what a killed one left half-written.
+///
+/// # Errors
+/// `Invalid` where another process holds it; the system's.
+pub fn hold(path: PathBuf) -> Result<RunFolder> {
+    let name = path.join(LOCK);
+    let describe = || format!("cannot lock {}", name.display());
+    let lock = File::options().create(true).append(true).open(&name).context(describe)?;
+    match lock.try_lock() {
+        Ok(()) => {}
+        Err(TryLockError::WouldBlock) => {
+            return Err(Error::invalid(format!(
+                "another process trains in {}: let it end, or choose another --run.dir",
+                path.display()
+            )));
+        }
+        Err(TryLockError::Error(error)) => return Err(error).context(describe),
+    }
+    tidy(&path.join("checkpoints"))?;
+    Ok(RunFolder { path, _lock: lock })
+}
+
+/// Completes or removes checkpoints that were being written when their writer was killed.
+fn tidy(checkpoints: &Path) -> Result<()> {
+    for entry in fs::read_dir(checkpoints).into_iter().flatten().flatten() {
+        let path = entry.path();
+        match path.extension().and_then(|suffix| suffix.to_str()) {
+            Some("partial") => {
+                fs::remove_dir_all(&path).context(|| format!("cannot remove {}", path.display()))?
+            }
+            Some("old") => recover_folder(&path.with_extension(""))?,
+            _ => {}
+        }
+    }
+    Ok(())
 }
 
 /// The Hugging Face folder in what a person names as a model: a run (its model, else its newest checkpoint), or the
@@ -75,15 +130,17 @@ pub fn model_folder(named: &Path) -> PathBuf {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use gradus_error::Kind;
 
     #[test]
-    fn every_run_has_a_folder_of_its_own() {
+    fn every_run_has_a_folder_of_its_own_also_where_one_was_removed() {
         let directory = tempfile::tempdir().unwrap();
         let base = directory.path().join("runs/a");
-        let first = create(&base).unwrap();
-        assert_eq!(create(&base).unwrap(), first, "an empty folder holds no run");
-        fs::write(first.join("x"), "").unwrap();
-        assert_eq!(create(&base).unwrap(), directory.path().join("runs/a-2"));
+        let runs: Vec<RunFolder> = (0..3).map(|_| create(&base).unwrap()).collect();
+        assert_eq!(runs[0].path, base);
+        assert_eq!(runs[2].path, directory.path().join("runs/a-3"));
+        fs::remove_dir_all(&runs[1].path).unwrap();
+        assert_eq!(create(&base).unwrap().path, directory.path().join("runs/a-4"));
     }
 
     #[test]
@@ -91,12 +148,24 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let base = directory.path().join("a");
         assert!(latest(&base).is_err());
-        for (run, step) in [("a", 10), ("a-2", 5), ("a-2", 7)] {
+        for (run, step) in [("a-2", 10), ("a-4", 5), ("a-4", 7)] {
             fs::create_dir_all(checkpoint::folder_of(&directory.path().join(run), step)).unwrap();
         }
-        fs::create_dir_all(directory.path().join("a-3")).unwrap();
+        fs::create_dir_all(directory.path().join("a-5")).unwrap();
         let (folder, checkpoint) = latest(&base).unwrap();
-        assert_eq!(folder, directory.path().join("a-2"));
+        assert_eq!(folder, directory.path().join("a-4"));
         assert!(checkpoint.ends_with("checkpoints/step-00000007"));
+    }
+
+    #[test]
+    fn a_folder_is_held_by_one_run_and_tidied() {
+        let directory = tempfile::tempdir().unwrap();
+        let half = directory.path().join("checkpoints/step-00000003.partial");
+        fs::create_dir_all(&half).unwrap();
+        let held = hold(directory.path().to_owned()).unwrap();
+        assert!(!half.exists());
+        assert_eq!(*hold(directory.path().to_owned()).unwrap_err().kind(), Kind::Invalid);
+        drop(held);
+        hold(directory.path().to_owned()).unwrap();
     }
 }

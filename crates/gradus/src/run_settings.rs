@@ -8,6 +8,7 @@ use gradus_store::PrepareSettings;
 use gradus_train::{CheckpointSettings, OptimizerSettings, RunSettings, SampleSettings, TrainSettings};
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 /// The whole file.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
@@ -94,6 +95,44 @@ impl Settings {
         Ok(data)
     }
 
+    /// Whether everything that can be told without data is possible, for `world_size` ranks.
+    ///
+    /// # Errors
+    /// `Invalid`, naming the key.
+    pub fn check(&self, world_size: usize) -> Result<()> {
+        self.train.check(world_size)?;
+        self.optimizer.check()?;
+        self.sample.check()?;
+        self.transport()?;
+        self.stall_timeout()?;
+        self.duration_s()?;
+        self.model.complete(1)?;
+        Ok(())
+    }
+
+    /// Time without any progress after which a collective gives up.
+    ///
+    /// # Errors
+    /// `Invalid`, naming the key.
+    pub fn stall_timeout(&self) -> Result<Duration> {
+        let limit = parse_duration(&self.launch.stall_timeout);
+        let limit = limit.map_err(|error| error.within("launch.stall_timeout"))?;
+        if limit < Duration::from_secs(1) {
+            return Err(Error::invalid(
+                "launch.stall_timeout must be at least 1s: ranks are never that much in step",
+            ));
+        }
+        Ok(limit)
+    }
+
+    fn duration_s(&self) -> Result<f64> {
+        if self.train.duration.is_empty() {
+            return Ok(0.0);
+        }
+        let duration = parse_duration(&self.train.duration);
+        Ok(duration.map_err(|error| error.within("train.duration"))?.as_secs_f64())
+    }
+
     /// How gradients travel.
     ///
     /// # Errors
@@ -114,17 +153,12 @@ impl Settings {
     /// # Errors
     /// `Invalid`, naming the key.
     pub fn run_settings(&self, folder: PathBuf, resume: Option<PathBuf>) -> Result<RunSettings> {
-        let within = |error: Error| error.within("train.duration");
-        let duration_s = match self.train.duration.as_str() {
-            "" => 0.0,
-            text => parse_duration(text).map_err(within)?.as_secs_f64(),
-        };
         Ok(RunSettings {
             train: self.train.clone(),
             optimizer: self.optimizer.clone(),
             checkpoint: self.checkpoint.clone(),
             sample: self.sample.clone(),
-            duration_s,
+            duration_s: self.duration_s()?,
             seed: self.run.seed,
             folder,
             resume,

@@ -2,6 +2,7 @@
 //! samples each step learns from.
 
 use super::{open_device, prepare};
+use crate::logging;
 use crate::run_settings::Settings;
 use anyhow::{Context, Result};
 use gradus_error::Error;
@@ -37,7 +38,7 @@ pub fn run(arguments: &BenchHandoverArguments, settings: &Settings) -> Result<()
         .with_context(|| format!("cannot make {}", arguments.out.display()))?;
     checkpoint::export(&arguments.out.join("init"), &model, dataset.tokenizer()?.as_ref())?;
     write_batches(&arguments.out.join("batches.json"), settings, dataset.split(Split::Train).samples())?;
-    println!("{}", prepared.folder.display());
+    logging::print(format_args!("{}", prepared.folder.display()))?;
     Ok(())
 }
 

@@ -3,6 +3,7 @@
 
 use super::open_device;
 use crate::launcher::{ExitStatusSummary, launch_local};
+use crate::logging;
 use anyhow::{Context, Result, bail};
 use gradus_collective::Communicator;
 use gradus_compute::{Device, Precision};
@@ -152,7 +153,7 @@ impl Bench {
         let first = self.learner.communicator().rank() == 0;
         let mut facts = self.facts();
         if first {
-            println!("ready {facts}");
+            logging::print(format_args!("ready {facts}"))?;
         }
         let mut lines = std::io::stdin().lock().lines();
         loop {
@@ -171,7 +172,7 @@ impl Bench {
                 facts["loss"] = loss.into();
                 facts["exposed_s"] = (waited as f64 * 1e-9).into();
                 facts["steps_done"] = self.batches.step.into();
-                println!("{facts}");
+                logging::print(format_args!("{facts}"))?;
             }
         }
     }
@@ -183,7 +184,10 @@ fn next_order(lines: &mut impl Iterator<Item = std::io::Result<String>>) -> Resu
         let line = line.context("cannot read stdin")?;
         match line.strip_prefix("step ").and_then(|count| count.trim().parse().ok()) {
             Some(steps) if steps > 0 => return Ok(steps),
-            _ => println!("{}", serde_json::json!({ "error": format!("expected `step K`, got {line:?}") })),
+            _ => logging::print(format_args!(
+                "{}",
+                serde_json::json!({ "error": format!("expected `step K`, got {line:?}") })
+            ))?,
         }
     }
     Ok(0)

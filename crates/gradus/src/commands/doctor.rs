@@ -1,6 +1,7 @@
 //! `gradus doctor`: what this machine offers, what Gradus will use of it, and what stands in the way.
 
 use super::open_device;
+use crate::logging;
 use anyhow::Result;
 use gradus_compute::{Device, Precision};
 use gradus_fabric::Launch;
@@ -16,10 +17,10 @@ fn gib(bytes: Option<u64>) -> String {
 /// # Errors
 /// Only for what makes training impossible, such as kernels forced by `GRADUS_CPU` that the processor lacks.
 pub fn run() -> Result<()> {
-    let line = |name: &str, value: String| println!("{name:<22} {value}");
-    line("gradus", env!("CARGO_PKG_VERSION").into());
-    line("processor", processors::model_name().unwrap_or("unknown".into()));
-    line("processors to use", processors::available().to_string());
+    let line = |name: &str, value: String| logging::print(format_args!("{name:<22} {value}"));
+    line("gradus", env!("CARGO_PKG_VERSION").into())?;
+    line("processor", processors::model_name().unwrap_or("unknown".into()))?;
+    line("processors to use", processors::available().to_string())?;
     line(
         "memory",
         format!(
@@ -27,17 +28,17 @@ pub fn run() -> Result<()> {
             gib(processors::available_memory_bytes()),
             gib(processors::total_memory_bytes())
         ),
-    );
+    )?;
     for precision in [Precision::F32, Precision::Bf16] {
         let device = open_device(0, 1, precision)?;
         line(
             &format!("matrix products {precision:?}").to_lowercase(),
             format!("{}: {:.0} GFLOP/s measured", device.describe(), device.peak_flops() * 1e-9),
-        );
+        )?;
     }
-    line("shared memory", shared_memory());
-    line("launched by", launched_by()?);
-    line("cargo's sources", cargo_sources());
+    line("shared memory", shared_memory())?;
+    line("launched by", launched_by()?)?;
+    line("cargo's sources", cargo_sources())?;
     Ok(())
 }
 

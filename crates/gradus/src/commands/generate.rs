@@ -105,12 +105,16 @@ fn write(
     let mut text =
         Text { out: std::io::stdout().lock(), decoder: tokenizer.stream_decoder(), tokens: Vec::new() };
     let mut written = text.print(&arguments.prompt);
-    Generator::new(model, prompt.len() + arguments.max_tokens)?.generate(model, request, &mut |token| {
-        if written.is_ok() {
-            written = text.push(token);
-        }
-        written.is_ok()
-    })?;
+    Generator::new(model, prompt.len().saturating_add(arguments.max_tokens))?.generate(
+        model,
+        request,
+        &mut |token| {
+            if written.is_ok() {
+                written = text.push(token);
+            }
+            written.is_ok()
+        },
+    )?;
     match written.and_then(|()| text.end()) {
         // A reader that went away (head, a pager) ended the text.
         Err(error) if *error.kind() != Kind::Closed => Err(error.into()),

@@ -10,8 +10,13 @@ pub mod rank;
 pub mod train;
 
 use gradus_compute::{CpuDevice, Precision};
-use gradus_error::Result;
+use gradus_error::{Error, Kind, Result};
 use gradus_host::processors;
+
+/// More threads are a slip of the finger.
+const MOST_THREADS: usize = 1024;
+/// Elements below which no model is worth opening: 64 MiB.
+const LEAST_CAPACITY: usize = 1 << 24;
 
 /// Elements of address space that a device reserves: all of the host's memory, for memory is taken only when touched.
 fn device_capacity() -> usize {
@@ -22,7 +27,19 @@ fn device_capacity() -> usize {
 /// The host's device with `threads` threads, or its fair share where that is 0.
 fn open_device(threads: usize, local_world_size: usize, precision: Precision) -> Result<CpuDevice> {
     let threads = if threads > 0 { threads } else { processors::share(local_world_size) };
-    CpuDevice::new(threads, precision, device_capacity())
+    if threads > MOST_THREADS {
+        return Err(Error::invalid(format!(
+            "{threads} threads: choose at most {MOST_THREADS} (train.threads)"
+        )));
+    }
+    let mut capacity = device_capacity();
+    loop {
+        match CpuDevice::new(threads, precision, capacity) {
+            // A batch system may limit address space (ulimit -v): less of it may still be enough.
+            Err(error) if *error.kind() == Kind::Exhausted && capacity > LEAST_CAPACITY => capacity /= 2,
+            opened => return opened,
+        }
+    }
 }
 
 /// Reads a precision off the command line.

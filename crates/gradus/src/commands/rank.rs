@@ -2,18 +2,20 @@
 
 use super::{open_device, prepare};
 use crate::exit;
+use crate::logging;
 use crate::report;
-use crate::run_folder;
+use crate::run_folder::{self, RunFolder};
 use crate::run_settings::Settings;
-use crate::settings::{Resolved, parse_duration, render};
+use crate::settings::{Resolved, render};
 use crate::sinks::{Many, MetricsFile, Progress, TensorBoard};
 use anyhow::{Context, Result};
 use gradus_collective::Communicator;
-use gradus_error::Error;
+use gradus_compute::{CpuDevice, Device};
+use gradus_error::{Error, Kind};
 use gradus_fabric::{Launch, connect};
 use gradus_host::{Clock, RealClock, disk};
 use gradus_model::{Transformer, hugging_face};
-use gradus_store::Dataset;
+use gradus_store::{Dataset, Tokenizer};
 use gradus_train::{Observer, Outcome, Parts, RunSettings, Trainer};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -25,22 +27,65 @@ use std::sync::atomic::AtomicBool;
 /// The run's first failure.
 pub fn run(resolved: &Resolved<Settings>, launch: Option<Launch>, resume: bool) -> Result<u8> {
     let settings = &resolved.settings;
-    let stop = stop_on_signals()?;
-    let world_size = launch.as_ref().map_or(1, |launch| launch.world_size);
-    settings.train.check(world_size)?;
+    settings.check(launch.as_ref().map_or(1, |launch| launch.world_size))?;
     let prepared = prepare::run(settings)?;
-    let communicator = communicator(settings, launch.as_ref())?;
+    let dataset = Dataset::open(&prepared.folder)?;
+    let local_world_size = launch.as_ref().map_or(1, |launch| launch.local_world_size);
+    let device = open_device(settings.train.threads, local_world_size, settings.train.precision)?;
+    let terms = terms(settings, &dataset, &device)?;
+    let mut communicator = communicator(settings, launch.as_ref(), &terms)?;
+    // Until here a signal simply ends the process: there is nothing to save yet.
+    let stop = stop_on_signals()?;
     let first = communicator.rank() == 0;
-    let (folder, resume) = folder(settings, first, resume)?;
-    let parts = parts(settings, launch.as_ref(), communicator, &prepared.folder)?;
-    let mut observer = observers(resolved, first, &folder)?;
-    let run = settings.run_settings(folder.clone(), resume)?;
+    let opened = open(resolved, first, resume, dataset, device, &mut communicator);
+    let opened = opened.inspect_err(|error| communicator.give_up(&as_told(error)))?;
+    let Opened { folder, run, model, dataset, tokenizer, mut observer, peak_flops_per_s } = opened;
+    let clock: Arc<dyn Clock> = Arc::new(RealClock::new());
+    let parts = Parts { model, communicator, dataset, tokenizer, clock, peak_flops_per_s };
     let outcome = train(parts, run, observer.as_mut(), &stop)?;
     drop(observer);
-    if first {
-        conclude(&folder, &outcome, &settings.sample.prompt)?;
+    if let Some(folder) = folder {
+        conclude(&folder.path, &outcome, &settings.sample.prompt)?;
     }
     Ok(if outcome.interrupted { exit::INTERRUPTED } else { exit::DONE })
+}
+
+/// What a rank opens once it knows the others.
+struct Opened {
+    /// Held by rank 0.
+    folder: Option<RunFolder>,
+    run: RunSettings,
+    model: Transformer,
+    dataset: Dataset,
+    tokenizer: Option<Tokenizer>,
+    observer: Box<dyn Observer>,
+    peak_flops_per_s: f64,
+}
+
+fn open(
+    resolved: &Resolved<Settings>,
+    first: bool,
+    resume: bool,
+    dataset: Dataset,
+    device: CpuDevice,
+    communicator: &mut Communicator,
+) -> Result<Opened> {
+    let settings = &resolved.settings;
+    let (path, folder, checkpoint) = folder(settings, first, resume)?;
+    let tokenizer = dataset.tokenizer()?;
+    // All ranks measure at once, as they will compute: a peak that nobody else shares would flatter nobody.
+    communicator.patient_barrier()?;
+    let peak_flops_per_s = device.peak_flops();
+    let model = model(settings, device, dataset.vocabulary())?;
+    let observer = observers(resolved, first, &path)?;
+    let run = settings.run_settings(path, checkpoint)?;
+    Ok(Opened { folder, run, model, dataset, tokenizer, observer, peak_flops_per_s })
+}
+
+/// A failure as the other ranks shall hear of it.
+fn as_told(error: &anyhow::Error) -> Error {
+    let kind = error.downcast_ref::<Error>().map_or(Kind::Unavailable, |error| error.kind().clone());
+    Error::new(kind, exit::message(error))
 }
 
 fn train(
@@ -55,7 +100,10 @@ fn train(
 /// The first SIGINT or SIGTERM asks the run to stop with a checkpoint, the second ends the process.
 fn stop_on_signals() -> Result<Arc<AtomicBool>> {
     let stop = Arc::new(AtomicBool::new(false));
-    for signal in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM] {
+    // A write beyond the limit on file sizes shall be an error like a full disk, not the end of the process.
+    signal_hook::flag::register(signal_hook::consts::SIGXFSZ, Arc::new(AtomicBool::new(false)))
+        .context("cannot watch for SIGXFSZ")?;
+    for signal in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM, signal_hook::consts::SIGHUP] {
         let describe = || format!("cannot watch for signal {signal}");
         // Registered first, so that it sees the flag as it was before this signal.
         signal_hook::flag::register_conditional_shutdown(signal, i32::from(exit::FAILED), Arc::clone(&stop))
@@ -65,51 +113,51 @@ fn stop_on_signals() -> Result<Arc<AtomicBool>> {
     Ok(stop)
 }
 
-fn communicator(settings: &Settings, launch: Option<&Launch>) -> Result<Communicator> {
+fn communicator(settings: &Settings, launch: Option<&Launch>, terms: &str) -> Result<Communicator> {
     let Some(launch) = launch else { return Ok(Communicator::alone()) };
-    let stall = parse_duration(&settings.launch.stall_timeout);
-    let stall = stall.map_err(|error| error.within("launch.stall_timeout"))?;
-    let transport = connect(launch, settings.transport()?, &settings.fabric, &fingerprint(settings)?)?;
-    Ok(Communicator::new(transport, stall))
+    let transport = connect(launch, settings.transport()?, &settings.fabric, terms)?;
+    Ok(Communicator::new(transport, settings.stall_timeout()?))
 }
 
-/// What all ranks must agree on: every setting but how this rank was started.
-fn fingerprint(settings: &Settings) -> Result<String> {
+/// What all ranks must agree on, one thing a line: every setting but how this rank was started, the data, and the
+/// kernels, since sums that round differently would let the ranks drift apart.
+fn terms(settings: &Settings, dataset: &Dataset, device: &CpuDevice) -> Result<String> {
     let agreed = Settings { launch: Default::default(), ..settings.clone() };
-    serde_json::to_string(&agreed).context("cannot write the settings as JSON")
-}
-
-/// The run's folder, and the checkpoint to resume from. Only rank 0 makes folders.
-fn folder(settings: &Settings, first: bool, resume: bool) -> Result<(PathBuf, Option<PathBuf>)> {
-    let base = Path::new(&settings.run.dir);
-    if resume {
-        let (folder, checkpoint) = run_folder::latest(base)?;
-        return Ok((folder, Some(checkpoint)));
+    let mut lines =
+        vec![format!("data {}", dataset.digest()), format!("kernels {}", kernels(&device.describe()))];
+    let table = toml::Table::try_from(&agreed).context("cannot write the settings as TOML")?;
+    for (section, value) in table {
+        let keys = value.as_table().into_iter().flatten();
+        lines.extend(keys.map(|(key, value)| format!("{section}.{key} = {value}")));
     }
-    let folder = if first { run_folder::create(base)? } else { base.to_owned() };
-    Ok((folder, None))
+    Ok(lines.join("\n"))
 }
 
-fn parts(
+/// A device's description without its threads, in which ranks may differ.
+fn kernels(described: &str) -> String {
+    let parts = described.split(", ").filter(|part| !part.ends_with("thread") && !part.ends_with("threads"));
+    parts.collect::<Vec<_>>().join(", ")
+}
+
+/// The run's folder (held, by rank 0), and the checkpoint to resume from. Only rank 0 makes folders.
+fn folder(
     settings: &Settings,
-    launch: Option<&Launch>,
-    mut communicator: Communicator,
-    data: &Path,
-) -> Result<Parts> {
-    let dataset = Dataset::open(data)?;
-    let tokenizer = dataset.tokenizer()?;
-    let local_world_size = launch.map_or(1, |launch| launch.local_world_size);
-    let device = open_device(settings.train.threads, local_world_size, settings.train.precision)?;
-    // All ranks measure at once, as they will compute: a peak that nobody else shares would flatter nobody.
-    communicator.barrier()?;
-    let peak_flops_per_s = device.peak_flops();
-    let model = model(settings, device, dataset.vocabulary())?;
-    let clock: Arc<dyn Clock> = Arc::new(RealClock::new());
-    Ok(Parts { model, communicator, dataset, tokenizer, clock, peak_flops_per_s })
+    first: bool,
+    resume: bool,
+) -> Result<(PathBuf, Option<RunFolder>, Option<PathBuf>)> {
+    let base = Path::new(&settings.run.dir);
+    if !resume {
+        let created = first.then(|| run_folder::create(base)).transpose()?;
+        let path = created.as_ref().map_or_else(|| base.to_owned(), |folder| folder.path.clone());
+        return Ok((path, created, None));
+    }
+    let (path, checkpoint) = run_folder::latest(base)?;
+    let held = first.then(|| run_folder::hold(path.clone())).transpose()?;
+    Ok((path, held, Some(checkpoint)))
 }
 
 /// The model with its first weights: random ones, or a Hugging Face folder's.
-fn model(settings: &Settings, device: gradus_compute::CpuDevice, tokens: usize) -> Result<Transformer> {
+fn model(settings: &Settings, device: CpuDevice, tokens: usize) -> Result<Transformer> {
     if settings.model.from.is_empty() {
         let model = Transformer::new(settings.model.complete(tokens)?, Arc::new(device))?;
         model.initialise(settings.run.seed);
@@ -155,9 +203,12 @@ fn observers(resolved: &Resolved<Settings>, first: bool, folder: &Path) -> Resul
 fn conclude(folder: &Path, outcome: &Outcome, prompt: &str) -> Result<()> {
     report::write_report(folder)?;
     if outcome.interrupted {
-        eprintln!("interrupted after step {}; go on with --resume", outcome.step);
+        logging::say(format_args!("interrupted after step {}; go on with --resume", outcome.step));
     } else {
-        eprintln!("  try       cargo run --release -- generate --model {} \"{prompt}\"", folder.display());
+        logging::say(format_args!(
+            "  try       cargo run --release -- generate --model {} \"{prompt}\"",
+            folder.display()
+        ));
     }
     Ok(())
 }

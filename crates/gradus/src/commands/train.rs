@@ -3,6 +3,7 @@
 use super::{prepare, rank};
 use crate::exit;
 use crate::launcher::{ExitStatusSummary, launch_local};
+use crate::logging;
 use crate::run_settings::Settings;
 use crate::settings::{Origin, Resolved, resolve};
 use anyhow::{Context, Result};
@@ -34,7 +35,6 @@ pub fn run(arguments: &TrainArguments, overrides: &[(String, String)]) -> Result
         resolved.settings.launch.nproc_per_node = ranks;
     }
     prefer_command_line_length(&mut resolved);
-    resolved.settings.transport()?;
     let launch = Launch::from_environment(&|name| std::env::var(name).ok())?;
     match launch {
         Some(launch) => rank::run(&resolved, Some(launch), arguments.resume),
@@ -57,8 +57,7 @@ fn prefer_command_line_length(resolved: &mut Resolved<Settings>) {
 /// them.
 fn launch_ranks(settings: &Settings) -> Result<u8> {
     let ranks = settings.launch.nproc_per_node;
-    settings.train.check(ranks)?;
-    settings.optimizer.check()?;
+    settings.check(ranks)?;
     let prepared = prepare::run(settings)?;
     settings.model.complete(prepared.manifest.vocabulary)?;
     let cores = processors::available();
@@ -69,7 +68,7 @@ fn launch_ranks(settings: &Settings) -> Result<u8> {
     let arguments: Vec<OsString> = std::env::args_os().skip(1).collect();
     let ended = launch_local(&program, &arguments, ranks, &[])?;
     if !matches!(ended, ExitStatusSummary::Done) {
-        eprintln!("gradus: {ended}");
+        logging::say(format_args!("gradus: {ended}"));
     }
     Ok(match ended {
         ExitStatusSummary::Done => exit::DONE,

@@ -65,6 +65,8 @@ pub fn from_text(default: &Value, text: &str) -> Result<Value, String> {
 
 /// A size with its unit, such as `24MB`, as the number of bytes.
 fn size(text: &str) -> Option<Value> {
+    // Without a unit it is a number like any other, and no number of bytes or steps has a fraction.
+    text.trim().ends_with(|last: char| last.is_ascii_alphabetic()).then_some(())?;
     i64::try_from(parse_bytes(text).ok()?).ok().map(Value::Integer)
 }
 

@@ -69,7 +69,10 @@ impl Preparation {
     pub fn end(&mut self) {
         if let Some(phase) = self.phase.take() {
             self.screen.clear();
-            self.screen.say(&format!("{}: done, {}", phase.name, wording::memory(phase.done_bytes)));
+            match phase.done_bytes {
+                0 => self.screen.say(&format!("{}: done", phase.name)),
+                bytes => self.screen.say(&format!("{}: done, {}", phase.name, wording::memory(bytes))),
+            }
         }
     }
 }
