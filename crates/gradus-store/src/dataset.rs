@@ -8,10 +8,10 @@ use crate::digest::{digest_file, digest_part, finish};
 use crate::manifest::{Manifest, Shard, Split, SplitManifest, TokenType};
 use crate::tokenizer::{TOKENIZER, Tokenizer};
 use gradus_error::{Error, IoContext, Result};
-use memmap2::Mmap;
 use sha2::{Digest, Sha256};
 use std::fs::{File, Metadata};
 use std::io::Read;
+use std::os::unix::fs::FileExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
@@ -172,17 +172,19 @@ fn altered(path: &Path) -> Error {
 /// The tokens of one part of a corpus, cut into samples.
 pub struct TokenSplit {
     manifest: SplitManifest,
-    shards: Vec<MappedShard>,
+    shards: Vec<OpenShard>,
     samples: u64,
     sequence_length: usize,
     token_type: TokenType,
     vocabulary: usize,
 }
 
-struct MappedShard {
-    map: Mmap,
+/// Samples are read, not mapped: they are copied out anyway, and a file that somebody cuts short while it is in use is
+/// then an error and not the end of the process.
+struct OpenShard {
+    file: File,
     path: PathBuf,
-    offset: usize,
+    offset: u64,
     document_starts: PathBuf,
     /// The number of its first sample.
     first: u64,
@@ -199,7 +201,7 @@ impl TokenSplit {
             vocabulary: manifest.vocabulary,
         };
         for shard in &manifest.split(split).shards {
-            opened.shards.push(map(folder, shard, opened.samples)?);
+            opened.shards.push(open_shard(folder, shard, opened.samples)?);
             opened.samples += (shard.tokens - 1) / manifest.sequence_length as u64;
         }
         Ok(opened)
@@ -243,8 +245,13 @@ impl TokenSplit {
         }
         let shard = &self.shards[self.shards.partition_point(|shard| shard.first <= sample) - 1];
         let width = self.token_type.bytes() as usize;
-        let start = shard.offset + (sample - shard.first) as usize * self.sequence_length * width;
-        decode(&shard.map[start..start + out.len() * width], self.token_type, out);
+        let start = shard.offset + (sample - shard.first) * (self.sequence_length * width) as u64;
+        let mut bytes = vec![0; out.len() * width];
+        shard
+            .file
+            .read_exact_at(&mut bytes, start)
+            .context(|| format!("cannot read {}", shard.path.display()))?;
+        decode(&bytes, self.token_type, out);
         match out.iter().find(|token| **token as usize >= self.vocabulary) {
             None => Ok(()),
             Some(token) => Err(Error::corrupt(format!(
@@ -274,21 +281,13 @@ impl TokenSplit {
     }
 }
 
-/// Maps a shard's file; `first` is the number of its first sample.
-fn map(folder: &Path, shard: &Shard, first: u64) -> Result<MappedShard> {
+/// Opens a shard's file; `first` is the number of its first sample.
+fn open_shard(folder: &Path, shard: &Shard, first: u64) -> Result<OpenShard> {
     let path = shard.path(folder);
-    let describe = || format!("cannot map {}", path.display());
-    let file = File::open(&path).context(describe)?;
-    // SAFETY: prepared files are never changed in place: they are written under another name and renamed. Token files
-    // that are used as they are belong to someone else, who would have to cut one while it is read: its size was
-    // checked when it was opened, and is checked again below, against the mapping.
-    let map = unsafe { Mmap::map(&file) }.context(describe)?;
-    if map.len() as u64 != shard.file_bytes {
-        return Err(altered(&path));
-    }
+    let file = File::open(&path).context(|| format!("cannot read {}", path.display()))?;
     let list = &shard.document_starts;
     let document_starts = if list.is_empty() { PathBuf::new() } else { folder.join(list) };
-    Ok(MappedShard { map, path, offset: shard.offset_bytes as usize, document_starts, first })
+    Ok(OpenShard { file, path, offset: shard.offset_bytes, document_starts, first })
 }
 
 /// Tokens from their stored form. `bytes` holds as many as `out`.

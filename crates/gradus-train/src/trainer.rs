@@ -169,7 +169,8 @@ impl Trainer {
             let resumed = trainer.resume(&folder);
             trainer.tell_of_failure(resumed)?;
         }
-        trainer.check_common_start()?;
+        let common = trainer.check_common_start();
+        trainer.tell_of_failure(common)?;
         Ok(trainer)
     }
 

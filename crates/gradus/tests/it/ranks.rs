@@ -80,6 +80,53 @@ fn ranks_started_by_another_launcher_take_their_place_from_the_environment() {
     }
 }
 
+/// Starts ranks 0 and 1 as a foreign launcher would, each with its own arguments and in its own place; both must fail.
+fn disagree(places: [&Place; 2], extra: [&[&str]; 2], culprit: &str) {
+    let port = free_port();
+    let ranks = [0, 1].map(|rank| {
+        let mut command = places[rank].command([&["train", "run.toml"], extra[rank]].concat());
+        command.env("RANK", rank.to_string()).env("WORLD_SIZE", "2");
+        command.env("MASTER_ADDR", "127.0.0.1").env("MASTER_PORT", &port).stderr(Stdio::piped());
+        command.spawn().unwrap()
+    });
+    for rank in ranks {
+        let output = rank.wait_with_output().unwrap();
+        let text = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(2), "{text}");
+        assert!(text.contains(culprit), "{culprit:?} is not named in: {text}");
+    }
+}
+
+#[test]
+fn ranks_with_other_settings_data_kernels_or_steps_do_not_train_together() {
+    let (here, there) = (Place::new(), Place::new());
+    disagree([&here, &here], [&[], &["--model.layers", "3"]], "model.layers");
+    let text = fs::read_to_string(there.path().join("corpus/00.txt")).unwrap();
+    fs::write(there.path().join("corpus/00.txt"), text.replace("let", "tel")).unwrap();
+    disagree([&here, &there], [&[], &[]], "data");
+    let (here, there) = (Place::new(), Place::new());
+    let steps = ["--checkpoint.allow_changes", "true", "--run.dir", "runs/own"];
+    here.train(&[&steps[..], &["--train.steps", "4"]].concat());
+    there.train(&[&steps[..], &["--train.steps", "6"]].concat());
+    let resume = [&steps[..], &["--resume"]].concat();
+    disagree([&here, &there], [&resume, &resume], "step");
+}
+
+#[test]
+fn steps_without_a_finite_gradient_are_skipped_and_too_many_end_the_run() {
+    let place = Place::new();
+    let wild =
+        ["--optimizer.learning_rate", "1e30", "--optimizer.warmup_steps", "0", "--train.most_skipped", "3"];
+    for ranks in ["1", "2"] {
+        let output = place.run(&[&["train", "run.toml", "--nproc-per-node", ranks], &wild[..]].concat());
+        let text = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(2), "{text}");
+        assert!(text.contains("not finite in 4 steps in a row") && text.contains("learning_rate"), "{text}");
+    }
+    let metrics = fs::read_to_string(place.path().join("runs/a/metrics.jsonl")).unwrap();
+    assert_eq!(metrics.matches("\"skipped\":true").count(), 4);
+}
+
 /// A port that was free a moment ago: foreign launchers choose ports just so.
 fn free_port() -> String {
     std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port().to_string()

@@ -49,6 +49,30 @@ fn ctrl_c_saves_ends_with_130_and_the_run_goes_on_from_there() {
 }
 
 #[test]
+fn a_run_stopped_before_its_length_was_decided_decides_it_after_the_resume() {
+    let place = Place::new();
+    let timed = ["--train.steps", "0", "--train.duration", "2s", "--nproc-per-node", "1"];
+    let mut rank = place.start(&timed);
+    let stderr = wait_for(&mut rank, "step: 9 ");
+    send(&rank, Signal::INT);
+    drop(std::io::read_to_string(stderr).unwrap());
+    let code = rank.wait().unwrap().code();
+    place.train(&[&timed[..], &["--resume"]].concat());
+    // Twenty steps to calibrate come after those of the first life, of which there were at least nine.
+    assert!(code == Some(0) || place.losses("a").len() >= 29, "{code:?} {}", place.losses("a").len());
+}
+
+#[test]
+fn a_reader_that_goes_away_breaks_nothing() {
+    let place = Place::new();
+    let mut shell = place.foreign_command("/bin/sh");
+    let script = "\"$0\" train run.toml 2>&1 | head -n 1; \"$0\" config run.toml | head -n 1";
+    let output = shell.args(["-c", script, env!("CARGO_BIN_EXE_gradus")]).output().unwrap();
+    assert!(!String::from_utf8_lossy(&output.stderr).contains("panicked"));
+    assert!(place.checkpoint("a", STEPS).is_dir(), "the run goes on without a reader");
+}
+
+#[test]
 fn a_resume_that_would_change_the_bits_is_refused_unless_told() {
     let place = Place::new();
     place.train(&["--nproc-per-node", "2", "--train.steps", "4"]);
