@@ -89,9 +89,9 @@ fn ours(options: &Options, binary: &Path, settings: &Path, work: &Path) -> Resul
     shell::run(shell::command(binary, &[Path::new("train"), settings]))?;
     let metrics = work.join("run/metrics.jsonl");
     let text = fs::read_to_string(&metrics).with_context(|| format!("cannot read {}", metrics.display()))?;
-    let events = text.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+    let mut events = text.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
     let is_last = |event: &Value| event["event"] == "evaluation" && event["step"] == options.steps;
-    let last = events.filter(is_last).next_back();
+    let last = events.rfind(is_last);
     last.and_then(|event| event["loss"].as_f64()).context("the run has no last evaluation")
 }
 
