@@ -5,7 +5,7 @@
 //! The weights in `model.safetensors` are the f32 masters themselves.
 
 use crate::optimizer::Optimizer;
-use gradus_error::{Error, IoContext, Result};
+use gradus_error::{Error, IoContext, Kind, Result};
 use gradus_memory::Tensor;
 use gradus_model::Transformer;
 use gradus_model::hugging_face::{self, SpecialTokens};
@@ -168,7 +168,13 @@ fn write_moments(path: &Path, model: &Transformer, optimizer: &Optimizer) -> Res
 /// # Errors
 /// `Corrupt`, naming the file, where a checksum does not match; `Invalid` where the checkpoint is of another model.
 pub fn load(folder: &Path, model: &Transformer, optimizer: &mut Optimizer) -> Result<TrainingState> {
-    let within = |error: Error| error.within(format!("resuming from {}", folder.display()));
+    let within = |error: Error| match error.kind() {
+        Kind::Corrupt => error.within(format!(
+            "cannot resume from {} (remove that folder to go on from the checkpoint before it)",
+            folder.display()
+        )),
+        _ => error.within(format!("resuming from {}", folder.display())),
+    };
     load_parts(folder, model, optimizer).map_err(within)
 }
 

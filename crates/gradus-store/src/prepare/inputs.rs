@@ -46,12 +46,21 @@ impl InputFile {
         let format = match path.extension().and_then(|extension| extension.to_str()) {
             Some("jsonl") => Format::JsonLines,
             Some("bin") => Format::Tokens,
+            Some(packed) if PACKED.contains(&packed) => {
+                return Err(Error::invalid(format!(
+                    "{} is packed ({packed}), which cannot be read yet: unpack it first",
+                    path.display()
+                )));
+            }
             _ => Format::Text,
         };
         let path = path.canonicalize().context(describe)?;
         Ok(Self { path, bytes: metadata.len(), modified_ns: modified_ns(&metadata), format })
     }
 }
+
+/// Endings of files that are no text whatever they hold: training on their bytes would be a silent mistake.
+const PACKED: [&str; 8] = ["gz", "zst", "xz", "bz2", "zip", "tar", "parquet", "tgz"];
 
 /// What one entry of `data.input` came to.
 pub(crate) enum Source {

@@ -208,7 +208,10 @@ struct Copy {
 
 /// Starts a copy of this program as a launcher; it runs the test `name`, which sees [`SCRIPT`] and launches.
 fn copy(name: &str, script: &str) -> Copy {
-    let mut process = Command::new(std::env::current_exe().unwrap())
+    // Tests may run where signals are ignored (nohup, a background job), which children inherit.
+    let mut process = Command::new("env")
+        .arg("--default-signal")
+        .arg(std::env::current_exe().unwrap())
         .args(["--exact", name, "--nocapture", "--test-threads=1"])
         .env(SCRIPT, script)
         .stdout(Stdio::piped())

@@ -58,8 +58,9 @@ impl Place {
 
     /// Another program, in this place, away from whatever launcher runs the tests.
     pub fn foreign_command(&self, program: &str) -> Command {
-        let mut command = Command::new(program);
-        command.current_dir(self.path()).stdin(Stdio::null());
+        // Tests may run where signals are ignored (nohup, a background job), which children inherit.
+        let mut command = Command::new("env");
+        command.args(["--default-signal", program]).current_dir(self.path()).stdin(Stdio::null());
         for name in ["RANK", "WORLD_SIZE", "SLURM_PROCID", "OMPI_COMM_WORLD_RANK", "PMI_RANK"] {
             command.env_remove(name);
         }
