@@ -70,7 +70,8 @@ impl Axis {
     }
 
     fn logarithmic(low: f64, high: f64, unit: Unit) -> Self {
-        let range = (low / 1.04, high * 1.04);
+        // Kept finite and above zero: from infinity on there would be decades without end.
+        let range = ((low / 1.04).max(f64::MIN_POSITIVE), (high * 1.04).min(f64::MAX));
         let ratio = range.1 / range.0;
         let mantissas: &[f64] = if ratio < 30.0 {
             &FINE
@@ -179,6 +180,12 @@ mod tests {
 
     fn labels(axis: &Axis) -> Vec<String> {
         axis.ticks.iter().map(|tick| axis.label(*tick)).collect()
+    }
+
+    #[test]
+    fn the_largest_numbers_have_an_axis() {
+        let axis = Axis::over([5e-324, f64::MAX].into_iter(), Spread::Logarithmic, Unit::Plain, 5);
+        assert!(axis.range.1.is_finite() && axis.range.0 > 0.0 && axis.ticks.len() < 1000);
     }
 
     #[test]
