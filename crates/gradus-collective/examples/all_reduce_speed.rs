@@ -6,7 +6,7 @@
 
 use gradus_collective::Communicator;
 use gradus_error::{IoContext, Result};
-use gradus_fabric::{FabricSettings, Launch, RENDEZVOUS_FD, TransportKind, connect};
+use gradus_fabric::{Launch, NetworkSettings, RENDEZVOUS_FD, TransportKind, connect};
 use gradus_host::{Clock, RealClock};
 use std::net::TcpListener;
 use std::os::fd::OwnedFd;
@@ -48,7 +48,7 @@ fn launch(world_size: usize, kind: &str) -> Result<()> {
 
 fn rank(kind: TransportKind) -> Result<()> {
     let launch = Launch::from_environment(&|name| std::env::var(name).ok())?.unwrap_or_else(Launch::alone);
-    let transport = connect(&launch, kind, &FabricSettings::default(), "all_reduce_speed")?;
+    let transport = connect(&launch, kind, &NetworkSettings::default(), "all_reduce_speed")?;
     let mut communicator = Communicator::new(transport, Duration::from_secs(60));
     if launch.rank == 0 {
         println!("{} ranks over {}", launch.world_size, communicator.transport_name());

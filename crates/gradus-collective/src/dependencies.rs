@@ -63,7 +63,7 @@ mod tests {
 
     fn step(sends: bool, start: usize, len: usize) -> Step {
         let span = Span::new(start, len);
-        if sends { Step::Send { peer: 0, span } } else { Step::Receive { peer: 0, span } }
+        if sends { Step::send(0, span) } else { Step::receive(0, span) }
     }
 
     #[test]

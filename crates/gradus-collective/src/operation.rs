@@ -188,8 +188,7 @@ mod tests {
         let arriving: Vec<u8> = (0..10).flat_map(|i| f64::from(i * 100).to_le_bytes()).collect();
         for piece in 1..=arriving.len() {
             let mut values: Vec<f64> = (0..10).map(f64::from).collect();
-            let mut flight =
-                flight(&mut values, vec![Step::ReceiveReduce { peer: 1, span: Span::new(0, 10) }]);
+            let mut flight = flight(&mut values, vec![Step::receive_reduce(1, Span::new(0, 10))]);
             let mut carry = Carry::default();
             for bytes in arriving.chunks(piece) {
                 // SAFETY: the bytes are apart from the buffer and no more than the step wants.
@@ -204,7 +203,7 @@ mod tests {
     fn a_step_follows_its_predecessor_element_by_element() {
         let mut values = [0.0; 4];
         let (all, tail) = (Span::new(0, 4), Span::new(2, 2));
-        let steps = vec![Step::Receive { peer: 1, span: all }, Step::Send { peer: 1, span: tail }];
+        let steps = vec![Step::receive(1, all), Step::send(1, tail)];
         let mut flight = flight(&mut values, steps);
         let bytes = [0u8; 32];
         let mut carry = Carry::default();

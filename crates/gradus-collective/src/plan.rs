@@ -39,6 +39,21 @@ pub enum Step {
 }
 
 impl Step {
+    /// Sends `span` to `peer`.
+    pub const fn send(peer: usize, span: Span) -> Self {
+        Self::Send { peer, span }
+    }
+
+    /// Overwrites `span` by what `peer` sends.
+    pub const fn receive(peer: usize, span: Span) -> Self {
+        Self::Receive { peer, span }
+    }
+
+    /// Adds what `peer` sends to `span`.
+    pub const fn receive_reduce(peer: usize, span: Span) -> Self {
+        Self::ReceiveReduce { peer, span }
+    }
+
     /// The other rank.
     pub const fn peer(&self) -> usize {
         match self {

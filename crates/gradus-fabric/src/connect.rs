@@ -3,7 +3,7 @@
 use crate::host;
 use crate::launch::Launch;
 use crate::rendezvous::{Member, Table, Terms, meet};
-use crate::settings::{FabricSettings, TransportKind};
+use crate::settings::{NetworkSettings, TransportKind};
 use crate::shm::SharedMemory;
 use crate::tcp::Tcp;
 use crate::transport::{Alone, Transport};
@@ -17,13 +17,13 @@ use std::time::Duration;
 /// until all ranks are there or the rendezvous' time is up, and about as long again while they connect.
 ///
 /// # Errors
-/// `Invalid` when ranks disagree (version, world size, transport, fingerprint), came twice, the port is taken, or the
+/// `Invalid` when a setting is impossible, ranks disagree (version, world size, transport, fingerprint), came twice, the port is taken, or the
 /// transport asked for cannot serve this world; `Unavailable` naming ranks that did not come; `PeerLost` naming one
 /// that left meanwhile; `Exhausted` when there is no memory to share.
 pub fn connect(
     launch: &Launch,
     kind: TransportKind,
-    settings: &FabricSettings,
+    settings: &NetworkSettings,
     fingerprint: &str,
 ) -> Result<Box<dyn Transport>> {
     if launch.world_size == 1 && launch.rank == 0 {
@@ -35,6 +35,7 @@ pub fn connect(
             launch.rank, launch.world_size
         )));
     }
+    settings.check()?;
     let clock = RealClock::new();
     let timeout = Duration::from_secs(settings.rendezvous_timeout_s);
     let mut table = meet(&Terms { launch, transport: kind, fingerprint, timeout, clock: &clock })?;

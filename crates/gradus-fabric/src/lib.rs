@@ -27,5 +27,5 @@ mod transport;
 
 pub use connect::connect;
 pub use launch::{Launch, RENDEZVOUS_FD};
-pub use settings::{FabricSettings, TransportKind};
+pub use settings::{NetworkSettings, TransportKind};
 pub use transport::{Alone, Direction, Interest, Transport};

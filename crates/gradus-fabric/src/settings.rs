@@ -1,6 +1,16 @@
 //! What a person can choose about the fabric.
 
+use gradus_error::{Error, Result};
 use serde::{Deserialize, Serialize};
+
+/// The smallest and the largest ring in shared memory.
+pub(crate) const RING_BYTES: std::ops::RangeInclusive<usize> = 4096..=1 << 30;
+
+/// The longest that anybody waits for ranks to come: a day.
+const LONGEST_RENDEZVOUS_S: u64 = 24 * 60 * 60;
+
+/// Beyond this no system grants a socket's buffer; the number must fit the 31 bits of `SO_SNDBUF`, which doubles it.
+const LARGEST_SOCKET_BUFFER: usize = 1 << 30;
 
 /// How bytes travel between ranks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -18,7 +28,7 @@ pub enum TransportKind {
 /// Times and sizes of rendezvous and transports.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
-pub struct FabricSettings {
+pub struct NetworkSettings {
     /// How long ranks wait for each other at the start, seconds.
     pub rendezvous_timeout_s: u64,
     /// Shared memory from each rank to each other, bytes, a power of two of at least 4096; 0 chooses by world size.
@@ -27,8 +37,58 @@ pub struct FabricSettings {
     pub socket_buffer_bytes: usize,
 }
 
-impl Default for FabricSettings {
+impl Default for NetworkSettings {
     fn default() -> Self {
         Self { rendezvous_timeout_s: 60, ring_bytes: 0, socket_buffer_bytes: 1 << 20 }
+    }
+}
+
+impl NetworkSettings {
+    /// Whether every value is possible.
+    ///
+    /// # Errors
+    /// `Invalid`, naming the key and its range.
+    pub fn check(&self) -> Result<()> {
+        let Self { rendezvous_timeout_s: timeout, ring_bytes: ring, socket_buffer_bytes: buffer } = self;
+        if !(1..=LONGEST_RENDEZVOUS_S).contains(timeout) {
+            return Err(Error::invalid(format!(
+                "network.rendezvous_timeout_s is {timeout}: give 1 to {LONGEST_RENDEZVOUS_S} (a day)"
+            )));
+        }
+        if *ring != 0 && !(ring.is_power_of_two() && RING_BYTES.contains(ring)) {
+            return Err(Error::invalid(format!(
+                "network.ring_bytes is {ring}: give 0 or a power of two from {} to 1 GiB",
+                RING_BYTES.start()
+            )));
+        }
+        if *buffer > LARGEST_SOCKET_BUFFER {
+            return Err(Error::invalid(format!(
+                "network.socket_buffer_bytes is {buffer}: give at most 1 GiB"
+            )));
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn impossible_values_are_named() {
+        let default = NetworkSettings::default;
+        default().check().unwrap();
+        let wrong = [
+            ("rendezvous_timeout_s", NetworkSettings { rendezvous_timeout_s: 0, ..default() }),
+            ("rendezvous_timeout_s", NetworkSettings { rendezvous_timeout_s: u64::MAX, ..default() }),
+            ("ring_bytes", NetworkSettings { ring_bytes: 5000, ..default() }),
+            ("ring_bytes", NetworkSettings { ring_bytes: 1 << 31, ..default() }),
+            ("socket_buffer_bytes", NetworkSettings { socket_buffer_bytes: usize::MAX, ..default() }),
+        ];
+        for (key, settings) in wrong {
+            let error = settings.check().unwrap_err();
+            assert_eq!(*error.kind(), gradus_error::Kind::Invalid);
+            assert!(error.to_string().contains(key), "{error}");
+        }
     }
 }

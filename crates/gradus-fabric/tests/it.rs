@@ -3,7 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
 use gradus_error::{Error, Kind, Result};
-use gradus_fabric::{Direction, FabricSettings, Interest, Launch, Transport, TransportKind, connect};
+use gradus_fabric::{Direction, Interest, Launch, NetworkSettings, Transport, TransportKind, connect};
 use gradus_host::{Clock, RealClock};
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
@@ -16,7 +16,7 @@ const BOTH: [TransportKind; 2] = [TransportKind::SharedMemory, TransportKind::Tc
 struct Start {
     launch: Launch,
     kind: TransportKind,
-    settings: FabricSettings,
+    settings: NetworkSettings,
     fingerprint: String,
 }
 
@@ -35,7 +35,7 @@ fn run<T: Send>(
             let mut start = Start {
                 launch,
                 kind: TransportKind::Auto,
-                settings: FabricSettings::default(),
+                settings: NetworkSettings::default(),
                 fingerprint: "same".into(),
             };
             change(rank, &mut start);
@@ -219,7 +219,7 @@ fn a_rank_alone_gives_up_in_time() {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let port = listener.local_addr().unwrap().port();
     drop(listener);
-    let settings = FabricSettings { rendezvous_timeout_s: 1, ..FabricSettings::default() };
+    let settings = NetworkSettings { rendezvous_timeout_s: 1, ..NetworkSettings::default() };
     let error = connect(&Launch::local(1, 2, port), TransportKind::Auto, &settings, "").err().unwrap();
     assert_eq!(*error.kind(), Kind::Unavailable);
     assert!(error.to_string().contains("MASTER_PORT"), "{error}");
@@ -230,7 +230,7 @@ fn a_port_in_use_is_named() {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let port = listener.local_addr().unwrap().port();
     let launch = Launch::local(0, 2, port);
-    let error = connect(&launch, TransportKind::Auto, &FabricSettings::default(), "").err().unwrap();
+    let error = connect(&launch, TransportKind::Auto, &NetworkSettings::default(), "").err().unwrap();
     assert_eq!(*error.kind(), Kind::Invalid);
     assert!(
         error.to_string().contains("MASTER_PORT") && error.to_string().contains(&port.to_string()),
@@ -243,7 +243,7 @@ fn a_descriptor_that_does_not_listen_is_refused() {
     let (ours, _theirs) = std::os::unix::net::UnixStream::pair().unwrap();
     for fd in [ours.as_raw_fd(), -1, 1_000_000] {
         let launch = Launch { rendezvous_fd: Some(fd), ..Launch::local(0, 2, 1) };
-        let error = connect(&launch, TransportKind::Auto, &FabricSettings::default(), "").err().unwrap();
+        let error = connect(&launch, TransportKind::Auto, &NetworkSettings::default(), "").err().unwrap();
         assert_eq!(*error.kind(), Kind::Invalid, "{error}");
     }
 }
@@ -277,7 +277,7 @@ fn a_stranger_instead_of_rank_zero_is_no_rank_zero() {
     for answer in answers {
         let error = std::thread::scope(|scope| {
             scope.spawn(|| listener.accept().unwrap().0.write_all(answer).unwrap());
-            connect(&Launch::local(1, 2, port), TransportKind::Auto, &FabricSettings::default(), "")
+            connect(&Launch::local(1, 2, port), TransportKind::Auto, &NetworkSettings::default(), "")
                 .err()
                 .unwrap()
         });

@@ -2,7 +2,7 @@
 
 use crate::settings::parse_duration;
 use gradus_error::{Error, Result};
-use gradus_fabric::{FabricSettings, TransportKind};
+use gradus_fabric::{NetworkSettings, TransportKind};
 use gradus_model::ModelSettings;
 use gradus_store::PrepareSettings;
 use gradus_train::{CheckpointSettings, OptimizerSettings, RunSettings, SampleSettings, TrainSettings};
@@ -19,7 +19,7 @@ pub struct Settings {
     /// How ranks are started and reach each other.
     pub launch: LaunchSection,
     /// Times and sizes of rendezvous and transports.
-    pub fabric: FabricSettings,
+    pub network: NetworkSettings,
     /// What to learn from.
     pub data: PrepareSettings,
     /// What learns.
@@ -103,6 +103,7 @@ impl Settings {
         self.train.check(world_size)?;
         self.optimizer.check()?;
         self.sample.check()?;
+        self.network.check()?;
         self.transport()?;
         self.stall_timeout()?;
         self.duration_s()?;

@@ -13,9 +13,8 @@ pub fn binomial_broadcast(rank: usize, world_size: usize, len: usize, root: usiz
     let rank_at = |distance: usize| (distance + root) % world_size;
     let lowest_bit =
         if distance == 0 { world_size.next_power_of_two() } else { 1 << distance.trailing_zeros() };
-    let parent = (distance > 0).then(|| Step::Receive { peer: rank_at(distance - lowest_bit), span });
+    let parent = (distance > 0).then(|| Step::receive(rank_at(distance - lowest_bit), span));
     let bits = (0..lowest_bit.ilog2()).rev().map(|bit| distance + (1 << bit));
-    let children =
-        bits.filter(|child| *child < world_size).map(|child| Step::Send { peer: rank_at(child), span });
+    let children = bits.filter(|child| *child < world_size).map(|child| Step::send(rank_at(child), span));
     parent.into_iter().chain(children).collect()
 }

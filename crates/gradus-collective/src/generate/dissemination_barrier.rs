@@ -13,7 +13,7 @@ pub fn dissemination_barrier(rank: usize, world_size: usize) -> Vec<Step> {
         .flat_map(|distance| {
             let (next, previous) =
                 ((rank + distance) % world_size, (rank + world_size - distance) % world_size);
-            [Step::Send { peer: next, span }, Step::ReceiveReduce { peer: previous, span }]
+            [Step::send(next, span), Step::receive_reduce(previous, span)]
         })
         .collect()
 }

@@ -16,21 +16,21 @@ pub fn recursive_doubling_all_reduce(rank: usize, world_size: usize, len: usize)
     let core = 1 << world_size.ilog2();
     let extra = world_size - core;
     if rank < 2 * extra && rank.is_multiple_of(2) {
-        return vec![Step::Send { peer: rank + 1, span }, Step::Receive { peer: rank + 1, span }];
+        return vec![Step::send(rank + 1, span), Step::receive(rank + 1, span)];
     }
     // Odd ranks among the first 2 * extra stand for two.
     let (stands_for_two, place) = if rank < 2 * extra { (true, rank / 2) } else { (false, rank - extra) };
     let rank_at = |place: usize| if place < extra { 2 * place + 1 } else { place + extra };
     let mut steps = Vec::new();
     if stands_for_two {
-        steps.push(Step::ReceiveReduce { peer: rank - 1, span });
+        steps.push(Step::receive_reduce(rank - 1, span));
     }
     for round in 0..core.ilog2() {
         let peer = rank_at(place ^ (1 << round));
-        steps.extend([Step::Send { peer, span }, Step::ReceiveReduce { peer, span }]);
+        steps.extend([Step::send(peer, span), Step::receive_reduce(peer, span)]);
     }
     if stands_for_two {
-        steps.push(Step::Send { peer: rank - 1, span });
+        steps.push(Step::send(rank - 1, span));
     }
     steps
 }

@@ -37,15 +37,15 @@ fn hop(steps: &mut Vec<Step>, rank: usize, world_size: usize, block: Span, hop: 
     let back = |distance: usize| (rank + 2 * world_size - distance) % world_size;
     let (out, span) = (share(block, world_size, back(hop)), share(block, world_size, back(hop + 1)));
     if out.len > 0 {
-        steps.push(Step::Send { peer: (rank + 1) % world_size, span: out });
+        steps.push(Step::send((rank + 1) % world_size, out));
     }
     if span.len > 0 {
         let peer = back(1);
         // The first half of the hops gathers sums, the second spreads them.
         steps.push(if hop + 1 < world_size {
-            Step::ReceiveReduce { peer, span }
+            Step::receive_reduce(peer, span)
         } else {
-            Step::Receive { peer, span }
+            Step::receive(peer, span)
         });
     }
 }

@@ -2,7 +2,7 @@
 
 use crate::world::{BOTH, bits, contribution, is_near, reference, run};
 use gradus_collective::Communicator;
-use gradus_fabric::{FabricSettings, TransportKind};
+use gradus_fabric::{NetworkSettings, TransportKind};
 use gradus_memory::RawRange;
 use proptest::prelude::*;
 
@@ -71,7 +71,7 @@ fn in_flight(communicator: &mut Communicator) -> Vec<u32> {
 fn threads_agree_to_the_bit_over_every_transport() {
     for kind in BOTH {
         for world_size in 1..=5 {
-            let results = run(world_size, kind, &FabricSettings::default(), |mut communicator| {
+            let results = run(world_size, kind, &NetworkSettings::default(), |mut communicator| {
                 exercise(&mut communicator)
             });
             assert!(results.iter().all(|bits| *bits == results[0]), "{kind:?} {world_size}");
@@ -81,7 +81,7 @@ fn threads_agree_to_the_bit_over_every_transport() {
 
 #[test]
 fn rings_smaller_than_a_message_only_cost_time() {
-    let settings = FabricSettings { ring_bytes: 4096, ..FabricSettings::default() };
+    let settings = NetworkSettings { ring_bytes: 4096, ..NetworkSettings::default() };
     let results =
         run(3, TransportKind::SharedMemory, &settings, |mut communicator| exercise(&mut communicator));
     assert!(results.iter().all(|bits| *bits == results[0]));
@@ -105,7 +105,7 @@ fn a_world_of_one_changes_nothing_and_never_waits() {
 
 #[test]
 fn counters_count() {
-    let all = run(2, TransportKind::SharedMemory, &FabricSettings::default(), |mut communicator| {
+    let all = run(2, TransportKind::SharedMemory, &NetworkSettings::default(), |mut communicator| {
         communicator.all_reduce(&mut [1.0; 1000]).unwrap();
         communicator.barrier().unwrap();
         communicator.counters()
@@ -126,7 +126,7 @@ proptest! {
     #[test]
     fn any_length_in_any_world(world_size in 1usize..=4, len in 0usize..70_000, tcp in any::<bool>()) {
         let kind = if tcp { TransportKind::Tcp } else { TransportKind::SharedMemory };
-        let results = run(world_size, kind, &FabricSettings::default(), |mut communicator| {
+        let results = run(world_size, kind, &NetworkSettings::default(), |mut communicator| {
             let mut data = contribution(communicator.rank(), len, 7);
             communicator.all_reduce(&mut data).unwrap();
             data

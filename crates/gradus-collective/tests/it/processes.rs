@@ -3,7 +3,7 @@
 use crate::parity::exercise;
 use crate::world::{BOTH, communicator};
 use gradus_error::Kind;
-use gradus_fabric::{FabricSettings, Launch, RENDEZVOUS_FD, TransportKind, connect};
+use gradus_fabric::{Launch, NetworkSettings, RENDEZVOUS_FD, TransportKind, connect};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use std::io::{BufRead, BufReader};
@@ -62,7 +62,7 @@ fn as_rank() -> Option<gradus_collective::Communicator> {
     let kind =
         if std::env::var(ROLE).ok()? == "tcp" { TransportKind::Tcp } else { TransportKind::SharedMemory };
     let launch = Launch::from_environment(&|name| std::env::var(name).ok()).unwrap().unwrap();
-    Some(communicator(connect(&launch, kind, &FabricSettings::default(), "tests").unwrap()))
+    Some(communicator(connect(&launch, kind, &NetworkSettings::default(), "tests").unwrap()))
 }
 
 #[test]

@@ -3,12 +3,12 @@
 use crate::world::{BOTH, run};
 use gradus_collective::Communicator;
 use gradus_error::{Error, Kind};
-use gradus_fabric::{FabricSettings, TransportKind, connect};
+use gradus_fabric::{NetworkSettings, TransportKind, connect};
 use gradus_memory::RawRange;
 use std::time::Duration;
 
 fn fail_everywhere(world_size: usize, body: impl Fn(&mut Communicator) -> Error + Sync) -> Vec<Error> {
-    let settings = FabricSettings::default();
+    let settings = NetworkSettings::default();
     let errors = BOTH.into_iter().flat_map(|kind| {
         run(world_size, kind, &settings, |mut communicator| {
             let error = body(&mut communicator);
@@ -68,7 +68,7 @@ fn two_roots_are_an_error_at_the_next_collective_at_the_latest() {
 #[test]
 fn a_rank_that_leaves_is_lost_to_those_who_need_it() {
     for kind in BOTH {
-        let errors = run(3, kind, &FabricSettings::default(), |mut communicator| {
+        let errors = run(3, kind, &NetworkSettings::default(), |mut communicator| {
             communicator.barrier().unwrap();
             (communicator.rank() != 2).then(|| communicator.all_reduce(&mut [0.0; 100]).unwrap_err())
         });
@@ -81,7 +81,7 @@ fn a_rank_that_leaves_is_lost_to_those_who_need_it() {
 #[test]
 fn a_rank_that_panics_tells_the_others() {
     for kind in BOTH {
-        let errors = run(2, kind, &FabricSettings::default(), |mut communicator| {
+        let errors = run(2, kind, &NetworkSettings::default(), |mut communicator| {
             if communicator.rank() == 1 {
                 let panicked = std::panic::catch_unwind(std::panic::AssertUnwindSafe(move || {
                     communicator.barrier().unwrap();
@@ -107,7 +107,7 @@ fn a_rank_that_lives_but_takes_no_part_is_named() {
             launch.rendezvous_fd = (rank == 0).then(|| std::os::fd::AsRawFd::as_raw_fd(&listener));
             launch
         };
-        let idle = |rank| connect(&launch(rank), kind, &FabricSettings::default(), "").unwrap();
+        let idle = |rank| connect(&launch(rank), kind, &NetworkSettings::default(), "").unwrap();
         std::thread::scope(|scope| {
             let peer = scope.spawn(|| idle(1));
             let mut communicator = Communicator::new(idle(0), Duration::from_millis(50));
@@ -124,7 +124,7 @@ fn a_rank_that_lives_but_takes_no_part_is_named() {
 fn memory_is_free_once_a_communicator_is_gone() {
     for kind in BOTH {
         let both_have_started = std::sync::Barrier::new(2);
-        run(2, kind, &FabricSettings::default(), |mut communicator| {
+        run(2, kind, &NetworkSettings::default(), |mut communicator| {
             let mut data = vec![1.0f32; 3_000_000];
             // SAFETY: the communicator is dropped before the data are touched.
             let handle = unsafe { communicator.start_all_reduce(RawRange::of(&mut data)) }.unwrap();
@@ -141,7 +141,7 @@ fn memory_is_free_once_a_communicator_is_gone() {
 fn a_root_outside_the_world_is_refused_without_harm() {
     let error = Communicator::alone().broadcast(1, &mut []).unwrap_err();
     assert_eq!(*error.kind(), Kind::Invalid);
-    run(2, TransportKind::Tcp, &FabricSettings::default(), |mut communicator| {
+    run(2, TransportKind::Tcp, &NetworkSettings::default(), |mut communicator| {
         assert_eq!(*communicator.broadcast(2, &mut [1]).unwrap_err().kind(), Kind::Invalid);
         communicator.barrier().unwrap();
     });

@@ -1,7 +1,7 @@
 //! Ranks as threads of this process, each with its own transport, met over the loopback interface.
 
 use gradus_collective::Communicator;
-use gradus_fabric::{FabricSettings, Launch, Transport, TransportKind, connect};
+use gradus_fabric::{Launch, NetworkSettings, Transport, TransportKind, connect};
 use std::net::TcpListener;
 use std::os::fd::AsRawFd;
 use std::time::Duration;
@@ -19,7 +19,7 @@ pub fn communicator(transport: Box<dyn Transport>) -> Communicator {
 pub fn run<T: Send>(
     world_size: usize,
     kind: TransportKind,
-    settings: &FabricSettings,
+    settings: &NetworkSettings,
     body: impl Fn(Communicator) -> T + Sync,
 ) -> Vec<T> {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();

@@ -8,7 +8,7 @@ use anyhow::{Context, Result, bail};
 use gradus_collective::Communicator;
 use gradus_compute::{Device, Precision};
 use gradus_error::Error;
-use gradus_fabric::{FabricSettings, Launch, TransportKind, connect};
+use gradus_fabric::{Launch, NetworkSettings, TransportKind, connect};
 use gradus_host::{Clock, RealClock};
 use gradus_model::{Batch, Family, ModelConfig, Transformer, hugging_face};
 use gradus_train::{Learner, LearnerSizes, Microbatches, OptimizerSettings, ScheduleKind};
@@ -71,7 +71,7 @@ pub fn run(arguments: &BenchTrainArguments) -> Result<()> {
     }
     let communicator = match &launch {
         Some(launch) => {
-            let transport = connect(launch, TransportKind::Auto, &FabricSettings::default(), "bench")?;
+            let transport = connect(launch, TransportKind::Auto, &NetworkSettings::default(), "bench")?;
             Communicator::new(transport, PATIENCE)
         }
         None => Communicator::alone(),

@@ -115,7 +115,7 @@ fn stop_on_signals() -> Result<Arc<AtomicBool>> {
 
 fn communicator(settings: &Settings, launch: Option<&Launch>, terms: &str) -> Result<Communicator> {
     let Some(launch) = launch else { return Ok(Communicator::alone()) };
-    let transport = connect(launch, settings.transport()?, &settings.fabric, terms)?;
+    let transport = connect(launch, settings.transport()?, &settings.network, terms)?;
     Ok(Communicator::new(transport, settings.stall_timeout()?))
 }
 
