@@ -1,9 +1,22 @@
-//! Files that are either the old one or the new one, never half of either.
+//! Files that are either the old one or the new one, never half of either; and files that are files.
 
 use gradus_error::{IoContext, Result};
 use std::fs::{self, File};
-use std::io::{BufWriter, Write};
+use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
+
+/// Opens a regular file for reading. Opening a named pipe would wait for a writer, perhaps for ever.
+///
+/// # Errors
+/// `InvalidInput` for what is neither file nor folder, `IsADirectory` for a folder; the system's failure to open it.
+pub fn open_regular(path: &Path) -> io::Result<File> {
+    let metadata = fs::metadata(path)?;
+    match (metadata.is_file(), metadata.is_dir()) {
+        (true, _) => File::open(path),
+        (_, true) => Err(io::ErrorKind::IsADirectory.into()),
+        _ => Err(io::Error::new(io::ErrorKind::InvalidInput, "it is no regular file")),
+    }
+}
 
 /// The name beside `path` under which it is written before it is renamed into place.
 ///
@@ -56,6 +69,19 @@ pub fn sync_directory(directory: &Path) -> Result<()> {
 mod tests {
     use super::*;
     use gradus_error::Error;
+
+    #[test]
+    fn only_regular_files_are_opened() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("pipe");
+        rustix::fs::mkfifoat(rustix::fs::CWD, &path, rustix::fs::Mode::RUSR).unwrap();
+        let kind = |path: &Path| open_regular(path).unwrap_err().kind();
+        assert_eq!(kind(&path), io::ErrorKind::InvalidInput);
+        assert_eq!(kind(directory.path()), io::ErrorKind::IsADirectory);
+        assert_eq!(kind(&directory.path().join("nothing")), io::ErrorKind::NotFound);
+        fs::write(directory.path().join("file"), "x").unwrap();
+        open_regular(&directory.path().join("file")).unwrap();
+    }
 
     #[test]
     fn a_failed_write_leaves_the_old_file_and_nothing_else() {

@@ -8,6 +8,7 @@ use crate::digest::{digest_file, digest_part, finish};
 use crate::manifest::{Manifest, Shard, Split, SplitManifest, TokenType};
 use crate::tokenizer::{TOKENIZER, Tokenizer};
 use gradus_error::{Error, IoContext, Result};
+use gradus_host::disk;
 use sha2::{Digest, Sha256};
 use std::fs::{File, Metadata};
 use std::io::Read;
@@ -274,7 +275,7 @@ impl TokenSplit {
         };
         let describe = || format!("cannot read {}", path.display());
         let mut text = Vec::new();
-        let file = File::open(path).context(describe)?;
+        let file = disk::open_regular(path).context(describe)?;
         file.take(DOCUMENT_STARTS_LIMIT_BYTES).read_to_end(&mut text).context(describe)?;
         serde_json::from_slice(&text)
             .map_err(|error| Error::corrupt(format!("{} is damaged", path.display())).with_source(error))
@@ -284,7 +285,7 @@ impl TokenSplit {
 /// Opens a shard's file; `first` is the number of its first sample.
 fn open_shard(folder: &Path, shard: &Shard, first: u64) -> Result<OpenShard> {
     let path = shard.path(folder);
-    let file = File::open(&path).context(|| format!("cannot read {}", path.display()))?;
+    let file = disk::open_regular(&path).context(|| format!("cannot read {}", path.display()))?;
     let list = &shard.document_starts;
     let document_starts = if list.is_empty() { PathBuf::new() } else { folder.join(list) };
     Ok(OpenShard { file, path, offset: shard.offset_bytes, document_starts, first })

@@ -1,8 +1,8 @@
 //! SHA-256 of files and of parts of files, as hexadecimal text.
 
 use gradus_error::{Error, IoContext, Result};
+use gradus_host::disk;
 use sha2::{Digest, Sha256};
-use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
 use std::path::Path;
 
@@ -25,7 +25,7 @@ pub(crate) fn digest_bytes(bytes: &[u8]) -> String {
 /// The system's failure to open or read the file.
 pub fn digest_file(path: &Path) -> Result<String> {
     let describe = || format!("cannot read {}", path.display());
-    let mut file = File::open(path).context(describe)?;
+    let mut file = disk::open_regular(path).context(describe)?;
     let mut hasher = Sha256::new();
     let mut buffer = vec![0; BUFFER_BYTES];
     loop {
@@ -43,7 +43,7 @@ pub fn digest_file(path: &Path) -> Result<String> {
 /// `Corrupt` when the file ends before; the system's failure to open or read it.
 pub(crate) fn digest_part(path: &Path, start: u64, len: u64) -> Result<String> {
     let describe = || format!("cannot read {}", path.display());
-    let mut file = File::open(path).context(describe)?;
+    let mut file = disk::open_regular(path).context(describe)?;
     file.seek(SeekFrom::Start(start)).context(describe)?;
     let mut hasher = Sha256::new();
     let mut buffer = vec![0; BUFFER_BYTES];

@@ -5,9 +5,8 @@
 
 use crate::prepare::PrepareSettings;
 use gradus_error::{Error, IoContext, Result};
-use gradus_host::disk::write_atomically;
+use gradus_host::disk::{self, write_atomically};
 use serde::{Deserialize, Serialize};
-use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
@@ -167,7 +166,11 @@ impl Manifest {
         let damaged = |why: &str| Error::corrupt(format!("{} {why}; prepare the data again", path.display()));
         let describe = || format!("there are no prepared data: cannot read {}", path.display());
         let mut text = Vec::new();
-        File::open(&path).context(describe)?.take(LIMIT_BYTES).read_to_end(&mut text).context(describe)?;
+        disk::open_regular(&path)
+            .context(describe)?
+            .take(LIMIT_BYTES)
+            .read_to_end(&mut text)
+            .context(describe)?;
         let manifest: Self =
             serde_json::from_slice(&text).map_err(|error| damaged("is damaged").with_source(error))?;
         if manifest.format != FORMAT {

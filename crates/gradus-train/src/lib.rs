@@ -7,6 +7,7 @@
 pub mod batches;
 mod calibration;
 pub mod checkpoint;
+mod conditions;
 mod data_parallel;
 mod evaluate;
 pub mod events;

@@ -4,6 +4,7 @@
 use crate::batches::{self, BatchBuffer, DocumentRule};
 use crate::calibration::{self, CALIBRATION_STEPS};
 use crate::checkpoint::{self, TrainingState};
+use crate::conditions;
 use crate::evaluate::Evaluation;
 use crate::events::{EvaluationRecord, Event, Observer, RunDescription, StepRecord};
 use crate::learner::{Learner, LearnerSizes, Microbatches, StepResult};
@@ -98,6 +99,8 @@ struct StepTimes {
     step_s: f64,
     waited_s: f64,
     elapsed_s: f64,
+    /// Steps that `elapsed_s` covers, with the evaluations and checkpoints among them.
+    steps: usize,
 }
 
 /// A run under way, on one rank.
@@ -150,7 +153,7 @@ impl Trainer {
             total_steps: settings.train.steps,
             tokens: 0,
             skipped: 0,
-            conditions: conditions(&settings, world_size, &device, &dataset),
+            conditions: conditions::of_run(&settings, world_size, &device, &dataset.digest()),
         };
         let mut trainer = Self {
             learner,
@@ -203,16 +206,9 @@ impl Trainer {
             let (model, optimizer) = self.learner.restore();
             checkpoint::load(folder, model, optimizer)?
         };
-        for (key, now) in &self.state.conditions {
-            let found = saved.conditions.iter().find(|(saved_key, _)| saved_key == key);
-            let before = found.map_or("unknown", |(_, value)| value.as_str());
-            if now != before && !self.settings.checkpoint.allow_changes {
-                return Err(Error::invalid(format!(
-                    "{} was written with {key} = {before}, now it is {now}: the run would not repeat its bits; give \
-                     the same, or --checkpoint.allow_changes true",
-                    folder.display()
-                )));
-            }
+        if !self.settings.checkpoint.allow_changes {
+            conditions::check_unchanged(&saved.conditions, &self.state.conditions)
+                .map_err(|error| error.within(format!("resuming from {}", folder.display())))?;
         }
         let conditions = std::mem::take(&mut self.state.conditions);
         let steps = self.settings.train.steps;
@@ -235,6 +231,7 @@ impl Trainer {
     fn run_to_the_end(&mut self, observer: &mut dyn Observer, stop: &AtomicBool) -> Result<Outcome> {
         observer.observe(&Event::Started(self.describe()));
         self.write_sample(observer)?;
+        self.warn_of_long_warmup();
         self.learner.communicator().patient_barrier()?;
         let begin = self.clock.now();
         let mut step_times = Vec::new();
@@ -250,6 +247,7 @@ impl Trainer {
                 step_s,
                 waited_s: waited as f64 * 1e-9,
                 elapsed_s: (self.clock.now() - begin).as_secs_f64(),
+                steps: step_times.len(),
             };
             self.report_step(observer, &result, learning_rate, times);
             if self.state.total_steps == 0 && step_times.len() >= CALIBRATION_STEPS {
@@ -291,7 +289,19 @@ impl Trainer {
         let mut bytes = total.max(self.state.step).to_le_bytes();
         self.learner.communicator().broadcast(0, &mut bytes)?;
         self.state.total_steps = u64::from_le_bytes(bytes);
+        self.warn_of_long_warmup();
         Ok(())
+    }
+
+    /// A run that is over before its learning rate has risen is seldom what somebody wants.
+    fn warn_of_long_warmup(&mut self) {
+        let (warmup, total) = (self.settings.optimizer.warmup_steps, self.state.total_steps);
+        if total > 0 && warmup >= total && self.learner.communicator().rank() == 0 {
+            tracing::warn!(
+                "the run has {total} steps, all of them warm-up (optimizer.warmup_steps is {warmup}): the learning \
+                 rate never reaches optimizer.learning_rate"
+            );
+        }
     }
 
     fn check_skipped(&self) -> Result<()> {
@@ -431,7 +441,7 @@ impl Trainer {
             exposed_communication_s: times.waited_s,
             memory_bytes: processors::resident_bytes().unwrap_or(0),
             elapsed_s: times.elapsed_s,
-            left_s: if known { left_steps * times.step_s } else { 0.0 },
+            left_s: if known { left_steps * times.elapsed_s / times.steps as f64 } else { 0.0 },
             skipped: result.skipped,
         }));
     }
@@ -474,27 +484,4 @@ fn end_of_text(train: &TrainSettings, dataset: &Dataset) -> Result<Option<u32>> 
         )
     })?;
     Ok(Some(known))
-}
-
-/// What the bits of a run depend on.
-fn conditions(
-    settings: &RunSettings,
-    world_size: usize,
-    device: &str,
-    dataset: &Dataset,
-) -> Vec<(String, String)> {
-    let train = &settings.train;
-    [
-        ("world size", world_size.to_string()),
-        ("device", device.to_owned()),
-        ("seed", settings.seed.to_string()),
-        ("data", dataset.digest()),
-        ("train.global_batch", train.global_batch.to_string()),
-        ("train.microbatch", train.microbatch_sequences(world_size).to_string()),
-        ("train.bucket_bytes", train.bucket_bytes.to_string()),
-        ("train.cross_documents", train.cross_documents.to_string()),
-        ("optimizer", format!("{:?}", settings.optimizer)),
-    ]
-    .map(|(key, value)| (key.to_owned(), value))
-    .into()
 }

@@ -69,16 +69,21 @@ impl Default for LaunchSection {
 }
 
 impl Settings {
-    /// `T`: as set, or the model's context. The preset decides where neither is given.
+    /// `T`: as set for training or for the data, or the model's context. The preset decides where none is given.
     ///
     /// # Errors
-    /// `Invalid`, naming the key.
+    /// `Invalid`, naming the keys.
     pub fn sequence_length(&self) -> Result<usize> {
-        if self.train.sequence_length > 0 {
-            return Ok(self.train.sequence_length);
+        match (self.train.sequence_length, self.data.sequence_length) {
+            // The context does not depend on the tokenizer: any count serves to complete the rest.
+            (0, 0) => Ok(self.model.complete(1)?.context),
+            (0, set) | (set, 0) => Ok(set),
+            (train, data) if train == data => Ok(train),
+            (train, data) => Err(Error::invalid(format!(
+                "train.sequence_length is {train}, data.sequence_length {data}: data are packed as they are trained \
+                 on, so give one of the two"
+            ))),
         }
-        // The context does not depend on the tokenizer: any count serves to complete the rest.
-        Ok(self.model.complete(1)?.context)
     }
 
     /// What the data are prepared by: sequence length, seed and a folder follow from other settings where not given.
@@ -104,6 +109,7 @@ impl Settings {
         self.optimizer.check()?;
         self.sample.check()?;
         self.network.check()?;
+        self.sequence_length()?;
         self.transport()?;
         self.stall_timeout()?;
         self.duration_s()?;
@@ -155,7 +161,7 @@ impl Settings {
     /// `Invalid`, naming the key.
     pub fn run_settings(&self, folder: PathBuf, resume: Option<PathBuf>) -> Result<RunSettings> {
         Ok(RunSettings {
-            train: self.train.clone(),
+            train: TrainSettings { sequence_length: self.sequence_length()?, ..self.train.clone() },
             optimizer: self.optimizer.clone(),
             checkpoint: self.checkpoint.clone(),
             sample: self.sample.clone(),

@@ -6,10 +6,10 @@
 //! word. The file is read by position, never mapped: a file that shrinks meanwhile is an error, not a signal.
 
 use gradus_error::{Error, IoContext, Result};
+use gradus_host::disk;
 use half::{bf16, f16};
 use safetensors::Dtype;
 use safetensors::tensor::{Metadata, TensorInfo};
-use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
@@ -32,11 +32,7 @@ impl Shard {
     /// `Corrupt`, naming the file, for a header that does not fit the file; `Invalid` where there is no regular file.
     pub(super) fn open(path: &Path) -> Result<Self> {
         let describe = || format!("cannot read {}", path.display());
-        // Looked at before it is opened: opening a pipe would wait for a writer.
-        if !std::fs::metadata(path).context(describe)?.is_file() {
-            return Err(Error::invalid(format!("{} is no regular file", path.display())));
-        }
-        let file = File::open(path).context(describe)?;
+        let file = disk::open_regular(path).context(describe)?;
         let file_bytes = file.metadata().context(describe)?.len();
         let damaged = |text: String| Error::corrupt(format!("{}: {text}", path.display()));
         let mut length = [0; 8];
@@ -85,7 +81,7 @@ impl Shard {
         let info = self.find(name).ok_or_else(|| Error::invalid(format!("{}: not there", describe())))?;
         let element = element_bytes(info.dtype)
             .ok_or_else(|| Error::invalid(format!("{}: {}", describe(), unsupported(info.dtype))))?;
-        let file = File::open(&self.path).context(describe)?;
+        let file = disk::open_regular(&self.path).context(describe)?;
         let (start, end) = info.data_offsets;
         let elements = (end - start) / element;
         let mut bytes = vec![0; element * elements.min(PIECE)];

@@ -1,7 +1,7 @@
 //! Where a long text may be cut.
 
 use gradus_error::{IoContext, Result};
-use std::fs::File;
+use gradus_host::disk;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
@@ -38,7 +38,7 @@ pub(crate) fn parting_of_file(path: &Path, at: u64) -> Result<u64> {
     let start = at.saturating_sub(WINDOW_BYTES);
     let mut window = vec![0; (at - start) as usize];
     let describe = || format!("cannot read {}", path.display());
-    File::open(path).context(describe)?.read_exact_at(&mut window, start).context(describe)?;
+    disk::open_regular(path).context(describe)?.read_exact_at(&mut window, start).context(describe)?;
     Ok(start + parting(&window, window.len()) as u64)
 }
 

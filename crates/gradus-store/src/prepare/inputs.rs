@@ -6,9 +6,9 @@ use crate::dataset::modified_ns;
 use crate::digest::digest_file;
 use crate::manifest::{InputStamp, Inputs};
 use gradus_error::{Error, IoContext, Result};
+use gradus_host::disk;
 use sha2::{Digest, Sha256};
 use std::collections::HashSet;
-use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
@@ -42,7 +42,7 @@ impl InputFile {
     /// The absolute path of an existing file, and what it holds by its name.
     pub(crate) fn new(path: &Path) -> Result<Self> {
         let describe = || format!("cannot read {} (data.input)", path.display());
-        let metadata = std::fs::metadata(path).context(describe)?;
+        let metadata = disk::open_regular(path).and_then(|file| file.metadata()).context(describe)?;
         let format = match path.extension().and_then(|extension| extension.to_str()) {
             Some("jsonl") => Format::JsonLines,
             Some("bin") => Format::Tokens,
@@ -158,7 +158,11 @@ fn collect_text(folder: &Path, files: &mut Vec<InputFile>) -> Result<()> {
 fn is_text(path: &Path) -> Result<bool> {
     let describe = || format!("cannot read {} (data.input)", path.display());
     let mut start = Vec::new();
-    File::open(path).context(describe)?.take(TEXT_PROBE_BYTES).read_to_end(&mut start).context(describe)?;
+    disk::open_regular(path)
+        .context(describe)?
+        .take(TEXT_PROBE_BYTES)
+        .read_to_end(&mut start)
+        .context(describe)?;
     let tokens = path.extension().is_some_and(|extension| extension == "bin");
     Ok(!start.is_empty() && !start.contains(&0) && !tokens)
 }

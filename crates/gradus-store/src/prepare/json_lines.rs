@@ -2,6 +2,7 @@
 
 use super::corpus::CorpusFile;
 use gradus_error::{Error, IoContext, Result};
+use gradus_host::disk;
 use serde::de::{DeserializeSeed, Deserializer, IgnoredAny, MapAccess, Visitor};
 use serde_json::Value;
 use std::fmt;
@@ -31,7 +32,7 @@ impl JsonLines {
     pub(crate) fn open_at(file: &CorpusFile, start: u64) -> Result<Self> {
         let path = file.file.path.clone();
         let describe = || format!("cannot read {} (data.input)", path.display());
-        let mut opened = File::open(&path).context(describe)?;
+        let mut opened = disk::open_regular(&path).context(describe)?;
         opened.seek(SeekFrom::Start(start)).context(describe)?;
         let reader = BufReader::with_capacity(1 << 18, opened).take(file.used_bytes.saturating_sub(start));
         let mut lines = Self { reader, path, line: Vec::new(), number: 0, is_cut: file.is_cut() };

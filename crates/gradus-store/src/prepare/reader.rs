@@ -10,7 +10,7 @@ use super::inputs::Format;
 use super::json_lines::JsonLines;
 use crate::manifest::Split;
 use gradus_error::{Error, IoContext, Result};
-use std::fs::File;
+use gradus_host::disk;
 use std::io::Read;
 use std::ops::Range;
 
@@ -70,7 +70,7 @@ impl<S: FnMut(Batch) -> Result<()>> Reader<S> {
     fn read_text(&mut self, file: &CorpusFile) -> Result<()> {
         let path = &file.file.path;
         let describe = || format!("cannot read {} (data.input)", path.display());
-        let mut opened = File::open(path).context(describe)?;
+        let mut opened = disk::open_regular(path).context(describe)?;
         let all = file.used_bytes;
         let first =
             if self.held_out == HeldOut::Tail { parting_of_file(path, self.train_part(all))? } else { all };

@@ -5,8 +5,8 @@ use super::cut::safe_cut;
 use super::inputs::Format;
 use super::json_lines::JsonLines;
 use gradus_error::{IoContext, Result};
+use gradus_host::disk;
 use gradus_host::random::Stream;
-use std::fs::File;
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
 
@@ -63,7 +63,7 @@ fn take(corpus: &Corpus, range: Range<u64>, text_field: &str, texts: &mut Vec<St
 fn take_text(file: &CorpusFile, mut range: Range<u64>, texts: &mut Vec<String>) -> Result<()> {
     let path = &file.file.path;
     let describe = || format!("cannot read {} (data.input)", path.display());
-    let opened = File::open(path).context(describe)?;
+    let opened = disk::open_regular(path).context(describe)?;
     let mut buffer = vec![0; BLOCK_BYTES as usize];
     while range.start < range.end {
         let block = &mut buffer[..(range.end - range.start).min(BLOCK_BYTES) as usize];

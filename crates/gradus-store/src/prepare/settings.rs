@@ -59,7 +59,7 @@ impl Default for PrepareSettings {
             tokenizer_sample_bytes: 8_000_000,
             limit_bytes: 0,
             held_out: 0.1,
-            sequence_length: 256,
+            sequence_length: 0,
             shard_tokens: 100_000_000,
             seed: 0,
         }

@@ -10,8 +10,8 @@ use crate::dataset::decode;
 use crate::manifest::{Shard, Split, SplitManifest, TokenType};
 use crate::tokenizer::Tokenizer;
 use gradus_error::{Error, IoContext, Result};
+use gradus_host::disk;
 use sha2::{Digest, Sha256};
-use std::fs::File;
 use std::io::Read;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
@@ -99,7 +99,7 @@ impl<'a> TokenFile<'a> {
         let path = file.path.display();
         let describe = || format!("cannot read {} (data.input)", file.path.display());
         let mut header = Vec::new();
-        File::open(&file.path)
+        disk::open_regular(&file.path)
             .context(describe)?
             .take(HEADER_BYTES)
             .read_to_end(&mut header)
@@ -161,7 +161,7 @@ impl<'a> TokenFile<'a> {
     ) -> Result<(Shard, u64)> {
         let path = &self.file.path;
         let describe = || format!("cannot read {} (data.input)", path.display());
-        let opened = File::open(path).context(describe)?;
+        let opened = disk::open_regular(path).context(describe)?;
         let width = self.token_type.bytes();
         let vocabulary = tokenizer.map_or(settings.vocabulary, Tokenizer::vocabulary);
         let (mut hasher, mut documents, mut text_bytes) = (Sha256::new(), 0, 0);

@@ -1,8 +1,8 @@
 //! The files of a tokenizer: which there are, and which token ends a text.
 
 use gradus_error::{Error, IoContext, Result};
+use gradus_host::disk;
 use serde_json::Value;
-use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
@@ -28,7 +28,11 @@ pub(crate) fn locate(path: &Path) -> PathBuf {
 pub(crate) fn read(path: &Path) -> Result<Vec<u8>> {
     let describe = || format!("cannot read {}", path.display());
     let mut bytes = Vec::new();
-    File::open(path).context(describe)?.take(LIMIT_BYTES + 1).read_to_end(&mut bytes).context(describe)?;
+    disk::open_regular(path)
+        .context(describe)?
+        .take(LIMIT_BYTES + 1)
+        .read_to_end(&mut bytes)
+        .context(describe)?;
     if bytes.len() as u64 > LIMIT_BYTES {
         return Err(Error::invalid(format!("{} has more than {LIMIT_BYTES} bytes", path.display())));
     }

@@ -21,6 +21,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
+/// Bytes of what ranks hold against each other, more than a digest or a device's description has.
+const LONGEST_TERM: usize = 256;
+
 /// Trains as one rank (the only one without a launch); returns the exit code.
 ///
 /// # Errors
@@ -28,18 +31,12 @@ use std::sync::atomic::AtomicBool;
 pub fn run(resolved: &Resolved<Settings>, launch: Option<Launch>, resume: bool) -> Result<u8> {
     let settings = &resolved.settings;
     settings.check(launch.as_ref().map_or(1, |launch| launch.world_size))?;
-    let prepared = prepare::run(settings)?;
-    let dataset = Dataset::open(&prepared.folder)?;
+    // Ranks meet first: one that never comes is missed now, not after the data are prepared.
+    let mut communicator = communicator(settings, launch.as_ref())?;
     let local_world_size = launch.as_ref().map_or(1, |launch| launch.local_world_size);
-    let device = open_device(settings.train.threads, local_world_size, settings.train.precision)?;
-    let terms = terms(settings, &dataset, &device)?;
-    let mut communicator = communicator(settings, launch.as_ref(), &terms)?;
-    // Until here a signal simply ends the process: there is nothing to save yet.
-    let stop = stop_on_signals()?;
-    let first = communicator.rank() == 0;
-    let opened = open(resolved, first, resume, dataset, device, &mut communicator);
+    let opened = open(resolved, local_world_size, resume, &mut communicator);
     let opened = opened.inspect_err(|error| communicator.give_up(&as_told(error)))?;
-    let Opened { folder, run, model, dataset, tokenizer, mut observer, peak_flops_per_s } = opened;
+    let Opened { folder, run, model, dataset, tokenizer, mut observer, peak_flops_per_s, stop } = opened;
     let clock: Arc<dyn Clock> = Arc::new(RealClock::new());
     let parts = Parts { model, communicator, dataset, tokenizer, clock, peak_flops_per_s };
     let outcome = train(parts, run, observer.as_mut(), &stop)?;
@@ -60,17 +57,25 @@ struct Opened {
     tokenizer: Option<Tokenizer>,
     observer: Box<dyn Observer>,
     peak_flops_per_s: f64,
+    stop: Arc<AtomicBool>,
 }
 
 fn open(
     resolved: &Resolved<Settings>,
-    first: bool,
+    local_world_size: usize,
     resume: bool,
-    dataset: Dataset,
-    device: CpuDevice,
     communicator: &mut Communicator,
 ) -> Result<Opened> {
     let settings = &resolved.settings;
+    let first = communicator.rank() == 0;
+    let dataset = Dataset::open(&prepare::run(settings)?.folder)?;
+    let device = open_device(settings.train.threads, local_world_size, settings.train.precision)?;
+    // Others may have more to prepare than we.
+    communicator.patient_barrier()?;
+    agree(communicator, "the data", &dataset.digest())?;
+    agree(communicator, "the kernels", &kernels(&device.describe()))?;
+    // Until here a signal simply ends the process: there is nothing to save yet.
+    let stop = stop_on_signals()?;
     let (path, folder, checkpoint) = folder(settings, first, resume)?;
     let tokenizer = dataset.tokenizer()?;
     // All ranks measure at once, as they will compute: a peak that nobody else shares would flatter nobody.
@@ -79,7 +84,7 @@ fn open(
     let model = model(settings, device, dataset.vocabulary())?;
     let observer = observers(resolved, first, &path)?;
     let run = settings.run_settings(path, checkpoint)?;
-    Ok(Opened { folder, run, model, dataset, tokenizer, observer, peak_flops_per_s })
+    Ok(Opened { folder, run, model, dataset, tokenizer, observer, peak_flops_per_s, stop })
 }
 
 /// A failure as the other ranks shall hear of it.
@@ -113,24 +118,42 @@ fn stop_on_signals() -> Result<Arc<AtomicBool>> {
     Ok(stop)
 }
 
-fn communicator(settings: &Settings, launch: Option<&Launch>, terms: &str) -> Result<Communicator> {
+fn communicator(settings: &Settings, launch: Option<&Launch>) -> Result<Communicator> {
     let Some(launch) = launch else { return Ok(Communicator::alone()) };
-    let transport = connect(launch, settings.transport()?, &settings.network, terms)?;
+    let transport = connect(launch, settings.transport()?, &settings.network, &terms(settings)?)?;
     Ok(Communicator::new(transport, settings.stall_timeout()?))
 }
 
-/// What all ranks must agree on, one thing a line: every setting but how this rank was started, the data, and the
-/// kernels, since sums that round differently would let the ranks drift apart.
-fn terms(settings: &Settings, dataset: &Dataset, device: &CpuDevice) -> Result<String> {
+/// The settings that all ranks must share, one a line: all but how this rank was started.
+fn terms(settings: &Settings) -> Result<String> {
     let agreed = Settings { launch: Default::default(), ..settings.clone() };
-    let mut lines =
-        vec![format!("data {}", dataset.digest()), format!("kernels {}", kernels(&device.describe()))];
+    let mut lines = Vec::new();
     let table = toml::Table::try_from(&agreed).context("cannot write the settings as TOML")?;
     for (section, value) in table {
         let keys = value.as_table().into_iter().flatten();
         lines.extend(keys.map(|(key, value)| format!("{section}.{key} = {value}")));
     }
     Ok(lines.join("\n"))
+}
+
+/// Holds what this rank has against what rank 0 has: with other data or kernels that round differently the ranks would
+/// drift apart.
+fn agree(communicator: &mut Communicator, what: &str, own: &str) -> Result<()> {
+    let mut theirs = [0; LONGEST_TERM];
+    let len = own.len().min(LONGEST_TERM);
+    theirs[..len].copy_from_slice(&own.as_bytes()[..len]);
+    let ours = theirs;
+    communicator.broadcast(0, &mut theirs)?;
+    if theirs == ours {
+        return Ok(());
+    }
+    let theirs = String::from_utf8_lossy(&theirs);
+    Err(Error::invalid(format!(
+        "{what} of rank {} are not those of rank 0 ({own} against {}): give all ranks the same",
+        communicator.rank(),
+        theirs.trim_end_matches('\0')
+    ))
+    .into())
 }
 
 /// A device's description without its threads, in which ranks may differ.

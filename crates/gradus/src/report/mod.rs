@@ -14,9 +14,9 @@ mod series;
 mod tests;
 
 use gradus_error::{IoContext, Result};
-use gradus_host::disk::write_atomically;
+use gradus_host::disk::{self, write_atomically};
 use run::Run;
-use std::fs::{self, File};
+use std::fs;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
@@ -67,7 +67,7 @@ fn settings_of(run: &Path) -> Result<String> {
         return Ok(String::new());
     }
     let mut bytes = Vec::new();
-    File::open(&path)
+    disk::open_regular(&path)
         .context(describe)?
         .take(LONGEST_SETTINGS_BYTES)
         .read_to_end(&mut bytes)

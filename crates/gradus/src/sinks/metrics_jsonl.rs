@@ -5,7 +5,7 @@
 //! are not finite: they are written as `null`, and read back as not-a-number.
 
 use gradus_error::{Error, IoContext, Result};
-use gradus_host::disk::write_atomically;
+use gradus_host::disk::{self, write_atomically};
 use gradus_train::{Event, Observer};
 use serde::Deserialize;
 use serde_json::Value;
@@ -61,6 +61,10 @@ impl Observer for MetricsFile {
 
 fn open_end(path: &Path) -> Result<File> {
     let describe = || format!("cannot open {}", path.display());
+    // Opening a named pipe would wait for whoever reads it.
+    if path.exists() {
+        disk::open_regular(path).context(describe)?;
+    }
     OpenOptions::new().create(true).append(true).open(path).context(describe)
 }
 
@@ -136,7 +140,7 @@ struct Lines {
 
 impl Lines {
     fn open(path: &Path) -> Result<Self> {
-        let file = File::open(path).context(|| format!("cannot read {}", path.display()))?;
+        let file = disk::open_regular(path).context(|| format!("cannot read {}", path.display()))?;
         Ok(Self { path: path.to_owned(), reader: BufReader::new(file) })
     }
 

@@ -34,6 +34,9 @@ fn settings_that_are_wrong_are_named() {
         &["carrier-pigeon"],
     );
     refused(&place, &train(&["--resume"]), 2, &["--resume"]);
+    let both = ["--train.sequence_length", "8", "--data.sequence_length", "16"];
+    refused(&place, &train(&both), 2, &["train.sequence_length", "data.sequence_length"]);
+    refused(&place, &train(&["--network.socket_buffer_bytes", "9GiB"]), 2, &["network.socket_buffer_bytes"]);
     fs::write(place.path().join("broken.toml"), "[model]\nwidth = 32\nlayers = = 2\n").unwrap();
     refused(&place, &["train", "broken.toml"], 2, &["broken.toml", "3"]);
 }
@@ -54,6 +57,10 @@ fn data_that_are_wrong_are_named_once_however_many_ranks() {
     refused(&place, &train(&["--data.input", "odd.bin"]), 2, &["odd.bin"]);
     refused(&place, &train(&["--data.input", "packed.txt.gz"]), 2, &["packed.txt.gz", "unpack"]);
     refused(&place, &train(&["--data.tokenizer", "tokenizer.json"]), 2, &["tokenizer.json"]);
+    // Nobody writes into this pipe: reading it would wait for ever.
+    rustix::fs::mkfifoat(rustix::fs::CWD, place.path().join("pipe"), rustix::fs::Mode::RUSR).unwrap();
+    refused(&place, &train(&["--data.tokenizer", "pipe"]), 2, &["pipe", "no regular file"]);
+    refused(&place, &train(&["--data.input", "pipe"]), 2, &["pipe"]);
     refused(&place, &train(&["--data.input", "cargo:Cargo.lock"]), 2, &["Cargo.lock", "--data.input"]);
 }
 

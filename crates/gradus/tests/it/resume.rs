@@ -2,6 +2,7 @@
 
 use crate::corpus::{Place, STEPS};
 use crate::ranks::wait_for;
+use gradus_host::random::{Stream, seed_from_system};
 use rustix::process::{Pid, Signal, kill_process};
 use std::fs;
 use std::process::Child;
@@ -10,23 +11,35 @@ fn send(child: &Child, signal: Signal) {
     kill_process(Pid::from_child(child), signal).unwrap();
 }
 
+/// Steps whose lines are all shown.
+const SHOWN: u64 = 10;
+
 #[test]
 fn killed_at_any_step_and_resumed_the_final_files_are_the_same() {
     let place = Place::new();
-    let common = ["--nproc-per-node", "2", "--checkpoint.every", "3", "--checkpoint.keep", "100"];
+    let common = ["--nproc-per-node", "2", "--checkpoint.keep", "100"];
     place.train(&[&common[..], &["--run.dir", "runs/whole"]].concat());
-    for (run, step) in [("early", 4), ("late", 13)] {
+    // Where the kill falls, and how far back the newest checkpoint lies, is drawn anew each time: every draw must do.
+    let mut draws = Stream::new(seed_from_system(), 0);
+    for number in 0..3 {
+        let (every, step) = (1 + draws.next_below(4), 1 + draws.next_below(STEPS - 4));
+        let (run, every_text) = (format!("killed{number}"), every.to_string());
         let dir = format!("runs/{run}");
-        let arguments = [&common[..], &["--run.dir", &dir]].concat();
+        let arguments = [&common[..], &["--run.dir", &dir, "--checkpoint.every", &every_text]].concat();
         let mut launcher = place.start(&arguments);
-        // Lines of the first ten steps are all shown, then checkpoints tell how far it is.
-        let text = if step < 10 { format!("step: {step} ") } else { "step-00000012".to_owned() };
+        let saved = format!("step-{:08}", step.next_multiple_of(every));
+        let text = if step < SHOWN { format!("step: {step} ") } else { saved };
         drop(wait_for(&mut launcher, &text));
         send(&launcher, Signal::KILL);
         launcher.wait().unwrap();
-        place.train(&[&arguments[..], &["--resume"]].concat());
-        assert!(place.final_bytes(run) == place.final_bytes("whole"), "{run}");
-        assert_eq!(place.losses(run), place.losses("whole"), "the metrics read as one run");
+        let drawn = format!("killed at step {step} with a checkpoint every {every} steps");
+        // Before the first checkpoint there is nothing to go on from: the run begins again.
+        let begun = (1..=STEPS).any(|step| place.checkpoint(&run, step).is_dir());
+        let again: &[&str] = if begun { &["--resume"] } else { &[] };
+        place.train(&[&arguments[..], again].concat());
+        let run = if begun { run } else { format!("{run}-2") };
+        assert!(place.final_bytes(&run) == place.final_bytes("whole"), "{drawn}");
+        assert_eq!(place.losses(&run), place.losses("whole"), "the metrics read as one run: {drawn}");
     }
 }
 
@@ -78,9 +91,23 @@ fn a_resume_that_would_change_the_bits_is_refused_unless_told() {
     place.train(&["--nproc-per-node", "2", "--train.steps", "4"]);
     let again = ["train", "run.toml", "--resume", "--train.steps", "6", "--nproc-per-node"];
     assert_eq!(place.run(&[&again[..], &["1"]].concat()).status.code(), Some(2));
+    let other = place.run(&[&again[..], &["2", "--optimizer.beta2", "0.5"]].concat());
+    let text = String::from_utf8_lossy(&other.stderr);
+    assert!(other.status.code() == Some(2) && text.contains("optimizer.beta2 was 0.95 and is 0.5"), "{text}");
     let told = place.run(&[&again[..], &["1", "--checkpoint.allow_changes", "true"]].concat());
     assert!(told.status.success(), "{}", String::from_utf8_lossy(&told.stderr));
     assert!(place.checkpoint("a", 6).is_dir());
+}
+
+#[test]
+fn a_run_that_is_all_warm_up_is_warned_of_and_either_key_gives_the_length_of_sequences() {
+    let place = Place::new();
+    let short = ["train", "run.toml", "--train.steps", "4", "--data.sequence_length", "16"];
+    let output = place.run(&[&short[..], &["--nproc-per-node", "2"]].concat());
+    let text = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success() && text.matches("optimizer.warmup_steps is 5").count() == 1, "{text}");
+    let metrics = fs::read_to_string(place.path().join("runs/a/metrics.jsonl")).unwrap();
+    assert!(metrics.contains("\"tokens_per_step\":128"), "8 sequences of 16 tokens: {metrics}");
 }
 
 #[test]

@@ -1,0 +1,74 @@
+//! What the bits of a run depend on: recorded in every checkpoint, held against by every resume.
+
+use crate::settings::OptimizerSettings;
+use crate::trainer::RunSettings;
+use gradus_error::{Error, Result};
+use serde_json::{Map, Value};
+
+/// Conditions by name, as text. A newer version may know more of them than an older one has written.
+pub(crate) type Conditions = Vec<(String, String)>;
+
+/// The conditions of a run. Settings are named by their keys.
+pub(crate) fn of_run(settings: &RunSettings, world_size: usize, device: &str, data: &str) -> Conditions {
+    let train = &settings.train;
+    let run = [
+        ("world size", world_size.to_string()),
+        ("device", device.to_owned()),
+        ("run.seed", settings.seed.to_string()),
+        ("data", data.to_owned()),
+        ("train.global_batch", train.global_batch.to_string()),
+        ("train.microbatch", train.microbatch_sequences(world_size).to_string()),
+        ("train.bucket_bytes", train.bucket_bytes.to_string()),
+        ("train.cross_documents", train.cross_documents.to_string()),
+    ];
+    let named = |(key, value): (&str, String)| (key.to_owned(), value);
+    run.map(named).into_iter().chain(of_optimizer(&settings.optimizer)).collect()
+}
+
+fn of_optimizer(optimizer: &OptimizerSettings) -> Conditions {
+    // By way of text, in which an f32 has the digits that were given and not those of the f64 next to it.
+    let text = serde_json::to_string(optimizer).expect("plain data has a JSON form");
+    let fields: Map<String, Value> = serde_json::from_str(&text).expect("a struct is an object");
+    fields.into_iter().map(|(key, value)| (format!("optimizer.{key}"), value.to_string())).collect()
+}
+
+/// Whether a run that began under the conditions `before` goes on with the same bits under those of `now`.
+///
+/// # Errors
+/// `Invalid`, naming every condition that has changed, what it was and what it is.
+pub(crate) fn check_unchanged(before: &Conditions, now: &Conditions) -> Result<()> {
+    let changed: Vec<String> = now.iter().filter_map(|(key, now)| change(before, key, now)).collect();
+    if changed.is_empty() {
+        return Ok(());
+    }
+    Err(Error::invalid(format!(
+        "the run would not repeat its bits, for {}; give the same again, or --checkpoint.allow_changes true",
+        changed.join(", ")
+    )))
+}
+
+fn change(before: &Conditions, key: &str, now: &str) -> Option<String> {
+    let found = before.iter().find(|(known, _)| known == key);
+    let before = found.map_or("unknown", |(_, value)| value.as_str());
+    (before != now).then(|| format!("{key} was {before} and is {now}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use gradus_error::Kind;
+
+    #[test]
+    fn every_change_is_named_by_its_key() {
+        let of = |optimizer: OptimizerSettings| of_optimizer(&optimizer);
+        let before = of(OptimizerSettings::default());
+        check_unchanged(&before, &before).unwrap();
+        let now = of(OptimizerSettings { beta2: 0.5, warmup_steps: 7, ..Default::default() });
+        let error = check_unchanged(&before, &now).unwrap_err();
+        assert_eq!(*error.kind(), Kind::Invalid);
+        let text = error.to_string();
+        assert!(text.contains("optimizer.warmup_steps was 40 and is 7"), "{text}");
+        assert!(text.contains("optimizer.beta2 was 0.95 and is 0.5") && !text.contains("beta1"), "{text}");
+        assert!(check_unchanged(&Vec::new(), &now).is_err());
+    }
+}
