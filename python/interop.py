@@ -4,7 +4,7 @@ What:
     export       the folder that a training run exported opens in transformers; greedy texts of several prompts agree
     logits       folders that transformers wrote (GPT-2, Llama, Qwen2; whole and in shards) give the same logits in Gradus
     tensorboard  the run's event files, read by TensorBoard's own reader, hold the losses of metrics.jsonl
-    torchrun     two ranks started by torchrun learn what two ranks started by Gradus learn
+    launchers    two ranks started by torchrun, Open MPI and MPICH learn what two ranks started by Gradus learn
     golden       the committed golden files are what PyTorch computes today
 
 How: each check runs the `gradus` binary as a user would and prints `ok` or `FAILED` with the reason on its line.
@@ -270,18 +270,29 @@ def train_under(launcher, arguments, scratch, name):
     return recorded_losses(scratch / "runs" / name)
 
 
-def check_torchrun(arguments, scratch):
-    """Two ranks started by torchrun learn what two ranks started by Gradus learn."""
+def check_launchers(arguments, scratch):
+    """Two ranks started by each of the field's launchers learn what two ranks started by Gradus learn."""
     (scratch / "corpus.txt").write_text(pathlib.Path(__file__).read_text() * 4)
     (scratch / "run.toml").write_text(SETTINGS)
-    torchrun = pathlib.Path(sys.executable).with_name("torchrun")
-    foreign = [torchrun, "--no-python", "--nproc-per-node", "2", "--master-addr", "127.0.0.1", "--master-port", free_port()]
-    theirs = train_under(foreign, arguments, scratch, "torchrun")
     own = [arguments.gradus.resolve(), "train", "run.toml", "--run.dir", "runs/own", "--nproc-per-node", "2"]
     subprocess.run(own, cwd=scratch, check=True, capture_output=True, timeout=LIMIT_S)
-    if theirs != recorded_losses(scratch / "runs/own") or len(theirs) != 10:
-        raise Failure("the losses under torchrun differ from those under our own launcher")
-    return f"{len(theirs)} steps have the same losses"
+    expected = recorded_losses(scratch / "runs/own")
+    for name, launcher in launchers().items():
+        if train_under(launcher, arguments, scratch, name) != expected or len(expected) != 10:
+            raise Failure(f"the losses under {name} differ from those under our own launcher")
+    return f"{len(expected)} steps have the same losses under {', '.join(launchers())}"
+
+
+def launchers():
+    """Two ranks on this host, as each launcher's manual says; `prterun --personality ompi` is what Open MPI 5's mpirun runs."""
+    programs = pathlib.Path(sys.executable).parent
+    return {
+        "torchrun": [
+            programs / "torchrun", "--no-python", "--nproc-per-node", "2", "--master-addr", "127.0.0.1", "--master-port", free_port(),
+        ],
+        "openmpi": [programs / "prterun", "--personality", "ompi", "--allow-run-as-root", "--oversubscribe", "-n", "2"],
+        "mpich": [programs / "mpiexec.hydra", "-n", "2"],
+    }
 
 
 def free_port():
@@ -294,7 +305,7 @@ CHECKS = {
     "export": check_export,
     "logits": check_logits,
     "tensorboard": check_tensorboard,
-    "torchrun": check_torchrun,
+    "launchers": check_launchers,
     "golden": check_golden,
 }
 
