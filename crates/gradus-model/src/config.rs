@@ -153,6 +153,28 @@ const fn preset(
 }
 
 impl ModelSettings {
+    /// Whether a model that is read from a folder is asked to be another than that folder's.
+    ///
+    /// # Errors
+    /// `Invalid`, naming the keys that `from` leaves no room for.
+    pub fn check_from(&self) -> Result<()> {
+        let fields = |settings: &Self| match serde_json::to_value(settings) {
+            Ok(serde_json::Value::Object(fields)) => fields,
+            _ => unreachable!("plain data has a JSON form"),
+        };
+        let (given, default) = (fields(self), fields(&Self::default()));
+        let others = given.iter().filter(|(key, value)| *key != "from" && default[*key] != **value);
+        let names: Vec<String> = others.map(|(key, _)| format!("model.{key}")).collect();
+        if self.from.is_empty() || names.is_empty() {
+            return Ok(());
+        }
+        Err(Error::invalid(format!(
+            "model.from takes the model from {} as it is: leave out {}",
+            self.from,
+            names.join(", ")
+        )))
+    }
+
     /// The complete configuration; `tokens` is the tokenizer's count, used where no vocabulary is set.
     ///
     /// # Errors

@@ -11,7 +11,7 @@ pub struct RunDescription {
     pub world_size: usize,
     /// Device of rank 0: kernels, threads, precision.
     pub device: String,
-    /// How gradients travel: `none`, `shm` or `tcp`.
+    /// How gradients travel: `alone`, `shared memory` or `TCP`.
     pub transport: String,
     /// Trainable elements, padding of the vocabulary not counted.
     pub parameters: usize,

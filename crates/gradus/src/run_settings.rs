@@ -3,12 +3,15 @@
 use crate::settings::parse_duration;
 use gradus_error::{Error, Result};
 use gradus_fabric::{NetworkSettings, TransportKind};
-use gradus_model::ModelSettings;
+use gradus_model::{ModelConfig, ModelSettings, hugging_face};
 use gradus_store::PrepareSettings;
 use gradus_train::{CheckpointSettings, OptimizerSettings, RunSettings, SampleSettings, TrainSettings};
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
+
+/// The file in a Hugging Face folder that holds its tokenizer.
+const TOKENIZER: &str = "tokenizer.json";
 
 /// The whole file.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
@@ -69,6 +72,26 @@ impl Default for LaunchSection {
 }
 
 impl Settings {
+    /// The model: of the sizes given, or as the folder in `model.from` has it. `tokens` is the tokenizer's count.
+    ///
+    /// # Errors
+    /// `Invalid`, naming the key or the file; `Corrupt` for a folder that is damaged.
+    pub fn model_config(&self, tokens: usize) -> Result<ModelConfig> {
+        if self.model.from.is_empty() {
+            return self.model.complete(tokens);
+        }
+        self.model.check_from()?;
+        let config = hugging_face::read_config(Path::new(&self.model.from))?;
+        if tokens > config.vocabulary {
+            return Err(Error::invalid(format!(
+                "the tokenizer has {tokens} tokens, the model in {} {}: give the tokenizer that belongs to it \
+                 (data.tokenizer)",
+                self.model.from, config.vocabulary
+            )));
+        }
+        Ok(config)
+    }
+
     /// `T`: as set for training or for the data, or the model's context. The preset decides where none is given.
     ///
     /// # Errors
@@ -76,7 +99,7 @@ impl Settings {
     pub fn sequence_length(&self) -> Result<usize> {
         match (self.train.sequence_length, self.data.sequence_length) {
             // The context does not depend on the tokenizer: any count serves to complete the rest.
-            (0, 0) => Ok(self.model.complete(1)?.context),
+            (0, 0) => Ok(self.model_config(1)?.context),
             (0, set) | (set, 0) => Ok(set),
             (train, data) if train == data => Ok(train),
             (train, data) => Err(Error::invalid(format!(
@@ -86,13 +109,17 @@ impl Settings {
         }
     }
 
-    /// What the data are prepared by: sequence length, seed and a folder follow from other settings where not given.
+    /// What the data are prepared by: sequence length, tokenizer and a folder follow from other settings where not given.
     ///
     /// # Errors
     /// `Invalid`, naming the key.
     pub fn data_settings(&self) -> Result<PrepareSettings> {
         let mut data = self.data.clone();
         data.sequence_length = self.sequence_length()?;
+        // A model that has learned one tokenizer's tokens can make nothing of another's.
+        if data.tokenizer.is_empty() && Path::new(&self.model.from).join(TOKENIZER).is_file() {
+            data.tokenizer.clone_from(&self.model.from);
+        }
         if data.prepared.is_empty() {
             let name = Path::new(&self.run.dir).file_name().unwrap_or("run".as_ref());
             data.prepared = Path::new("data").join(name).to_string_lossy().into_owned();
@@ -113,7 +140,7 @@ impl Settings {
         self.transport()?;
         self.stall_timeout()?;
         self.duration_s()?;
-        self.model.complete(1)?;
+        self.model_config(1)?;
         Ok(())
     }
 

@@ -113,7 +113,7 @@ fn check_folder(folder: &Path) -> Result<()> {
     }
     if !folder.join("config.json").exists() {
         return Err(Error::invalid(format!(
-            "{shown} has no config.json: it is not a Hugging Face model folder"
+            "{shown} has no config.json: it is no Hugging Face model folder, nor a run with a checkpoint"
         )));
     }
     Ok(())

@@ -346,7 +346,8 @@ fn check_size(settings: &PrepareSettings, manifest: &Manifest) -> Result<()> {
         if found.shards.is_empty() {
             return Err(Error::invalid(format!(
                 "the corpus is too small: its {} part has {} tokens ({} bytes of text), and a sequence of {} needs one \
-                 more; give more data.input, or choose a smaller data.sequence_length or another data.held_out",
+                 more; give more data.input, shorter sequences (data.sequence_length or whichever key gives it: \
+                 train.sequence_length, model.context), or another data.held_out",
                 split.name(),
                 found.encoded_tokens,
                 found.text_bytes,

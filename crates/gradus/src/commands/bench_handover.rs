@@ -1,17 +1,15 @@
 //! `gradus bench handover`: what another program needs to train the very same run: the initial weights, and which
 //! samples each step learns from.
 
-use super::{open_device, prepare};
+use super::{first_model, open_device, prepare};
 use crate::logging;
 use crate::run_settings::Settings;
 use anyhow::{Context, Result};
 use gradus_error::Error;
 use gradus_host::disk;
-use gradus_model::Transformer;
 use gradus_store::{Dataset, Split};
 use gradus_train::{batches, checkpoint};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
 /// What the command line says.
 #[derive(Debug, clap::Args)]
@@ -28,12 +26,16 @@ pub struct BenchHandoverArguments {
 /// # Errors
 /// What is wrong with the settings, the data or the folder.
 pub fn run(arguments: &BenchHandoverArguments, settings: &Settings) -> Result<()> {
-    settings.train.check(1)?;
+    settings.check(1)?;
+    if settings.train.steps == 0 {
+        return Err(
+            Error::invalid("train.steps is not set: only steps that are counted can be handed over").into()
+        );
+    }
     let prepared = prepare::run(settings)?;
     let dataset = Dataset::open(&prepared.folder)?;
     let device = open_device(0, 1, settings.train.precision)?;
-    let model = Transformer::new(settings.model.complete(dataset.vocabulary())?, Arc::new(device))?;
-    model.initialise(settings.run.seed);
+    let model = first_model(settings, device, dataset.vocabulary())?;
     std::fs::create_dir_all(&arguments.out)
         .with_context(|| format!("cannot make {}", arguments.out.display()))?;
     checkpoint::export(&arguments.out.join("init"), &model, dataset.tokenizer()?.as_ref())?;

@@ -1,6 +1,6 @@
 //! `gradus generate`: text from a model, as it is written.
 
-use super::open_device;
+use super::{open_device, read_weights};
 use crate::run_folder::model_folder;
 use anyhow::Result;
 use gradus_compute::Precision;
@@ -55,8 +55,7 @@ pub struct GenerateArguments {
 pub fn load(folder: &Path, threads: usize, precision: Precision) -> Result<Transformer> {
     let config = hugging_face::read_config(folder)?;
     let model = Transformer::new(config, Arc::new(open_device(threads, 1, precision)?))?;
-    let put = &mut |span, values: &[f32]| model.put(span, values);
-    hugging_face::read_weights(folder, model.config(), model.parameters(), put)?;
+    read_weights(folder, &model)?;
     Ok(model)
 }
 

@@ -9,9 +9,13 @@ pub mod prepare;
 pub mod rank;
 pub mod train;
 
+use crate::run_settings::Settings;
 use gradus_compute::{CpuDevice, Precision};
 use gradus_error::{Error, Kind, Result};
 use gradus_host::processors;
+use gradus_model::{Transformer, hugging_face};
+use std::path::Path;
+use std::sync::Arc;
 
 /// More threads are a slip of the finger.
 const MOST_THREADS: usize = 1024;
@@ -40,6 +44,23 @@ fn open_device(threads: usize, local_world_size: usize, precision: Precision) ->
             opened => return opened,
         }
     }
+}
+
+/// The model of a run with its first weights: random ones, or a Hugging Face folder's.
+fn first_model(settings: &Settings, device: CpuDevice, tokens: usize) -> Result<Transformer> {
+    let model = Transformer::new(settings.model_config(tokens)?, Arc::new(device))?;
+    if settings.model.from.is_empty() {
+        model.initialise(settings.run.seed);
+    } else {
+        read_weights(Path::new(&settings.model.from), &model)?;
+    }
+    Ok(model)
+}
+
+/// Puts a Hugging Face folder's weights into a model of that folder's configuration.
+fn read_weights(folder: &Path, model: &Transformer) -> Result<()> {
+    let put = &mut |span, values: &[f32]| model.put(span, values);
+    hugging_face::read_weights(folder, model.config(), model.parameters(), put)
 }
 
 /// Reads a precision off the command line.

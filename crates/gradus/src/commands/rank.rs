@@ -1,6 +1,6 @@
 //! One rank of a run: everything is opened, connected and handed to the trainer.
 
-use super::{open_device, prepare};
+use super::{first_model, open_device, prepare};
 use crate::exit;
 use crate::logging;
 use crate::report;
@@ -10,11 +10,11 @@ use crate::settings::{Resolved, render};
 use crate::sinks::{Many, MetricsFile, Progress, TensorBoard};
 use anyhow::{Context, Result};
 use gradus_collective::Communicator;
-use gradus_compute::{CpuDevice, Device};
+use gradus_compute::Device;
 use gradus_error::{Error, Kind};
 use gradus_fabric::{Launch, connect};
 use gradus_host::{Clock, RealClock, disk};
-use gradus_model::{Transformer, hugging_face};
+use gradus_model::Transformer;
 use gradus_store::{Dataset, Tokenizer};
 use gradus_train::{Observer, Outcome, Parts, RunSettings, Trainer};
 use std::path::{Path, PathBuf};
@@ -81,7 +81,7 @@ fn open(
     // All ranks measure at once, as they will compute: a peak that nobody else shares would flatter nobody.
     communicator.patient_barrier()?;
     let peak_flops_per_s = device.peak_flops();
-    let model = model(settings, device, dataset.vocabulary())?;
+    let model = first_model(settings, device, dataset.vocabulary())?;
     let observer = observers(resolved, first, &path)?;
     let run = settings.run_settings(path, checkpoint)?;
     Ok(Opened { folder, run, model, dataset, tokenizer, observer, peak_flops_per_s, stop })
@@ -179,30 +179,6 @@ fn folder(
     Ok((path, held, Some(checkpoint)))
 }
 
-/// The model with its first weights: random ones, or a Hugging Face folder's.
-fn model(settings: &Settings, device: CpuDevice, tokens: usize) -> Result<Transformer> {
-    if settings.model.from.is_empty() {
-        let model = Transformer::new(settings.model.complete(tokens)?, Arc::new(device))?;
-        model.initialise(settings.run.seed);
-        return Ok(model);
-    }
-    let folder = Path::new(&settings.model.from);
-    let config = hugging_face::read_config(folder)?;
-    if tokens > config.vocabulary {
-        return Err(Error::invalid(format!(
-            "the tokenizer has {tokens} tokens, the model in {} {}: give its own with --data.tokenizer {}",
-            folder.display(),
-            config.vocabulary,
-            folder.display()
-        ))
-        .into());
-    }
-    let model = Transformer::new(config, Arc::new(device))?;
-    let put = &mut |span, values: &[f32]| model.put(span, values);
-    hugging_face::read_weights(folder, model.config(), model.parameters(), put)?;
-    Ok(model)
-}
-
 /// Whoever watches the run: on rank 0 the terminal and the files, elsewhere nobody.
 fn observers(resolved: &Resolved<Settings>, first: bool, folder: &Path) -> Result<Box<dyn Observer>> {
     if !first {
@@ -227,7 +203,7 @@ fn conclude(folder: &Path, outcome: &Outcome, prompt: &str) -> Result<()> {
     report::write_report(folder)?;
     if outcome.interrupted {
         logging::say(format_args!("interrupted after step {}; go on with --resume", outcome.step));
-    } else {
+    } else if folder.join("model/tokenizer.json").is_file() {
         logging::say(format_args!(
             "  try       cargo run --release -- generate --model {} \"{prompt}\"",
             folder.display()

@@ -33,6 +33,7 @@ pub fn run(arguments: &TrainArguments, overrides: &[(String, String)]) -> Result
     let mut resolved: Resolved<Settings> = resolve(Some(&arguments.file), overrides)?;
     if let Some(ranks) = arguments.nproc_per_node {
         resolved.settings.launch.nproc_per_node = ranks;
+        resolved.origins.insert("launch.nproc_per_node".into(), Origin::CommandLine);
     }
     prefer_command_line_length(&mut resolved);
     let launch = Launch::from_environment(&|name| std::env::var(name).ok())?;
@@ -47,8 +48,14 @@ pub fn run(arguments: &TrainArguments, overrides: &[(String, String)]) -> Result
 fn prefer_command_line_length(resolved: &mut Resolved<Settings>) {
     let given = |key: &str| resolved.origins.get(key) == Some(&Origin::CommandLine);
     match (given("train.steps"), given("train.duration")) {
-        (true, false) => resolved.settings.train.duration.clear(),
-        (false, true) => resolved.settings.train.steps = 0,
+        (true, false) => {
+            resolved.settings.train.duration.clear();
+            resolved.origins.insert("train.duration".into(), Origin::CommandLine);
+        }
+        (false, true) => {
+            resolved.settings.train.steps = 0;
+            resolved.origins.insert("train.steps".into(), Origin::CommandLine);
+        }
         _ => {}
     }
 }
@@ -59,7 +66,7 @@ fn launch_ranks(settings: &Settings) -> Result<u8> {
     let ranks = settings.launch.nproc_per_node;
     settings.check(ranks)?;
     let prepared = prepare::run(settings)?;
-    settings.model.complete(prepared.manifest.vocabulary)?;
+    settings.model_config(prepared.manifest.vocabulary)?;
     let cores = processors::available();
     if ranks > cores {
         tracing::warn!("{ranks} ranks share {cores} processors: they will take turns");

@@ -111,9 +111,9 @@ impl fmt::Display for ExitStatusSummary {
         match self {
             Self::Done => f.write_str("all ranks are done"),
             Self::Interrupted => f.write_str("interrupted"),
-            Self::Killed => {
-                f.write_str("killed by a second signal: the run resumes from its last checkpoint")
-            }
+            Self::Killed => f.write_str(
+                "killed by a second signal: the run resumes from its last checkpoint, if it has one",
+            ),
             Self::Failed { rank, ending } => write!(f, "rank {rank} {ending}"),
         }
     }

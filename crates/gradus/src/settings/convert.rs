@@ -37,6 +37,10 @@ pub fn from_file(default: &Value, found: Value) -> Result<Value, String> {
         (Value::Integer(_), Value::String(text)) => {
             size(&text).ok_or_else(|| expected(default, &shown(&Value::String(text))))
         }
+        // A choice of true, false or nothing: nothing is the empty string, for TOML has no other.
+        (Value::String(empty), Value::Boolean(choice)) if empty.is_empty() => {
+            Ok(Value::String(choice.to_string()))
+        }
         (Value::Table(_), found @ Value::Table(_)) => Ok(found),
         (default, found) if default.same_type(&found) => Ok(found),
         (default, found) => Err(expected(default, &shown(&found))),

@@ -37,6 +37,10 @@ fn settings_that_are_wrong_are_named() {
     let both = ["--train.sequence_length", "8", "--data.sequence_length", "16"];
     refused(&place, &train(&both), 2, &["train.sequence_length", "data.sequence_length"]);
     refused(&place, &train(&["--network.socket_buffer_bytes", "9GiB"]), 2, &["network.socket_buffer_bytes"]);
+    // A choice is a boolean as TOML has it, and empty where the model is to decide.
+    fs::write(place.path().join("choice.toml"), "[model]\ntied = false\nqkv_bias = true\n").unwrap();
+    let shown = String::from_utf8(place.run(&["config", "choice.toml"]).stdout).unwrap();
+    assert!(shown.contains("tied = \"false\"") && shown.contains("qkv_bias = \"true\""), "{shown}");
     fs::write(place.path().join("broken.toml"), "[model]\nwidth = 32\nlayers = = 2\n").unwrap();
     refused(&place, &["train", "broken.toml"], 2, &["broken.toml", "3"]);
 }

@@ -111,6 +111,27 @@ fn a_run_that_is_all_warm_up_is_warned_of_and_either_key_gives_the_length_of_seq
 }
 
 #[test]
+fn a_run_that_begins_with_a_folder_takes_model_context_and_tokenizer_from_it() {
+    let place = Place::new();
+    place.train(&["--train.steps", "8"]);
+    let settings = fs::read_to_string(place.path().join("run.toml")).unwrap();
+    let from = "[model]\nfrom = \"runs/a/model\"\n";
+    let old = "[model]\nwidth = 32\nlayers = 2\nheads = 2\ncontext = 32\n";
+    assert!(settings.contains(old) && settings.contains("vocabulary = 300"));
+    let settings = settings.replace(old, from).replace("vocabulary = 300", "vocabulary = 280");
+    fs::write(place.path().join("on.toml"), settings).unwrap();
+    let on = ["train", "on.toml", "--train.steps", "4", "--run.dir", "runs/b", "--data.prepared", "data/b"];
+    let refused = place.run(&[&on[..], &["--model.layers", "3"]].concat());
+    let text = String::from_utf8_lossy(&refused.stderr);
+    assert!(refused.status.code() == Some(2) && text.contains("leave out model.layers"), "{text}");
+    let output = place.run(&on);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    assert!(place.losses("b")[0] < place.losses("a")[7] + 0.1, "it goes on from where the folder stands");
+    let [a, b] = ["a", "b"].map(|run| place.path().join("runs").join(run).join("model/tokenizer.json"));
+    assert_eq!(fs::read(a).unwrap(), fs::read(b).unwrap());
+}
+
+#[test]
 fn a_damaged_checkpoint_is_refused_and_a_half_written_one_is_not_seen() {
     let place = Place::new();
     place.train(&["--train.steps", "4"]);
