@@ -47,6 +47,16 @@ impl Environment {
         shell::run(install)
     }
 
+    /// Where it lies.
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    /// A program that its packages brought.
+    pub fn program(&self, name: &str) -> Command {
+        shell::command(self.folder.join("bin").join(name), &[] as &[&str])
+    }
+
     /// `python/NAME` under this environment's Python.
     pub fn script(&self, name: &str) -> Command {
         let script = shell::root().join("python").join(name);

@@ -1,38 +1,69 @@
-//! Times all-reduce between processes of this host: `cargo run --release -p gradus-collective --example
-//! all_reduce_speed -- [RANKS]`.
+//! Our arms of `cargo x bench collective`: all-reduce of f32 sums in place between processes of this host, and the limit
+//! that no arm can pass: `all_reduce_speed RANKS shared-memory|tcp|limit BYTES,BYTES,...`.
 //!
-//! Buffers are rewritten before each call, outside the time; the figure is the median of rank 0's calls. The ceiling on
-//! one host is the memory: each rank reads and writes every byte at least once.
+//! Rank 0 prints a line of JSON for each size: `{"bytes", "us", "turns", "wrong"}`: the median time of one call, how many
+//! turns it is the median of, and how many elements of its last result were wrong. The rules of a turn stand in
+//! `benches/peers/mpi_all_reduce.c`; they are the same in every arm.
+//!
+//! The *limit* is two threads of one process, each of which sums its half of two buffers straight into both, and waits
+//! for nobody: memory alone.
 
 use gradus_collective::Communicator;
-use gradus_error::{IoContext, Result};
+use gradus_compute::reduce;
+use gradus_error::{Error, IoContext, Result};
 use gradus_fabric::{Launch, NetworkSettings, RENDEZVOUS_FD, TransportKind, connect};
 use gradus_host::{Clock, RealClock};
 use std::net::TcpListener;
 use std::os::fd::OwnedFd;
 use std::process::{Command, Stdio};
+use std::sync::Barrier;
 use std::time::Duration;
 
-const KIND: &str = "GRADUS_SPEED_KIND";
+const RANK: &str = "GRADUS_SPEED_RANK";
 
-fn main() -> Result<()> {
-    match std::env::var(KIND) {
-        Ok(kind) => rank(if kind == "tcp" { TransportKind::Tcp } else { TransportKind::SharedMemory }),
-        Err(_) => {
-            let ranks = std::env::args().nth(1).and_then(|text| text.parse().ok()).unwrap_or(2);
-            ["shared-memory", "tcp"].iter().try_for_each(|kind| launch(ranks, kind))
-        }
-    }
+const SMALL_BYTES: usize = 4096;
+const SMALL_CALLS: usize = 64;
+const WARM_UP: usize = 2;
+const FEWEST_TURNS: usize = 7;
+const MOST_TURNS: usize = 300;
+const TOTAL_BYTES: usize = 256 << 20;
+
+/// What is measured.
+struct Request {
+    ranks: usize,
+    transport: String,
+    sizes: Vec<usize>,
 }
 
-fn launch(world_size: usize, kind: &str) -> Result<()> {
+fn main() -> Result<()> {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let request = parse(&arguments)
+        .ok_or_else(|| Error::invalid("usage: all_reduce_speed RANKS shared-memory|tcp|limit BYTES,..."))?;
+    match (std::env::var_os(RANK), request.transport.as_str()) {
+        (_, "limit") => request.sizes.iter().for_each(|bytes| limit(*bytes)),
+        (None, _) => launch(&request, &arguments)?,
+        (Some(_), "tcp") => rank(&request, TransportKind::Tcp)?,
+        (Some(_), _) => rank(&request, TransportKind::SharedMemory)?,
+    }
+    Ok(())
+}
+
+fn parse(arguments: &[String]) -> Option<Request> {
+    let [ranks, transport, sizes] = arguments else { return None };
+    let sizes = sizes.split(',').map(|size| size.parse().ok()).collect::<Option<_>>()?;
+    let known = ["shared-memory", "tcp", "limit"].contains(&transport.as_str());
+    known.then_some(Request { ranks: ranks.parse().ok()?, transport: transport.clone(), sizes })
+}
+
+fn launch(request: &Request, arguments: &[String]) -> Result<()> {
     let listener = TcpListener::bind("127.0.0.1:0").context(|| "cannot listen".into())?;
     let port = listener.local_addr().context(|| "cannot listen".into())?.port();
     let program = std::env::current_exe().context(|| "cannot find this program".into())?;
     let mut ranks = Vec::new();
-    for rank in 0..world_size {
+    for rank in 0..request.ranks {
         let mut command = Command::new(&program);
-        command.env(KIND, kind).env("RANK", rank.to_string()).env("WORLD_SIZE", world_size.to_string());
+        command.args(arguments).env(RANK, "").env("RANK", rank.to_string());
+        command.env("WORLD_SIZE", request.ranks.to_string());
         command.env("MASTER_PORT", port.to_string()).env_remove("MASTER_ADDR");
         if rank == 0 {
             let socket = listener.try_clone().context(|| "cannot hand on the listener".into())?;
@@ -40,44 +71,162 @@ fn launch(world_size: usize, kind: &str) -> Result<()> {
         }
         ranks.push(command.spawn().context(|| "cannot start a rank".into())?);
     }
-    for mut rank in ranks {
-        rank.wait().context(|| "cannot wait for a rank".into())?;
+    for (number, mut rank) in ranks.into_iter().enumerate() {
+        let status = rank.wait().context(|| "cannot wait for a rank".into())?;
+        if !status.success() {
+            return Err(Error::unavailable(format!("rank {number}: {status}")));
+        }
     }
     Ok(())
 }
 
-fn rank(kind: TransportKind) -> Result<()> {
+fn rank(request: &Request, kind: TransportKind) -> Result<()> {
     let launch = Launch::from_environment(&|name| std::env::var(name).ok())?.unwrap_or_else(Launch::alone);
     let transport = connect(&launch, kind, &NetworkSettings::default(), "all_reduce_speed")?;
     let mut communicator = Communicator::new(transport, Duration::from_secs(60));
-    if launch.rank == 0 {
-        println!("{} ranks over {}", launch.world_size, communicator.transport_name());
-        println!("{:>12} {:>12} {:>10}", "bytes", "median us", "GB/s");
-    }
-    for bytes in [4, 1 << 10, 4 << 10, 16 << 10, 64 << 10, 256 << 10, 1 << 20, 4 << 20, 16 << 20, 64 << 20] {
-        // As many calls as move a quarter of a gigabyte, within bounds that make medians worth something.
-        let calls = (256 << 20) / bytes.max(64 << 10);
-        let median_us = time(&mut communicator, bytes / 4, calls.clamp(7, 2000))?;
-        if launch.rank == 0 {
-            println!("{bytes:>12} {median_us:>12.2} {:>10.2}", bytes as f64 / median_us / 1000.0);
-        }
+    for bytes in &request.sizes {
+        measure(&mut communicator, *bytes)?;
     }
     communicator.barrier()
 }
 
-fn time(communicator: &mut Communicator, len: usize, calls: usize) -> Result<f64> {
-    let clock = RealClock::new();
-    let world_size = communicator.world_size() as f32;
-    let mut data = vec![0.0f32; len];
+fn measure(communicator: &mut Communicator, bytes: usize) -> Result<()> {
+    let (rank, ranks) = (communicator.rank(), communicator.world_size());
+    let mut data = vec![0.0; bytes / 4];
     let mut times = Vec::new();
-    for _ in 0..calls {
-        data.fill(1.0);
-        communicator.barrier()?;
-        let start = clock.now();
-        communicator.all_reduce(&mut data)?;
-        times.push((clock.now() - start).as_secs_f64() * 1e6);
-        assert!(data.iter().all(|x| *x == world_size), "every element is the sum");
+    for number in 0..WARM_UP + turns(bytes) {
+        let us = turn(communicator, &mut data, calls(bytes))?;
+        if number >= WARM_UP {
+            times.push(us);
+        }
     }
+    if rank == 0 {
+        report(bytes, times, &data, ranks);
+    }
+    Ok(())
+}
+
+fn turn(communicator: &mut Communicator, data: &mut [f32], calls: usize) -> Result<f64> {
+    let (clock, rank) = (RealClock::new(), communicator.rank());
+    if calls == 1 {
+        rewrite(data, rank);
+    }
+    communicator.barrier()?;
+    let start = clock.now();
+    for _ in 0..calls {
+        if calls > 1 {
+            rewrite(data, rank);
+        }
+        communicator.all_reduce(data)?;
+    }
+    Ok((clock.now() - start).as_secs_f64() * 1e6 / calls as f64)
+}
+
+/// Calls of one turn.
+fn calls(bytes: usize) -> usize {
+    if bytes <= SMALL_BYTES { SMALL_CALLS } else { 1 }
+}
+
+fn turns(bytes: usize) -> usize {
+    (TOTAL_BYTES / (bytes * calls(bytes))).clamp(FEWEST_TURNS, MOST_TURNS)
+}
+
+fn rewrite(data: &mut [f32], rank: usize) {
+    for (i, x) in data.iter_mut().enumerate() {
+        *x = ((rank + 1) * (1 + (i & 7))) as f32;
+    }
+}
+
+fn report(bytes: usize, mut times: Vec<f64>, data: &[f32], ranks: usize) {
+    let sum = ranks * (ranks + 1) / 2;
+    let wrong = data.iter().enumerate().filter(|(i, x)| **x != (sum * (1 + (i & 7))) as f32).count();
     times.sort_by(f64::total_cmp);
-    Ok(times[times.len() / 2])
+    let (us, turns) = (times[times.len() / 2], times.len());
+    println!("{{\"bytes\": {bytes}, \"us\": {us:.3}, \"turns\": {turns}, \"wrong\": {wrong}}}");
+}
+
+/// A buffer that two threads write, each its half.
+#[derive(Clone, Copy)]
+struct Shared(*mut f32);
+
+// SAFETY: the threads touch it in turns that a barrier parts, and between barriers each its own part.
+unsafe impl Send for Shared {}
+// SAFETY: as above.
+unsafe impl Sync for Shared {}
+
+fn limit(bytes: usize) {
+    let len = bytes / 4;
+    let mut buffers = [vec![0.0f32; len], vec![0.0f32; len]];
+    let shared = buffers.each_mut().map(|buffer| Shared(buffer.as_mut_ptr()));
+    let barrier = Barrier::new(2);
+    let times = std::thread::scope(|scope| {
+        let other = scope.spawn(|| limit_of_rank(shared, len, 1, &barrier));
+        let times = limit_of_rank(shared, len, 0, &barrier);
+        other.join().expect("the other half does not panic");
+        times
+    });
+    report(bytes, times, &buffers[0], 2);
+}
+
+fn limit_of_rank(buffers: [Shared; 2], len: usize, rank: usize, barrier: &Barrier) -> Vec<f64> {
+    let clock = RealClock::new();
+    let calls = calls(len * 4);
+    let half = Half::of(rank, len);
+    let mut times = Vec::new();
+    for number in 0..WARM_UP + turns(len * 4) {
+        // SAFETY: each thread writes its own buffer here, `len` elements long, between two barriers.
+        rewrite(unsafe { std::slice::from_raw_parts_mut(buffers[rank].0, len) }, rank);
+        barrier.wait();
+        let begin = clock.now();
+        for call in 0..calls {
+            // SAFETY: between these barriers each thread touches its own half of both buffers only.
+            unsafe {
+                if call > 0 {
+                    half.rewrite(buffers);
+                }
+                half.reduce(buffers[rank], buffers[1 - rank]);
+            }
+        }
+        let us = (clock.now() - begin).as_secs_f64() * 1e6 / calls as f64;
+        barrier.wait();
+        if number >= WARM_UP {
+            times.push(us);
+        }
+    }
+    times
+}
+
+/// The elements that one thread sums.
+struct Half {
+    start: usize,
+    len: usize,
+}
+
+impl Half {
+    fn of(rank: usize, len: usize) -> Self {
+        let middle = len.div_ceil(2);
+        if rank == 0 { Self { start: 0, len: middle } } else { Self { start: middle, len: len - middle } }
+    }
+
+    /// # Safety
+    /// Both buffers have these elements, and nobody else touches them.
+    unsafe fn rewrite(&self, buffers: [Shared; 2]) {
+        for (rank, buffer) in buffers.into_iter().enumerate() {
+            for i in self.start..self.start + self.len {
+                // SAFETY: one of these elements, by the caller's word.
+                unsafe { buffer.0.add(i).write(((rank + 1) * (1 + (i & 7))) as f32) };
+            }
+        }
+    }
+
+    /// # Safety
+    /// As for [`Half::rewrite`].
+    unsafe fn reduce(&self, ours: Shared, theirs: Shared) {
+        // SAFETY: by the caller's word; the two buffers are apart.
+        unsafe {
+            let (ours, theirs) = (ours.0.add(self.start), theirs.0.add(self.start));
+            reduce::add_assign(ours, theirs, self.len);
+            std::ptr::copy_nonoverlapping(ours, theirs, self.len);
+        }
+    }
 }

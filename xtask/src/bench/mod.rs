@@ -4,6 +4,7 @@
 //! `benches/work/`, which git does not see.
 
 mod arm;
+mod collective;
 mod inputs;
 mod table;
 mod train;
@@ -25,12 +26,8 @@ pub enum Bench {
     Train(train::Options),
     /// The held-out loss after some hundred steps, beside PyTorch's over the same batches.
     Validation(validation::Options),
-    /// All-reduce between processes of this host, by size and transport.
-    Collective {
-        /// Passed on: ranks.
-        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
-        arguments: Vec<String>,
-    },
+    /// All-reduce between processes of this host, by size and transport, beside gloo, Open MPI and Intel MPI.
+    Collective(collective::Options),
     /// Each operation of the CPU device at the shapes of a small GPT, beside the peak of the registers.
     Kernels {
         /// Passed on: threads, precision, a part of an operation's name.
@@ -47,9 +44,7 @@ pub fn run(bench: Bench) -> Result<()> {
     match bench {
         Bench::Train(options) => train::run(&options),
         Bench::Validation(options) => validation::run(&options),
-        Bench::Collective { arguments } => {
-            example("collective", "gradus-collective", "all_reduce_speed", &arguments)
-        }
+        Bench::Collective(options) => collective::run(&options),
         Bench::Kernels { arguments } => example("kernels", "gradus-compute", "kernels_speed", &arguments),
     }
 }
