@@ -18,5 +18,7 @@ pub mod generate;
 mod header;
 mod operation;
 pub mod plan;
+mod threads;
 
 pub use communicator::{Communicator, Counters, Handle};
+pub use threads::run_as_threads;

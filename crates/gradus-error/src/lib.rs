@@ -39,6 +39,7 @@ pub enum Kind {
 pub struct Error {
     kind: Kind,
     context: String,
+    told: bool,
     source: Option<Box<dyn StdError + Send + Sync>>,
 }
 
@@ -54,7 +55,7 @@ macro_rules! constructors {
 impl Error {
     /// A failure of `kind`; `context` names the culprit and the mend.
     pub fn new(kind: Kind, context: impl Into<String>) -> Self {
-        Self { kind, context: context.into(), source: None }
+        Self { kind, context: context.into(), told: false, source: None }
     }
 
     constructors! {
@@ -99,6 +100,18 @@ impl Error {
     pub fn with_source(mut self, source: impl Into<Box<dyn StdError + Send + Sync>>) -> Self {
         self.source = Some(source.into());
         self
+    }
+
+    /// The same failure, which is another's: who failed first has told us, and says so itself where a person can see it.
+    #[must_use]
+    pub fn told(mut self) -> Self {
+        self.told = true;
+        self
+    }
+
+    /// Whether another has told us of this failure.
+    pub fn is_told(&self) -> bool {
+        self.told
     }
 
     /// The same failure, seen from further out: `outer` comes before what was said so far.

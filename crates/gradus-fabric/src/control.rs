@@ -139,13 +139,28 @@ impl Line {
     }
 }
 
+/// The first failure that was found.
+struct Failure {
+    kind: Kind,
+    message: String,
+    /// Whether the peer said so, and so knows.
+    told: bool,
+}
+
+impl Failure {
+    fn error(&self) -> Error {
+        let error = Error::new(self.kind.clone(), self.message.clone());
+        if self.told { error.told() } else { error }
+    }
+}
+
 /// The lines to all peers.
 pub(crate) struct Lines {
     rank: usize,
     /// By rank; none to ourselves.
     lines: Vec<Option<Line>>,
     /// What was found first; it is found again by whoever asks later.
-    failure: Option<(Kind, String)>,
+    failure: Option<Failure>,
     /// Whether peers know already that we are going.
     parted: bool,
 }
@@ -203,7 +218,7 @@ impl Lines {
             self.take_in(&news);
         }
         match &self.failure {
-            Some((kind, message)) => Err(Error::new(kind.clone(), message.clone())),
+            Some(failure) => Err(failure.error()),
             None => Ok(()),
         }
     }
@@ -236,7 +251,8 @@ impl Lines {
         for (rank, ended) in news {
             let Some(line) = &mut self.lines[*rank] else { continue };
             if let Some((reason, message)) = line.read(*ended) {
-                self.failure.get_or_insert((reason.into(), format!("rank {rank} gave up: {message}")));
+                let message = format!("rank {rank} gave up: {message}");
+                self.failure.get_or_insert(Failure { kind: reason.into(), message, told: true });
             } else if line.state == State::Dead {
                 dead.get_or_insert(*rank);
             }
@@ -246,7 +262,7 @@ impl Lines {
         {
             let message =
                 format!("rank {rank} has died (its connection to rank {} closed without a word)", self.rank);
-            self.failure = Some((Kind::PeerLost { rank }, message));
+            self.failure = Some(Failure { kind: Kind::PeerLost { rank }, message, told: false });
         }
     }
 
@@ -324,7 +340,7 @@ mod tests {
         theirs.give_up(&Error::invalid("other length"));
         drop(theirs);
         let error = ours.check().unwrap_err();
-        assert_eq!(*error.kind(), Kind::Invalid);
+        assert!(*error.kind() == Kind::Invalid && error.is_told());
         assert!(error.to_string().contains("rank 2 gave up: other length"), "{error}");
     }
 

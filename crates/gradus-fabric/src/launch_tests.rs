@@ -35,39 +35,39 @@ fn launchers_are_understood() {
         ),
         (
             "OMPI_COMM_WORLD_RANK=3 OMPI_COMM_WORLD_SIZE=4 OMPI_COMM_WORLD_LOCAL_RANK=1 OMPI_COMM_WORLD_LOCAL_SIZE=2 \
-             MASTER_ADDR=h SLURM_PROCID=0 SLURM_NTASKS=1",
+             MASTER_ADDR=h SLURM_PROCID=0 SLURM_STEP_ID=0 SLURM_NTASKS=1",
             (3, 4, 1, 2, 1, "h"),
         ),
         ("PMI_RANK=1 PMI_SIZE=3 MPI_LOCALRANKID=1 MPI_LOCALNRANKS=3", (1, 3, 1, 3, 0, "127.0.0.1")),
         ("PMI_RANK=0 PMI_SIZE=2", (0, 2, 0, 2, 0, "127.0.0.1")),
         ("PET_NNODES=2 PET_NODE_RANK=1 PET_NPROC_PER_NODE=1 PET_MASTER_ADDR=h", (1, 2, 0, 1, 1, "h")),
         (
-            "SLURM_PROCID=5 SLURM_NTASKS=7 SLURM_LOCALID=1 SLURM_NODEID=2 SLURM_NNODES=4 \
+            "SLURM_PROCID=5 SLURM_STEP_ID=0 SLURM_NTASKS=7 SLURM_LOCALID=1 SLURM_NODEID=2 SLURM_NNODES=4 \
              SLURM_STEP_TASKS_PER_NODE=2(x3),1 SLURM_JOB_NODELIST=n[04-07] SLURM_JOB_ID=17",
             (5, 7, 1, 2, 2, "n04"),
         ),
         (
-            "SLURM_PROCID=1 SLURM_NTASKS=4 SLURM_LOCALID=1 SLURM_NODEID=0 SLURM_NNODES=2 SLURM_NTASKS_PER_NODE=2 \
+            "SLURM_PROCID=1 SLURM_STEP_ID=0 SLURM_NTASKS=4 SLURM_LOCALID=1 SLURM_NODEID=0 SLURM_NNODES=2 SLURM_NTASKS_PER_NODE=2 \
              SLURM_LAUNCH_NODE_IPADDR=10.1.1.1",
             (1, 4, 1, 2, 0, "10.1.1.1"),
         ),
         (
-            "SLURM_PROCID=1 SLURM_NTASKS=2 SLURM_LOCALID=1 SLURM_NNODES=1 SLURM_JOB_NODELIST=n4",
+            "SLURM_PROCID=1 SLURM_STEP_ID=0 SLURM_NTASKS=2 SLURM_LOCALID=1 SLURM_NNODES=1 SLURM_JOB_NODELIST=n4",
             (1, 2, 1, 2, 0, "127.0.0.1"),
         ),
         // A step of two tasks within an allocation of eight.
         (
-            "SLURM_PROCID=1 SLURM_STEP_NUM_TASKS=2 SLURM_NTASKS=8 SLURM_LOCALID=1 SLURM_NNODES=1",
+            "SLURM_PROCID=1 SLURM_STEP_ID=0 SLURM_STEP_NUM_TASKS=2 SLURM_NTASKS=8 SLURM_LOCALID=1 SLURM_NNODES=1",
             (1, 2, 1, 2, 0, "127.0.0.1"),
         ),
         // An interactive allocation.
         (
-            "SLURM_PROCID=0 SLURM_NTASKS=1 SLURM_LOCALID=0 SLURM_NODEID=0 SLURM_JOB_ID=5",
+            "SLURM_PROCID=0 SLURM_STEP_ID=0 SLURM_NTASKS=1 SLURM_LOCALID=0 SLURM_NODEID=0 SLURM_JOB_ID=5",
             (0, 1, 0, 1, 0, "127.0.0.1"),
         ),
         // torchrun under srun: Slurm counts the nodes, torchrun the ranks.
         (
-            "RANK=3 WORLD_SIZE=4 LOCAL_RANK=1 LOCAL_WORLD_SIZE=2 MASTER_ADDR=h SLURM_PROCID=1 SLURM_NTASKS=2",
+            "RANK=3 WORLD_SIZE=4 LOCAL_RANK=1 LOCAL_WORLD_SIZE=2 MASTER_ADDR=h SLURM_PROCID=1 SLURM_STEP_ID=0 SLURM_NTASKS=2",
             (3, 4, 1, 2, 1, "h"),
         ),
     ];
@@ -82,7 +82,10 @@ fn launchers_are_understood() {
 
 #[test]
 fn nothing_said_is_no_launch() {
-    for variables in ["", "SLURM_NTASKS=4 SLURM_JOB_ID=7", "RANK= WORLD_SIZE=", "MASTER_ADDR=h MASTER_PORT=1"]
+    // A batch script is run once for the whole job: its process is a task of no step.
+    let batch = "SLURM_PROCID=0 SLURM_LOCALID=0 SLURM_NTASKS=4 SLURM_JOB_ID=7";
+    for variables in
+        [batch, "", "SLURM_NTASKS=4 SLURM_JOB_ID=7", "RANK= WORLD_SIZE=", "MASTER_ADDR=h MASTER_PORT=1"]
     {
         assert_eq!(read(variables).unwrap(), None, "{variables}");
     }
@@ -115,14 +118,14 @@ fn contradictions_name_their_variable() {
         ("PMI_RANK=4 PMI_SIZE=4", "PMI_RANK"),
         ("PET_NODE_RANK=0 PET_NNODES=1:4", "PET_NNODES"),
         ("PET_NODE_RANK=0 PET_NNODES=2 PET_NPROC_PER_NODE=4", "PET_NPROC_PER_NODE"),
-        ("SLURM_PROCID=0", "SLURM_NTASKS"),
-        ("SLURM_PROCID=3 SLURM_NTASKS=2", "SLURM_PROCID"),
+        ("SLURM_PROCID=0 SLURM_STEP_ID=0", "SLURM_NTASKS"),
+        ("SLURM_PROCID=3 SLURM_STEP_ID=0 SLURM_NTASKS=2", "SLURM_PROCID"),
         (
-            "SLURM_PROCID=0 SLURM_NTASKS=4 SLURM_LOCALID=0 SLURM_NNODES=2 SLURM_STEP_TASKS_PER_NODE=x",
+            "SLURM_PROCID=0 SLURM_STEP_ID=0 SLURM_NTASKS=4 SLURM_LOCALID=0 SLURM_NNODES=2 SLURM_STEP_TASKS_PER_NODE=x",
             "SLURM_STEP_TASKS_PER_NODE",
         ),
         (
-            "SLURM_PROCID=0 SLURM_NTASKS=4 SLURM_LOCALID=0 SLURM_NNODES=2 SLURM_JOB_NODELIST=n[",
+            "SLURM_PROCID=0 SLURM_STEP_ID=0 SLURM_NTASKS=4 SLURM_LOCALID=0 SLURM_NNODES=2 SLURM_JOB_NODELIST=n[",
             "SLURM_JOB_NODELIST",
         ),
     ];

@@ -5,9 +5,10 @@
 use crate::launch::{Found, Variables};
 use gradus_error::{Error, Result};
 
-/// Without `SLURM_PROCID` this process is no task of a step, whatever else is set.
+/// Without `SLURM_PROCID` and `SLURM_STEP_ID` this process is no task of a step, whatever else is set: in a batch script,
+/// which Slurm runs once for the whole job, the number of a step is missing, and who starts ranks there is its launcher.
 pub(crate) fn read(variables: &Variables) -> Result<Option<Found>> {
-    if variables.text("SLURM_PROCID").is_none() {
+    if variables.text("SLURM_PROCID").is_none() || variables.text("SLURM_STEP_ID").is_none() {
         return Ok(None);
     }
     let size = first_set(variables, &["SLURM_STEP_NUM_TASKS", "SLURM_NTASKS", "SLURM_NPROCS"])

@@ -19,6 +19,17 @@ pub struct Request<'a> {
     pub stop: &'a [u32],
 }
 
+/// Why a text ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ending {
+    /// By a token that ends texts, or because nobody wanted more.
+    Stopped,
+    /// It has as many tokens as were asked for.
+    LongEnough,
+    /// The model's context is full.
+    ContextFull,
+}
+
 /// The memory that writing needs, kept from one text to the next.
 pub struct Generator {
     workspace: Workspace,
@@ -78,24 +89,36 @@ impl Generator {
         model: &Transformer,
         request: Request,
         emit: &mut dyn FnMut(u32) -> bool,
-    ) -> Result<()> {
+    ) -> Result<Ending> {
         request.sampling.check()?;
         let mut logits = self.prefill(model, request.prompt)?;
         for draw in 0..request.max_tokens {
             let token = sample(&logits, request.sampling, draw as u64);
-            let ended = request.stop.contains(&token) || !emit(token);
-            if ended || self.cache.len() == self.cache.capacity() || draw + 1 == request.max_tokens {
-                return Ok(());
+            if request.stop.contains(&token) || !emit(token) {
+                return Ok(Ending::Stopped);
+            }
+            if draw + 1 == request.max_tokens {
+                break;
+            }
+            if self.cache.len() == self.cache.capacity() {
+                return Ok(Ending::ContextFull);
             }
             logits = model.logits(&self.workspace, &[token], &mut self.cache, 1)?;
         }
-        Ok(())
+        Ok(Ending::LongEnough)
     }
 
     /// Runs a prompt through and returns the logits after its last token.
     fn prefill(&mut self, model: &Transformer, prompt: &[u32]) -> Result<Vec<f32>> {
         if prompt.is_empty() {
             return Err(Error::invalid("the prompt is empty: give at least one token to write on from"));
+        }
+        let room = self.cache.capacity();
+        if prompt.len() > room {
+            return Err(Error::invalid(format!(
+                "the prompt has {} tokens, the context {room}: give a shorter one",
+                prompt.len()
+            )));
         }
         self.cache.truncate(0);
         let mut logits = Vec::new();

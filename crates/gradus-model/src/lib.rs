@@ -20,7 +20,7 @@ mod workspace;
 pub use block::BackwardObserver;
 pub use cache::KeyValueCache;
 pub use config::{Family, ModelConfig, ModelSettings, PRESETS};
-pub use generate::{Generator, Request};
+pub use generate::{Ending, Generator, Request};
 pub use parameters::{BlockTensors, LinearTensors, NormTensors, Parameters};
 pub use transformer::{Batch, LossSum, Transformer};
 pub use workspace::Workspace;

@@ -5,7 +5,7 @@
 //! or altered shard is `Corrupt`, not a strange loss. Invariant: no token that is read is at or beyond the vocabulary.
 
 use crate::digest::{digest_file, digest_part, finish};
-use crate::manifest::{Manifest, Shard, Split, SplitManifest, TokenType};
+use crate::manifest::{Manifest, SOURCES, Shard, Split, SplitManifest, TokenType};
 use crate::tokenizer::{TOKENIZER, Tokenizer};
 use gradus_error::{Error, IoContext, Result};
 use gradus_host::disk;
@@ -50,7 +50,7 @@ impl Dataset {
                 check_digest(folder, shard, manifest.token_type)?;
             }
         }
-        check_tokenizer(folder, &manifest)?;
+        check_beside(folder, &manifest)?;
         Ok(Self {
             folder: folder.to_owned(),
             train: TokenSplit::open(folder, &manifest, Split::Train)?,
@@ -68,7 +68,7 @@ impl Dataset {
             check_size(&self.folder, shard)?;
             check_digest(&self.folder, shard, self.manifest.token_type)?;
         }
-        check_tokenizer(&self.folder, &self.manifest)
+        check_beside(&self.folder, &self.manifest)
     }
 
     /// Where it lies.
@@ -152,18 +152,24 @@ fn check_digest(folder: &Path, shard: &Shard, token_type: TokenType) -> Result<(
     if digest_part(&path, shard.offset_bytes, shard.tokens * token_type.bytes())? != shard.sha256 {
         return Err(altered(&path));
     }
-    Ok(())
+    check_file(&folder.join(&shard.document_starts), &shard.document_starts_sha256)
 }
 
-fn check_tokenizer(folder: &Path, manifest: &Manifest) -> Result<()> {
-    let path = folder.join(TOKENIZER);
-    if manifest.tokenizer_sha256.is_empty() {
+/// Checks what lies beside the shards.
+fn check_beside(folder: &Path, manifest: &Manifest) -> Result<()> {
+    check_file(&folder.join(TOKENIZER), &manifest.tokenizer_sha256)?;
+    check_file(&folder.join(SOURCES), &manifest.sources_sha256)
+}
+
+/// Checks a whole file; without a digest there is none.
+fn check_file(path: &Path, sha256: &str) -> Result<()> {
+    if sha256.is_empty() {
         return Ok(());
     }
     if !path.is_file() {
         return Err(Error::corrupt(format!("{} is missing; prepare the data again", path.display())));
     }
-    if digest_file(&path)? == manifest.tokenizer_sha256 { Ok(()) } else { Err(altered(&path)) }
+    if digest_file(path)? == sha256 { Ok(()) } else { Err(altered(path)) }
 }
 
 fn altered(path: &Path) -> Error {

@@ -13,8 +13,11 @@ use std::path::{Path, PathBuf};
 /// The file's name.
 pub const MANIFEST: &str = "manifest.json";
 
+/// The list of the files that `cargo:` chose.
+pub(crate) const SOURCES: &str = "sources.json";
+
 /// The format that this version writes and reads.
-pub const FORMAT: u32 = 1;
+pub const FORMAT: u32 = 2;
 
 /// Largest manifest that is read; one entry for each shard.
 const LIMIT_BYTES: u64 = 64 << 20;
@@ -83,6 +86,8 @@ pub struct Shard {
     pub modified_ns: u64,
     /// The file in the prepared folder that lists where documents begin; empty for token files used as they are.
     pub document_starts: String,
+    /// SHA-256 of that file; empty where there is none.
+    pub document_starts_sha256: String,
 }
 
 /// One part of the corpus.
@@ -132,7 +137,7 @@ impl Inputs {
 /// What a prepared folder holds.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Manifest {
-    /// The format of this manifest: 1.
+    /// The format of this manifest: 2.
     pub format: u32,
     /// The settings with which it was prepared.
     pub settings: PrepareSettings,
@@ -142,6 +147,8 @@ pub struct Manifest {
     pub inputs: Inputs,
     /// SHA-256 of `tokenizer.json`; empty when tokens were used as they are and no tokenizer was given.
     pub tokenizer_sha256: String,
+    /// SHA-256 of `sources.json`, which lists the sources chosen of a `cargo:` input; empty without one.
+    pub sources_sha256: String,
     /// Every token is below.
     pub vocabulary: usize,
     /// The token that parts documents, if it is known.

@@ -13,6 +13,7 @@ use gradus_store::{Tokenizer, atomic};
 use safetensors::{Dtype, SafeTensors, View};
 use serde::{Deserialize, Serialize};
 use std::borrow::Cow;
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -189,6 +190,13 @@ fn load_parts(folder: &Path, model: &Transformer, optimizer: &mut Optimizer) -> 
         )));
     }
     let state = read_state(folder)?;
+    if folder_of(Path::new(""), state.step).file_name() != folder.file_name() {
+        return Err(Error::corrupt(format!(
+            "{} speaks of step {}, which is not what its folder is named after",
+            folder.join(STATE_FILE).display(),
+            state.step
+        )));
+    }
     let put = &mut |span, values: &[f32]| model.put(span, values);
     hugging_face::read_weights(folder, model.config(), model.parameters(), put)?;
     read_moments(&folder.join(MOMENTS_FILE), model, optimizer)?;
@@ -224,6 +232,16 @@ fn read_moments(path: &Path, model: &Transformer, optimizer: &Optimizer) -> Resu
     let bytes = fs::read(path).context(|| format!("cannot read {}", path.display()))?;
     let file = SafeTensors::deserialize(&bytes)
         .map_err(|error| Error::corrupt(format!("{} is damaged", path.display())).with_source(error))?;
+    let tensors = model.parameters().layout.tensors();
+    let expected: BTreeSet<String> = (0..optimizer.moments().len())
+        .flat_map(|index| tensors.iter().map(move |tensor| moment_name(index, tensor)))
+        .collect();
+    if let Some(extra) = file.names().into_iter().find(|name| !expected.contains(*name)) {
+        return Err(Error::corrupt(format!(
+            "{} holds {extra}, which is no moment of this model",
+            path.display()
+        )));
+    }
     for (index, whole) in optimizer.moments().into_iter().enumerate() {
         for tensor in model.parameters().layout.tensors() {
             let name = moment_name(index, tensor);
@@ -241,6 +259,9 @@ fn read_moments(path: &Path, model: &Transformer, optimizer: &Optimizer) -> Resu
             }
             let words = view.data().chunks_exact(4).map(|word| [word[0], word[1], word[2], word[3]]);
             let values: Vec<f32> = words.map(f32::from_le_bytes).collect();
+            if values.iter().any(|value| !value.is_finite()) {
+                return Err(Error::corrupt(format!("{}: {name} is not finite", path.display())));
+            }
             model.device().write(tensor.within(whole), &values);
         }
     }

@@ -63,6 +63,11 @@ impl GradientSum<'_> {
         self.started.get()
     }
 
+    /// Bytes that have left this rank, of all that the communicator ever sent.
+    pub fn bytes_sent(&self) -> u64 {
+        self.parent.communicator.borrow().counters().bytes_sent
+    }
+
     /// Starts what is left and waits until all ranks' gradients are summed, in place.
     ///
     /// # Errors

@@ -16,7 +16,7 @@ pub struct TrainSettings {
     pub sequence_length: usize,
     /// Sequences of one step, over all ranks.
     pub global_batch: usize,
-    /// Sequences of one microbatch, the atom that ranks share out; 0: the global batch over the ranks.
+    /// Sequences of one microbatch, the atom that ranks share out; 0: the largest with which the fullest rank has least.
     pub microbatch: usize,
     /// `bf16` (matrix products of bf16 operands, everything else f32) or `f32`.
     pub precision: Precision,
@@ -58,9 +58,17 @@ impl Default for TrainSettings {
 }
 
 impl TrainSettings {
-    /// Sequences of one microbatch among `world_size` ranks.
+    /// Sequences of one microbatch among `world_size` ranks (at least one).
     pub fn microbatch_sequences(&self, world_size: usize) -> usize {
-        if self.microbatch > 0 { self.microbatch } else { self.global_batch.div_ceil(world_size).max(1) }
+        if self.microbatch > 0 {
+            return self.microbatch;
+        }
+        let even = self.global_batch.div_ceil(world_size.max(1)).max(1);
+        let leaves_no_rank_idle = |size: &usize| self.global_batch.div_ceil(*size) >= world_size;
+        let fullest_rank =
+            |size: &usize| size * self.global_batch.div_ceil(*size).div_ceil(world_size.max(1));
+        // Of equals the first counts, which is the largest.
+        (1..=even).rev().filter(leaves_no_rank_idle).min_by_key(fullest_rank).unwrap_or(1)
     }
 
     /// Microbatches of one step.
@@ -73,6 +81,9 @@ impl TrainSettings {
     /// # Errors
     /// `Invalid`, naming the key.
     pub fn check(&self, world_size: usize) -> Result<()> {
+        if world_size == 0 {
+            return Err(Error::invalid("a run has at least one rank (launch.nproc_per_node)"));
+        }
         if (self.steps == 0) == self.duration.is_empty() {
             return Err(Error::invalid("give exactly one of train.steps and train.duration"));
         }
@@ -162,7 +173,11 @@ impl OptimizerSettings {
     pub fn check(&self) -> Result<()> {
         let part = |x: f64| (0.0..=1.0).contains(&x);
         let rules = [
-            ("learning_rate", self.learning_rate.is_finite() && self.learning_rate > 0.0, "greater than 0"),
+            (
+                "learning_rate",
+                (self.learning_rate as f32).is_normal() && self.learning_rate > 0.0,
+                "greater than 0, and a number that f32 has",
+            ),
             ("decay_fraction", part(self.decay_fraction), "from 0 to 1"),
             ("final_fraction", part(self.final_fraction), "from 0 to 1"),
             ("beta1", (0.0..1.0).contains(&self.beta1), "from 0 up to, not including, 1"),
@@ -190,8 +205,54 @@ pub struct CheckpointSettings {
     pub allow_changes: bool,
 }
 
+impl CheckpointSettings {
+    /// Whether the settings are possible.
+    ///
+    /// # Errors
+    /// `Invalid`, naming the key.
+    pub fn check(&self) -> Result<()> {
+        match self.keep {
+            0 => Err(Error::invalid("checkpoint.keep is 0: a run keeps at least its newest checkpoint")),
+            _ => Ok(()),
+        }
+    }
+}
+
 impl Default for CheckpointSettings {
     fn default() -> Self {
         Self { every: 0, keep: 2, allow_changes: false }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_world_up_to_the_batch_is_possible_and_as_even_as_can_be() {
+        for global_batch in 1..40 {
+            for world_size in 1..=global_batch {
+                let settings = TrainSettings { global_batch, steps: 1, ..TrainSettings::default() };
+                settings.check(world_size).unwrap();
+                let (size, count) =
+                    (settings.microbatch_sequences(world_size), settings.microbatches(world_size));
+                assert!(count >= world_size && size * count.div_ceil(world_size) <= global_batch);
+                // No other size gives the fullest rank less than single sequences do, which are the finest.
+                assert_eq!(size * count.div_ceil(world_size), global_batch.div_ceil(world_size));
+            }
+            let alone = TrainSettings { global_batch, ..TrainSettings::default() };
+            assert_eq!(alone.microbatch_sequences(1), global_batch);
+        }
+        assert!(TrainSettings { steps: 1, ..TrainSettings::default() }.check(0).is_err());
+        assert!(TrainSettings { steps: 1, ..TrainSettings::default() }.check(9).is_err());
+    }
+
+    #[test]
+    fn learning_rates_are_those_that_f32_has() {
+        for learning_rate in [0.0, -1.0, f64::NAN, f64::INFINITY, 1e300, 1e-50] {
+            assert!(OptimizerSettings { learning_rate, ..Default::default() }.check().is_err());
+        }
+        OptimizerSettings::default().check().unwrap();
+        assert!(CheckpointSettings { keep: 0, ..Default::default() }.check().is_err());
     }
 }

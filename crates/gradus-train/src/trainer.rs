@@ -172,9 +172,29 @@ impl Trainer {
             let resumed = trainer.resume(&folder);
             trainer.tell_of_failure(resumed)?;
         }
+        let finite = trainer.check_weights();
+        trainer.tell_of_failure(finite)?;
         let common = trainer.check_common_start();
         trainer.tell_of_failure(common)?;
         Ok(trainer)
+    }
+
+    /// Whether there is anything to learn from: of weights that are not finite no gradient is.
+    fn check_weights(&self) -> Result<()> {
+        let model = self.learner.model();
+        for tensor in model.parameters().layout.tensors() {
+            if model.get(tensor.span()).iter().any(|value| !value.is_finite()) {
+                let origin = match &self.settings.resume {
+                    Some(folder) => folder.display().to_string(),
+                    None => "model.from".to_owned(),
+                };
+                return Err(Error::invalid(format!(
+                    "{} has values that are not finite: begin with other weights ({origin})",
+                    tensor.name
+                )));
+            }
+        }
+        Ok(())
     }
 
     /// Whether all ranks stand at the same step with the same weights: folders may differ from host to host.
@@ -304,8 +324,10 @@ impl Trainer {
         }
     }
 
+    /// Too many steps in a row without an update, or a run that ends without a single one, is a failure.
     fn check_skipped(&self) -> Result<()> {
-        if self.state.skipped <= self.settings.train.most_skipped {
+        let over = self.state.step == self.state.total_steps && self.state.updates == 0;
+        if self.state.skipped <= self.settings.train.most_skipped && !over {
             return Ok(());
         }
         Err(Error::invalid(format!(

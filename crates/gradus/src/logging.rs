@@ -1,9 +1,10 @@
 //! What a process says on stderr: log lines and its last word, each with its rank where there are several.
 
 use crate::exit;
+use crate::launcher::last_word;
 use gradus_error::{Error, Result};
 use std::fmt::Display;
-use std::io::Write;
+use std::io::{IsTerminal, Write};
 use tracing::Level;
 
 /// `[rank N] ` on rank 0 of several; the launcher prefixes the others' lines.
@@ -21,6 +22,9 @@ pub fn start() {
     tracing_subscriber::fmt()
         .with_max_level(level)
         .with_writer(std::io::stderr)
+        .with_ansi(
+            std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|set| set.is_empty()),
+        )
         .without_time()
         .with_target(false)
         .init();
@@ -42,7 +46,11 @@ pub fn print(line: impl Display) -> Result<()> {
     })
 }
 
-/// Says why the process ends.
+/// Says why the process ends: to the launcher that started this rank, if one of ours did, else on stderr.
 pub fn failure(error: &anyhow::Error) {
-    say(format_args!("{}gradus: error: {}", prefix(), exit::message(error)));
+    let text = exit::message(error);
+    let told = error.chain().find_map(|cause| cause.downcast_ref::<Error>()).is_some_and(Error::is_told);
+    if !last_word::leave(&text, told) {
+        say(format_args!("{}gradus: error: {text}", prefix()));
+    }
 }

@@ -3,7 +3,7 @@
 use crate::settings::parse_duration;
 use gradus_error::{Error, Result};
 use gradus_fabric::{NetworkSettings, TransportKind};
-use gradus_model::{ModelConfig, ModelSettings, hugging_face};
+use gradus_model::{Family, ModelConfig, ModelSettings, hugging_face};
 use gradus_store::PrepareSettings;
 use gradus_train::{CheckpointSettings, OptimizerSettings, RunSettings, SampleSettings, TrainSettings};
 use serde::{Deserialize, Serialize};
@@ -120,6 +120,11 @@ impl Settings {
         if data.tokenizer.is_empty() && Path::new(&self.model.from).join(TOKENIZER).is_file() {
             data.tokenizer.clone_from(&self.model.from);
         }
+        let model = self.model_config(1)?;
+        if data.pre_tokenizer.is_empty() && model.family == Family::Llama && model.qkv_bias {
+            // Other tools take such a model for Qwen2, and read its text as Qwen2 does.
+            data.pre_tokenizer = "qwen2".to_owned();
+        }
         if data.prepared.is_empty() {
             let name = Path::new(&self.run.dir).file_name().unwrap_or("run".as_ref());
             data.prepared = Path::new("data").join(name).to_string_lossy().into_owned();
@@ -135,6 +140,7 @@ impl Settings {
         self.train.check(world_size)?;
         self.optimizer.check()?;
         self.sample.check()?;
+        self.checkpoint.check()?;
         self.network.check()?;
         self.sequence_length()?;
         self.transport()?;
@@ -164,7 +170,11 @@ impl Settings {
             return Ok(0.0);
         }
         let duration = parse_duration(&self.train.duration);
-        Ok(duration.map_err(|error| error.within("train.duration"))?.as_secs_f64())
+        let duration_s = duration.map_err(|error| error.within("train.duration"))?.as_secs_f64();
+        if duration_s <= 0.0 {
+            return Err(Error::invalid("train.duration is no time at all: give one such as 150s"));
+        }
+        Ok(duration_s)
     }
 
     /// How gradients travel.

@@ -22,7 +22,7 @@ pub use settings::PrepareSettings;
 use crate::atomic::{recover_folder, write_folder_atomically};
 use crate::dataset::Dataset;
 use crate::digest::digest_bytes;
-use crate::manifest::{FORMAT, Manifest, Split, SplitManifest, TokenType};
+use crate::manifest::{FORMAT, Manifest, SOURCES, Split, SplitManifest, TokenType};
 use crate::tokenizer::{Tokenizer, train};
 use cargo_sources::ChosenSource;
 use corpus::Corpus;
@@ -34,9 +34,6 @@ use pipeline::Writers;
 use shards::SplitWriter;
 use std::fs::{File, TryLockError};
 use std::path::{Path, PathBuf};
-
-/// The list of the files that `cargo:` chose.
-const SOURCES: &str = "sources.json";
 
 /// What is being done.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -209,11 +206,9 @@ fn build(
     observer: Observer,
 ) -> Result<()> {
     let (files, chosen) = gather(settings, &request.found)?;
-    if !chosen.is_empty() {
-        write_sources(folder, &chosen)?;
-    }
+    let sources_sha256 = write_sources(folder, &chosen)?;
     let tokens = files.iter().filter(|file| file.format == Format::Tokens).count();
-    let manifest = match tokens {
+    let mut manifest = match tokens {
         0 => build_from_text(
             settings,
             request,
@@ -226,6 +221,7 @@ fn build(
         _ => return Err(Error::invalid("token files (*.bin) and text cannot be one corpus (data.input)")),
     };
     check_size(settings, &manifest)?;
+    manifest.sources_sha256 = sources_sha256;
     manifest.write(folder)
 }
 
@@ -244,11 +240,19 @@ fn gather(settings: &PrepareSettings, found: &Found) -> Result<(Vec<InputFile>, 
     Ok((files, chosen))
 }
 
-fn write_sources(folder: &Path, chosen: &[ChosenSource]) -> Result<()> {
+/// Writes the list of chosen sources, if there are any; its digest.
+fn write_sources(folder: &Path, chosen: &[ChosenSource]) -> Result<String> {
+    if chosen.is_empty() {
+        return Ok(String::new());
+    }
+    let text = serde_json::to_vec_pretty(chosen).map_err(|error| {
+        Error::internal("the list of sources cannot be written as JSON").with_source(error)
+    })?;
     let path = folder.join(SOURCES);
     write_atomically(&path, |writer| {
-        serde_json::to_writer_pretty(writer, chosen).context(|| format!("cannot write {}", path.display()))
-    })
+        writer.write_all(&text).context(|| format!("cannot write {}", path.display()))
+    })?;
+    Ok(digest_bytes(&text))
 }
 
 fn build_from_text(
@@ -271,7 +275,8 @@ fn build_from_text(
                 &settings.text_field,
                 settings.seed,
             )?;
-            trained = train(&texts, settings.vocabulary, settings.sequence_length)?;
+            let kind = settings.pre_tokenizer()?;
+            trained = train(&texts, kind, settings.vocabulary, settings.sequence_length)?;
             &trained
         }
     };
@@ -330,6 +335,7 @@ fn manifest(
         request_digest: request.digest.clone(),
         inputs: request.found.stamp.clone(),
         tokenizer_sha256: tokenizer.map(Tokenizer::digest).unwrap_or_default(),
+        sources_sha256: String::new(),
         vocabulary: tokenizer.map_or(settings.vocabulary, Tokenizer::vocabulary),
         end_of_text: tokenizer.map(Tokenizer::end_of_text).or_else(|| numbered_end_of_text(settings)),
         token_type,

@@ -1,6 +1,6 @@
 //! The settings of data.
 
-use crate::tokenizer::LEAST_VOCABULARY;
+use crate::tokenizer::{LEAST_VOCABULARY, PreTokenizer};
 use gradus_error::{Error, Result};
 use serde::{Deserialize, Serialize};
 
@@ -26,6 +26,9 @@ pub struct PrepareSettings {
     pub text_field: String,
     /// A `tokenizer.json`, or the folder that holds one; empty: a byte-level BPE is trained on the corpus.
     pub tokenizer: String,
+    /// How a tokenizer that is trained here cuts text into words: `gpt2`, or `qwen2` (which also normalises Unicode to
+    /// NFC), as tools expect of models of these families; empty: `gpt2`.
+    pub pre_tokenizer: String,
     /// The token that ends a text, by its text or number; empty: as the tokenizer's files say.
     pub end_of_text: String,
     /// Tokens of a tokenizer that is trained here, the end of text included. For token files without a tokenizer: what
@@ -54,6 +57,7 @@ impl Default for PrepareSettings {
             prepared: String::new(),
             text_field: "text".to_owned(),
             tokenizer: String::new(),
+            pre_tokenizer: String::new(),
             end_of_text: String::new(),
             vocabulary: 2048,
             tokenizer_sample_bytes: 8_000_000,
@@ -93,7 +97,19 @@ impl PrepareSettings {
             (1..=LONGEST_SEQUENCE).contains(&self.sequence_length),
             format!("data.sequence_length is {}: choose 1 to {LONGEST_SEQUENCE}", self.sequence_length),
         )?;
+        self.pre_tokenizer()?;
         check(self.shard_tokens > 0, "data.shard_tokens is 0".to_owned())
+    }
+
+    /// How a tokenizer that is trained here cuts text.
+    pub(crate) fn pre_tokenizer(&self) -> Result<PreTokenizer> {
+        match self.pre_tokenizer.as_str() {
+            "" | "gpt2" => Ok(PreTokenizer::Gpt2),
+            "qwen2" => Ok(PreTokenizer::Qwen2),
+            other => Err(Error::invalid(format!(
+                "data.pre_tokenizer is \"{other}\": choose \"gpt2\" or \"qwen2\""
+            ))),
+        }
     }
 
     /// The settings that decide what is prepared from given inputs and a given tokenizer, as text.

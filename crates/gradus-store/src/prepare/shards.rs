@@ -128,6 +128,7 @@ struct OpenShard {
     file: BufWriter<File>,
     hasher: Sha256,
     starts: BufWriter<File>,
+    starts_hasher: Sha256,
     base: u64,
     tokens: u64,
     documents: u64,
@@ -147,6 +148,7 @@ impl OpenShard {
             file: create(format!("{name}.bin"))?,
             hasher: Sha256::new(),
             starts: create(format!("{name}.documents.json"))?,
+            starts_hasher: Sha256::new(),
             base,
             tokens: 0,
             documents: 0,
@@ -171,7 +173,12 @@ impl OpenShard {
     fn write_start(&mut self, start: u64) -> Result<()> {
         let before = if self.documents == 0 { '[' } else { ',' };
         self.documents += 1;
-        write!(self.starts, "{before}{}", start - self.base).context(|| self.cannot_list())
+        self.list(format!("{before}{}", start - self.base).as_bytes())
+    }
+
+    fn list(&mut self, text: &[u8]) -> Result<()> {
+        self.starts_hasher.update(text);
+        self.starts.write_all(text).context(|| self.cannot_list())
     }
 
     fn cannot_list(&self) -> String {
@@ -180,7 +187,8 @@ impl OpenShard {
 
     fn finish(mut self, token_type: TokenType) -> Result<Shard> {
         let end: &[u8] = if self.documents == 0 { b"[]\n" } else { b"]\n" };
-        self.starts.write_all(end).and_then(|()| self.starts.flush()).context(|| self.cannot_list())?;
+        self.list(end)?;
+        self.starts.flush().context(|| self.cannot_list())?;
         let describe = || format!("cannot write {}", self.path.display());
         self.file.flush().context(describe)?;
         let metadata = self.file.get_ref().metadata().context(describe)?;
@@ -193,6 +201,7 @@ impl OpenShard {
             file_bytes: self.tokens * token_type.bytes(),
             modified_ns: modified_ns(&metadata),
             document_starts: format!("{}.documents.json", self.name),
+            document_starts_sha256: crate::digest::finish(self.starts_hasher),
         })
     }
 }

@@ -193,6 +193,7 @@ impl<'a> TokenFile<'a> {
             file_bytes: self.file.bytes,
             modified_ns: self.file.modified_ns,
             document_starts: String::new(),
+            document_starts_sha256: String::new(),
         };
         Ok((shard, text_bytes))
     }

@@ -11,7 +11,7 @@ mod stream;
 mod train;
 
 pub use stream::StreamDecoder;
-pub use train::{END_OF_TEXT, LEAST_VOCABULARY, train};
+pub use train::{END_OF_TEXT, LEAST_VOCABULARY, PreTokenizer, train};
 
 use crate::digest::digest_bytes;
 use byte_level::{ALPHABET, WordCache, bytes_of};

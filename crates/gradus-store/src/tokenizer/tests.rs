@@ -5,7 +5,7 @@ use std::sync::LazyLock;
 
 static TRAINED: LazyLock<Tokenizer> = LazyLock::new(|| {
     let text = "fn main() { let it's = \"größer\"; }\n  // 你好, world: we'll see 12345\n".repeat(20);
-    train(&[text], 320, 64).unwrap()
+    train(&[text], PreTokenizer::Gpt2, 320, 64).unwrap()
 });
 
 fn slow(text: &str) -> Vec<u32> {

@@ -47,7 +47,7 @@ fn every_damage_is_named_and_mended() {
     fs::write(home.path().join("a.txt"), text(300)).unwrap();
     let settings = settings(home.path(), "a.txt");
     let folder = prepared(&settings).folder;
-    let damage: [(&str, Harm); 6] = [
+    let damage: [(&str, Harm); 8] = [
         ("train-00000.bin", |path| {
             let mut bytes = fs::read(path).unwrap();
             bytes[100] ^= 1;
@@ -58,6 +58,8 @@ fn every_damage_is_named_and_mended() {
             fs::write(path, &bytes[..bytes.len() - 2]).unwrap();
         }),
         ("held_out-00000.bin", |path| fs::remove_file(path).unwrap()),
+        ("train-00000.documents.json", |path| fs::write(path, "[0]\n").unwrap()),
+        ("held_out-00000.documents.json", |path| fs::remove_file(path).unwrap()),
         ("tokenizer.json", |path| fs::write(path, "{}").unwrap()),
         ("tokenizer.json", |path| fs::remove_file(path).unwrap()),
         ("manifest.json", |path| fs::write(path, "{\"format\": 1}").unwrap()),
@@ -78,7 +80,7 @@ fn a_manifest_that_lies_is_corrupt() {
     let path = folder.join("manifest.json");
     let honest: serde_json::Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
     let lies: [fn(&mut serde_json::Value); 8] = [
-        |manifest| manifest["format"] = 2.into(),
+        |manifest| manifest["format"] = 1.into(),
         |manifest| manifest["sequence_length"] = 0.into(),
         |manifest| manifest["sequence_length"] = u64::MAX.into(),
         |manifest| manifest["end_of_text"] = 320.into(),

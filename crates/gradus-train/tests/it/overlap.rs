@@ -1,12 +1,13 @@
-//! A bucket is handed to the communicator before the backward pass has ended.
+//! A bucket is handed to the communicator, and its first bytes leave, before the backward pass has ended.
 
-use gradus_collective::Communicator;
+use gradus_collective::{Communicator, run_as_threads};
 use gradus_compute::{CpuDevice, Device, Precision};
 use gradus_memory::Span;
 use gradus_model::{BackwardObserver, Batch, ModelConfig, PRESETS, Transformer, Workspace};
 use gradus_train::{DataParallel, GradientSum};
 use std::cell::RefCell;
 use std::sync::Arc;
+use std::time::Duration;
 
 const TOKENS: [u32; 8] = [1, 2, 3, 4, 5, 6, 7, 8];
 const TARGETS: [u32; 8] = [2, 3, 4, 5, 6, 7, 8, 9];
@@ -20,11 +21,19 @@ fn model() -> Transformer {
     model
 }
 
-/// Notes, each time that more becomes final, how many buckets had been started and whether it was the end.
+/// Notes, each time that more becomes final, how many buckets had been started, how many bytes this rank had sent, and
+/// whether it was the end.
 struct Watch<'a> {
     sum: &'a GradientSum<'a>,
     end: usize,
-    started: RefCell<Vec<(usize, bool)>>,
+    seen: RefCell<Vec<Seen>>,
+}
+
+#[derive(Debug)]
+struct Seen {
+    started: usize,
+    bytes_sent: u64,
+    last: bool,
 }
 
 impl BackwardObserver for Watch<'_> {
@@ -34,7 +43,8 @@ impl BackwardObserver for Watch<'_> {
 
     fn final_up_to(&self, end: usize) {
         self.sum.final_up_to(end);
-        self.started.borrow_mut().push((self.sum.started(), end == self.end));
+        let (started, bytes_sent) = (self.sum.started(), self.sum.bytes_sent());
+        self.seen.borrow_mut().push(Seen { started, bytes_sent, last: end == self.end });
     }
 }
 
@@ -44,8 +54,8 @@ fn gradients(device: &dyn Device, span: Span) -> Vec<f32> {
     values
 }
 
-#[test]
-fn buckets_start_while_the_backward_pass_goes_on() {
+/// One rank's backward pass: what was seen while it went on, its own gradients, and the sum of all.
+fn backward(communicator: Communicator) -> (Vec<Seen>, Vec<f32>, Vec<f32>) {
     let model = model();
     let device = Arc::clone(model.device());
     let layout_len = model.parameters().layout.len();
@@ -54,23 +64,39 @@ fn buckets_start_while_the_backward_pass_goes_on() {
     let [alone, summed] = [(); 2].map(|()| device.allocate(layout_len).unwrap());
     model.forward_backward(&workspace, batch, alone, &()).unwrap();
 
-    let ranks = DataParallel::new(Communicator::alone(), layout_len, 1 << 16);
+    let ranks = DataParallel::new(communicator, layout_len, 1 << 16);
     // SAFETY: the device outlives the sum, and only the observed pass touches the gradients.
     let sum = unsafe { ranks.begin(device.raw(summed)) };
-    let watch = Watch { sum: &sum, end: layout_len, started: RefCell::default() };
+    let watch = Watch { sum: &sum, end: layout_len, seen: RefCell::default() };
     model.forward_backward(&workspace, batch, summed, &watch).unwrap();
-    let started = watch.started.into_inner();
-    // Final norm, three blocks, embedding: after the first block left, buckets are under way, and more after each.
-    assert_eq!(started.len(), 5);
-    assert!(started[1].0 > 0 && !started[1].1, "{started:?}");
-    assert!(
-        started.windows(2).all(|pair| pair[0].0 <= pair[1].0) && started[3].0 > started[1].0,
-        "{started:?}"
-    );
+    let seen = watch.seen.into_inner();
     sum.finish().unwrap();
-    assert_eq!(
-        gradients(device.as_ref(), alone),
-        gradients(device.as_ref(), summed),
-        "one rank's sum is its own"
-    );
+    (seen, gradients(device.as_ref(), alone), gradients(device.as_ref(), summed))
+}
+
+/// Final norm, three blocks, embedding: after the first block left, buckets are under way, and more after each.
+fn assert_early(seen: &[Seen]) {
+    assert_eq!(seen.len(), 5);
+    assert!(seen[1].started > 0 && !seen[1].last && seen[4].last, "{seen:?}");
+    assert!(seen.windows(2).all(|pair| pair[0].started <= pair[1].started), "{seen:?}");
+    assert!(seen[3].started > seen[1].started, "{seen:?}");
+}
+
+#[test]
+fn buckets_start_while_the_backward_pass_goes_on() {
+    let (seen, alone, summed) = backward(Communicator::alone());
+    assert_early(&seen);
+    assert_eq!(alone, summed, "one rank's sum is its own");
+}
+
+#[test]
+fn bytes_leave_before_the_backward_pass_ends() {
+    for (seen, alone, summed) in run_as_threads(2, Duration::from_secs(120), backward).unwrap() {
+        assert_early(&seen);
+        let before_the_last = &seen[seen.len() - 2];
+        // Half of the first bucket needs nobody's answer to leave; all before it were headers of the meeting.
+        assert!(before_the_last.bytes_sent >= 1 << 15, "{seen:?}");
+        let doubled: Vec<f32> = alone.iter().map(|x| x * 2.0).collect();
+        assert_eq!(doubled, summed, "two ranks with the same batch");
+    }
 }

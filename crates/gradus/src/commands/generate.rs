@@ -7,7 +7,7 @@ use gradus_compute::Precision;
 use gradus_error::{Error, Kind};
 use gradus_host::disk;
 use gradus_model::sampling::SamplingSettings;
-use gradus_model::{Generator, Request, Transformer, hugging_face};
+use gradus_model::{Ending, Generator, Request, Transformer, hugging_face};
 use gradus_store::{StreamDecoder, Tokenizer};
 use std::io::{StdoutLock, Write};
 use std::path::{Path, PathBuf};
@@ -103,17 +103,27 @@ fn write(
     let request = Request { prompt, max_tokens: arguments.max_tokens, sampling: &sampling, stop: &stop };
     let mut text =
         Text { out: std::io::stdout().lock(), decoder: tokenizer.stream_decoder(), tokens: Vec::new() };
-    let mut written = text.print(&arguments.prompt);
-    Generator::new(model, prompt.len().saturating_add(arguments.max_tokens))?.generate(
-        model,
-        request,
-        &mut |token| {
-            if written.is_ok() {
-                written = text.push(token);
-            }
-            written.is_ok()
-        },
-    )?;
+    let mut generator = Generator::new(model, prompt.len().saturating_add(arguments.max_tokens))?;
+    // The prompt is shown with the first token: until then something may be wrong with what was asked for.
+    let (mut written, mut begun) = (Ok(()), false);
+    let ending = generator.generate(model, request, &mut |token| {
+        if !std::mem::replace(&mut begun, true) {
+            written = text.print(&arguments.prompt);
+        }
+        if written.is_ok() {
+            written = text.push(token);
+        }
+        written.is_ok()
+    })?;
+    if !begun {
+        written = text.print(&arguments.prompt);
+    }
+    if ending == Ending::ContextFull {
+        tracing::warn!(
+            "the text ends here because the model's context of {} tokens is full",
+            model.config().context
+        );
+    }
     match written.and_then(|()| text.end()) {
         // A reader that went away (head, a pager) ended the text.
         Err(error) if *error.kind() != Kind::Closed => Err(error.into()),

@@ -7,6 +7,7 @@ use crate::logging;
 use crate::run_settings::Settings;
 use crate::settings::{Origin, Resolved, resolve};
 use anyhow::{Context, Result};
+use gradus_error::Error;
 use gradus_fabric::Launch;
 use gradus_host::processors;
 use std::ffi::OsString;
@@ -37,10 +38,23 @@ pub fn run(arguments: &TrainArguments, overrides: &[(String, String)]) -> Result
     }
     prefer_command_line_length(&mut resolved);
     let launch = Launch::from_environment(&|name| std::env::var(name).ok())?;
+    check_nproc(arguments.nproc_per_node, launch.as_ref())?;
     match launch {
         Some(launch) => rank::run(&resolved, Some(launch), arguments.resume),
         None if resolved.settings.launch.nproc_per_node == 1 => rank::run(&resolved, None, arguments.resume),
         None => launch_ranks(&resolved.settings),
+    }
+}
+
+/// Ranks that this process should start, where another launcher has made it a rank already, are a mistake.
+fn check_nproc(asked: Option<usize>, launch: Option<&Launch>) -> Result<(), Error> {
+    match (asked, launch) {
+        (Some(asked), Some(launch)) if asked != launch.local_world_size => Err(Error::invalid(format!(
+            "--nproc-per-node is {asked}, but another launcher has started this process as rank {} of {} ({}): leave it \
+             out there, or unset those variables here",
+            launch.rank, launch.world_size, launch.origin
+        ))),
+        _ => Ok(()),
     }
 }
 

@@ -11,6 +11,7 @@
 //! Invariant: when [`Launch::run`] returns, for whatever reason, no rank is alive; and when the launcher itself is
 //! killed, the kernel kills the ranks.
 
+pub mod last_word;
 mod lines;
 mod rank;
 mod signals;
@@ -31,6 +32,11 @@ use std::time::Duration;
 
 /// Names the descriptor on which rank 0 inherits the rendezvous' listener, bound to `MASTER_ADDR` and `MASTER_PORT`.
 pub const RENDEZVOUS_FD: &str = "GRADUS_RENDEZVOUS_FD";
+
+/// The number of an open descriptor, as an environment variable names it.
+fn descriptor_variable(name: &str) -> Option<u32> {
+    std::env::var(name).ok()?.parse().ok()
+}
 
 /// Time from telling the ranks to stop, because one has failed, to killing them.
 const GRACE: Duration = Duration::from_secs(5);

@@ -1,5 +1,6 @@
 //! One rank: a process that leads its own group, dies with the launcher, and is gone when it is dropped.
 
+use super::last_word::{Ear, LAST_WORD_FD, LastWord};
 use super::lines::Lines;
 use super::{Ending, Launch, RENDEZVOUS_FD};
 use gradus_error::{IoContext, Result};
@@ -25,6 +26,7 @@ pub struct Rank {
     /// Its pipes that are still open.
     pub outputs: Vec<Output>,
     child: Child,
+    ear: Ear,
     /// Readable once the process has ended; `None` once that has been taken note of.
     pidfd: Option<OwnedFd>,
 }
@@ -55,25 +57,28 @@ impl Rank {
         clear: bool,
     ) -> Result<Self> {
         let mut command = command(launch, number, port);
-        let inherited = (number == 0).then(|| rendezvous.as_raw_fd());
-        match inherited {
+        let (ear, mouth) = Ear::open()?;
+        command.env(LAST_WORD_FD, mouth.as_raw_fd().to_string());
+        let rendezvous = (number == 0).then(|| rendezvous.as_raw_fd());
+        let inherited = [Some(mouth.as_raw_fd()), rendezvous];
+        match rendezvous {
             Some(descriptor) => command.env(RENDEZVOUS_FD, descriptor.to_string()),
             None => command.env_remove(RENDEZVOUS_FD).stdout(Stdio::piped()).stderr(Stdio::piped()),
         };
         let launcher = rustix::process::getpid();
         let prepare = move || prepare_child(launcher, inherited);
         // SAFETY: between fork and exec only the forking thread exists, so the closure may do nothing that takes a
-        // lock or allocates: it makes three system calls on plain integers, and turns an error number into an error
+        // lock or allocates: it makes a few system calls on plain integers, and turns an error number into an error
         // without allocating.
         unsafe { command.pre_exec(prepare) };
         let describe = || format!("cannot start rank {number}: {}", launch.program.display());
         let child = command.spawn().context(describe)?;
-        Self::watch(number, child, clear)
+        Self::watch(number, child, ear, clear)
     }
 
     /// Takes hold of a child that has just been started.
-    fn watch(number: usize, child: Child, clear: bool) -> Result<Self> {
-        let mut rank = Self { number, outputs: Vec::new(), child, pidfd: None };
+    fn watch(number: usize, child: Child, ear: Ear, clear: bool) -> Result<Self> {
+        let mut rank = Self { number, outputs: Vec::new(), child, ear, pidfd: None };
         let describe = || format!("cannot watch rank {number}");
         // On failure the rank is dropped here, which must find it alive.
         rank.pidfd = Some(pidfd_open(rank.pid(), PidfdFlags::empty()).context(describe)?);
@@ -121,6 +126,11 @@ impl Rank {
             Some(code) => Ending::Code(code),
             None => Ending::Signal(status.signal().unwrap_or(0)),
         })
+    }
+
+    /// What it said last; to be called once it has ended.
+    pub fn last_word(&mut self) -> Option<LastWord> {
+        self.ear.hear()
     }
 
     /// Passes on what is in the pipes of a rank that has ended. They need not be at their end: a process that left the
@@ -208,18 +218,18 @@ fn command(launch: &Launch, number: usize, port: u16) -> Command {
 }
 
 /// Runs in the child, between fork and exec.
-fn prepare_child(launcher: Pid, inherited: Option<i32>) -> std::io::Result<()> {
+fn prepare_child(launcher: Pid, inherited: [Option<i32>; 2]) -> std::io::Result<()> {
     rustix::process::set_parent_process_death_signal(Some(Signal::KILL))?;
     // If the launcher died before that call, nobody will send the signal: its children have a new parent by now.
     if rustix::process::getppid() != Some(launcher) {
         return Err(Errno::SRCH.into());
     }
-    if let Some(descriptor) = inherited {
-        // SAFETY: the launcher keeps the listener open until all ranks are started, so in this copy of its table of
-        // descriptors the number names that listener.
-        let listener = unsafe { BorrowedFd::borrow_raw(descriptor) };
+    for descriptor in inherited.into_iter().flatten() {
+        // SAFETY: the launcher keeps the listener and the pipe open until this rank is started, so in this copy of its
+        // table of descriptors the number names one of them.
+        let handed_on = unsafe { BorrowedFd::borrow_raw(descriptor) };
         // Only in this child: the launcher's own copy, and so the other ranks', stays close-on-exec.
-        fcntl_setfd(listener, FdFlags::empty())?;
+        fcntl_setfd(handed_on, FdFlags::empty())?;
     }
     Ok(())
 }

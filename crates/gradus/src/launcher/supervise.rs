@@ -3,6 +3,7 @@
 //! One `poll` waits on a pidfd for each rank, the reading ends of their pipes and the sockets of signals; its only limit
 //! is the end of the grace after a failure. Nothing is asked for again and again.
 
+use super::last_word::LastWords;
 use super::rank::{Forwarded, Rank};
 use super::signals::{Request, Signals, pause_myself};
 use super::{Ending, ExitStatusSummary};
@@ -25,13 +26,22 @@ pub fn run(
     clock: &dyn Clock,
     out: &mut dyn Write,
 ) -> Result<ExitStatusSummary> {
-    let mut supervisor = Supervisor { ranks, signals, grace, clock, out, state: State::default() };
+    let mut supervisor = Supervisor {
+        ranks,
+        signals,
+        grace,
+        clock,
+        out,
+        state: State::default(),
+        words: LastWords::default(),
+    };
     while supervisor.ranks.iter().any(Rank::is_running) {
         supervisor.turn()?;
     }
     for rank in &mut supervisor.ranks {
         rank.drain(supervisor.out);
     }
+    supervisor.words.finish(supervisor.out);
     Ok(supervisor.state.summary())
 }
 
@@ -75,6 +85,7 @@ struct Supervisor<'a> {
     clock: &'a dyn Clock,
     out: &'a mut dyn Write,
     state: State,
+    words: LastWords,
 }
 
 /// Something that was waited for.
@@ -176,6 +187,8 @@ impl Supervisor<'_> {
         for source in ready {
             if let Source::End(index) = *source {
                 let ending = self.ranks[index].reap()?;
+                let word = self.ranks[index].last_word();
+                self.words.take(self.ranks[index].number, word, self.out);
                 let interruption = self.state.is_interruption(ending);
                 self.state.interrupted |= interruption;
                 if ending != Ending::Code(0) && !interruption {

@@ -60,7 +60,7 @@ pub struct Resolved<T> {
 }
 
 /// Settings from `T`'s defaults, over them the values of `file`, over them `overrides`: pairs of a dotted key and the
-/// text of its value, the last of a key counting.
+/// text of its value, the last of a key counting, but for lists, which are joined.
 ///
 /// # Errors
 /// `Invalid`, naming file and line or flag, for a key that `T`'s default does not have (with the nearest that it does
@@ -81,6 +81,7 @@ where
     }
     let mut merged = defaults.clone();
     let mut origins: BTreeMap<_, _> = keys(&defaults).into_iter().map(|key| (key, Origin::Default)).collect();
+    join_repeated_lists(&mut given);
     for assignment in &given {
         set(&mut merged, &assignment.path, assignment.value.clone());
         origins.insert(assignment.path.join("."), assignment.origin.clone());
@@ -88,6 +89,21 @@ where
     let settings =
         Value::Table(merged).try_into().map_err(|error| culprit::<T>(&defaults, &given, &error))?;
     Ok(Resolved { settings, origins })
+}
+
+/// A list that the command line gives several times is one list: `--data.input a --data.input b`. The last holds all.
+fn join_repeated_lists(given: &mut [Assignment]) {
+    for index in 1..given.len() {
+        let (before, rest) = given.split_at_mut(index);
+        let own = &mut rest[0];
+        let earlier =
+            before.iter().rev().find(|earlier| earlier.path == own.path && earlier.origin == own.origin);
+        if let (Origin::CommandLine, Some(Value::Array(first)), Value::Array(second)) =
+            (&own.origin, earlier.map(|earlier| &earlier.value), &own.value)
+        {
+            own.value = Value::Array(first.iter().chain(second).cloned().collect());
+        }
+    }
 }
 
 /// One value given from outside.

@@ -86,6 +86,14 @@ fn the_command_line_wins_over_the_file_and_the_file_over_the_default() {
 }
 
 #[test]
+fn a_list_given_again_grows_and_replaces_the_files() {
+    let text = "[optimizer]\nfrozen = [\"x\"]\n";
+    let given = [("optimizer.frozen", "a,b"), ("seed", "3"), ("optimizer.frozen", "c"), ("seed", "4")];
+    let settings = from(text, &given).unwrap().settings;
+    assert_eq!((settings.optimizer.frozen.join(" ").as_str(), settings.seed), ("a b c", 4));
+}
+
+#[test]
 fn without_a_file_all_is_default() {
     let resolved: Resolved<Settings> = resolve(None, &[]).unwrap();
     assert_eq!(resolved.settings, Settings::default());

@@ -34,6 +34,9 @@ fn settings_that_are_wrong_are_named() {
         &["carrier-pigeon"],
     );
     refused(&place, &train(&["--resume"]), 2, &["--resume"]);
+    refused(&place, &train(&["--nproc-per-node", "0"]), 2, &["launch.nproc_per_node"]);
+    refused(&place, &train(&["--train.duration", "0s", "--train.steps", "0"]), 2, &["train.duration"]);
+    refused(&place, &train(&["--checkpoint.keep", "0"]), 2, &["checkpoint.keep"]);
     let both = ["--train.sequence_length", "8", "--data.sequence_length", "16"];
     refused(&place, &train(&both), 2, &["train.sequence_length", "data.sequence_length"]);
     refused(&place, &train(&["--network.socket_buffer_bytes", "9GiB"]), 2, &["network.socket_buffer_bytes"]);
@@ -69,6 +72,23 @@ fn data_that_are_wrong_are_named_once_however_many_ranks() {
 }
 
 #[test]
+fn what_ranks_find_is_said_once_however_many_ranks() {
+    let place = Place::new();
+    let two = |extra: &[&'static str]| [&["train", "run.toml", "--nproc-per-node", "2"], extra].concat();
+    refused(&place, &two(&["--resume"]), 2, &["no checkpoint"]);
+    place.train(&["--nproc-per-node", "2", "--train.steps", "4"]);
+    let other = ["--resume", "--train.steps", "6", "--optimizer.beta1", "0.5"];
+    refused(&place, &two(&other), 2, &["optimizer.beta1"]);
+    let moments = place.checkpoint("a", 4).join("training_state.safetensors");
+    let whole = fs::read(&moments).unwrap();
+    fs::write(&moments, &whole[..whole.len() - 9]).unwrap();
+    refused(&place, &two(&["--resume"]), 1, &["training_state.safetensors"]);
+    fs::write(&moments, whole).unwrap();
+    fs::write(place.path().join("file"), "").unwrap();
+    refused(&place, &two(&["--run.dir", "file"]), 2, &["file is no folder"]);
+}
+
+#[test]
 fn an_altered_shard_is_made_again() {
     let place = Place::new();
     let prepare = || {
@@ -94,6 +114,17 @@ fn models_that_do_not_fit_are_named() {
     assert!(place.run(&generate).status.success());
 
     refused(&place, &["generate", "--model", "nowhere", "x"], 2, &["nowhere"]);
+    let long = "let ".repeat(100);
+    refused(&place, &["generate", "--model", "runs/a", &long], 2, &["context"]);
+    let output = place.run(&["generate", "--model", "runs/a", "--temperature", "NaN", "let"]);
+    assert_eq!(
+        (output.status.code(), output.stdout.len()),
+        (Some(2), 0),
+        "nothing is written before it is known"
+    );
+    let full =
+        place.run(&["generate", "--model", "runs/a", "--max-tokens", "60", "--temperature", "9", "let"]);
+    assert!(full.status.success() && String::from_utf8_lossy(&full.stderr).contains("context of 32 tokens"));
     let config = fs::read_to_string(model.join("config.json")).unwrap();
     let edit = |from: &str, to: &str| {
         assert!(config.contains(from), "{config}");

@@ -80,6 +80,15 @@ fn ranks_started_by_another_launcher_take_their_place_from_the_environment() {
     }
 }
 
+#[test]
+fn ranks_asked_for_where_another_launcher_has_started_one_are_refused() {
+    let place = Place::new();
+    let mut command = place.command(["train", "run.toml", "--nproc-per-node", "2"]);
+    let output = command.env("RANK", "0").env("WORLD_SIZE", "1").output().unwrap();
+    let text = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.code() == Some(2) && text.contains("RANK and WORLD_SIZE"), "{text}");
+}
+
 /// Starts ranks 0 and 1 as a foreign launcher would, each with its own arguments and in its own place; both must fail.
 fn disagree(places: [&Place; 2], extra: [&[&str]; 2], culprit: &str) {
     let port = free_port();
