@@ -1,5 +1,6 @@
 //! The program itself, as a person runs it.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::process::{Command, Output};
 
@@ -50,4 +51,31 @@ fn help_and_version_are_no_errors() {
         assert_eq!((output.status.code(), text(&output.stderr)), (Some(0), ""));
         assert!(text(&output.stdout).contains("gradus"));
     }
+}
+
+/// `section.key` of every setting that `gradus config` prints.
+fn keys_of_the_program() -> BTreeSet<String> {
+    let directory = tempfile::tempdir().unwrap();
+    let mut section = String::new();
+    let mut keys = BTreeSet::new();
+    for line in text(&gradus(directory.path(), &["config"]).stdout).lines() {
+        if let Some((key, _)) = line.split_once(" = ") {
+            keys.insert(format!("{section}.{}", key.trim()));
+        } else if let Some(name) = line.strip_prefix('[').and_then(|line| line.strip_suffix(']')) {
+            section = name.to_owned();
+        }
+    }
+    keys
+}
+
+#[test]
+fn the_page_of_settings_names_every_setting_and_no_other() {
+    let page = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/settings.md");
+    let page = std::fs::read_to_string(page).unwrap();
+    let named = page.lines().filter_map(|line| line.strip_prefix("| `")?.split_once('`'));
+    let named: BTreeSet<String> = named.map(|(key, _)| key.to_owned()).collect();
+    let known = keys_of_the_program();
+    assert!(known.contains("model.layers"), "{known:?}");
+    let apart: Vec<_> = named.symmetric_difference(&known).collect();
+    assert!(apart.is_empty(), "only in docs/settings.md, or only in the program: {apart:?}");
 }
