@@ -2,6 +2,7 @@
 
 What:
     export       the folder that a training run exported opens in transformers; greedy texts of several prompts agree
+    families     the same for a short run of each family, whose tokenizer each has trained for itself
     logits       folders that transformers wrote (GPT-2, Llama, Qwen2; whole and in shards) give the same logits in Gradus
     tensorboard  the run's event files, read by TensorBoard's own reader, hold the losses of metrics.jsonl
     launchers    two ranks started by torchrun, Open MPI and MPICH learn what two ranks started by Gradus learn
@@ -34,7 +35,7 @@ import golden
 NEW_TOKENS = 64
 PROMPTS = (
     "ROMEO:\n", "To be, or not to be", "First Citizen:\nBefore we proceed any further, hear me speak.", "a",
-    "The naïve café, 3.14 — “quoted”, and a tab\there",
+    "The naïve café, 3.14 — “quoted”, and a tab\there", "12345 67 !!!\n\nfoo.bar   cafe\u0301\r\n",
 )
 # Two correct implementations in f32 differ by a few 1e-6 in logits of size 10 (dot products of up to 384 terms, six
 # blocks deep); when two candidates lie closer than 1e-4, either may be taken, and the texts part for good.
@@ -54,12 +55,12 @@ class Failure(Exception):
     """A check that did not pass; its text is the reason."""
 
 
-def gradus(binary, *words):
+def gradus(binary, *words, cwd=None):
     """Runs the binary; a failure names the command and the end of what it said."""
     command = [str(binary), *map(str, words)]
     try:
         done = subprocess.run(
-            command, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace", timeout=LIMIT_S)
+            command, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace", timeout=LIMIT_S, cwd=cwd)
     except subprocess.TimeoutExpired:
         raise Failure(f"`{' '.join(command)}` did not end within {LIMIT_S} s") from None
     if done.returncode != 0:
@@ -124,7 +125,30 @@ def compare_texts(model, prompt_tokens, ours, theirs):
 
 
 def check_export(arguments, scratch):
-    folder = exported(arguments)
+    return compare_export(exported(arguments), arguments, scratch)
+
+
+FAMILIES = {
+    "gpt2": 'family = "gpt2"',
+    "gpt2, free head": 'family = "gpt2"\ntied = false',
+    "llama": 'family = "llama"\nkv_heads = 1',
+    "qwen2": 'family = "llama"\nqkv_bias = true',
+}
+
+
+def check_families(arguments, scratch):
+    """A short run of each family, with a tokenizer of its own, opens in transformers, which reads its text as we do."""
+    (scratch / "corpus.txt").write_text(pathlib.Path(__file__).read_text() * 4)
+    said = []
+    for name, model in FAMILIES.items():
+        (scratch / "run.toml").write_text(SETTINGS.replace("[model]", f"[model]\n{model}").replace("context = 32", "context = 128"))
+        folder = scratch / "runs" / name
+        gradus(arguments.gradus.resolve(), "train", "run.toml", "--run.dir", folder, "--data.prepared", scratch / "data" / name, cwd=scratch)
+        said.append(compare_export(folder / "model", arguments, scratch).rpartition("/model: ")[2])
+    return "; ".join(said)
+
+
+def compare_export(folder, arguments, scratch):
     config = transformers.AutoConfig.from_pretrained(folder)
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
     model, report = transformers.AutoModelForCausalLM.from_pretrained(
@@ -303,6 +327,7 @@ def free_port():
 
 CHECKS = {
     "export": check_export,
+    "families": check_families,
     "logits": check_logits,
     "tensorboard": check_tensorboard,
     "launchers": check_launchers,
