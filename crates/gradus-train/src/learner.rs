@@ -72,7 +72,12 @@ impl Learner {
         let gradients = device.allocate(layout.len())?;
         let optimizer = Optimizer::new(device.as_ref(), layout, settings.clone())?;
         let workspace =
-            Workspace::for_training(device.as_ref(), model.config(), sizes.rows, sizes.recompute)?;
+            Workspace::for_training(device.as_ref(), model.config(), sizes.rows, sizes.recompute).map_err(|error| {
+                error.within(format!(
+                    "memory for microbatches of {} tokens (a smaller train.microbatch or train.recompute takes less)",
+                    sizes.rows
+                ))
+            })?;
         let ranks = DataParallel::new(communicator, layout.len(), sizes.bucket_bytes);
         Ok(Self { ranks, model, gradients, optimizer, workspace, clip_norm: settings.clip_norm })
     }

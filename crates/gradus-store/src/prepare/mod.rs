@@ -91,6 +91,9 @@ fn prepare_with_threads(settings: &PrepareSettings, threads: usize, observer: Ob
         return Err(Error::invalid("data.prepared is empty: name the folder to prepare into"));
     }
     let folder = PathBuf::from(&settings.prepared);
+    if folder.exists() && !folder.is_dir() {
+        return Err(Error::invalid(format!("{} is no folder (data.prepared)", folder.display())));
+    }
     phase(observer, PreparePhase::Finding);
     let request = Request::find(settings)?;
     if let Some(manifest) = request.done_in(&folder) {
@@ -267,6 +270,11 @@ fn build_from_text(
     let trained;
     let tokenizer = match &request.tokenizer {
         Some(tokenizer) => tokenizer,
+        None if !settings.end_of_text.is_empty() => {
+            return Err(Error::invalid(
+                "data.end_of_text: a tokenizer that is trained here has its own; leave it out, or give data.tokenizer",
+            ));
+        }
         None => {
             observer(PrepareProgress { phase: PreparePhase::Tokenizer, done_bytes: 0, total_bytes });
             let texts = sample::sample(

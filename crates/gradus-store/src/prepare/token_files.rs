@@ -20,6 +20,9 @@ const HEADER_BYTES: u64 = 1024;
 const MAGIC_U16: u32 = 20_240_520;
 const MAGIC_U32: u32 = 20_240_801;
 
+/// Of the header, for both magic numbers.
+const VERSION: u32 = 1;
+
 /// Tokens checked at once.
 const CHUNK_TOKENS: u64 = 1 << 18;
 
@@ -122,6 +125,12 @@ impl<'a> TokenFile<'a> {
         };
         if header.len() as u64 != HEADER_BYTES {
             return Err(Error::invalid(format!("{path}: it ends within its header (data.input)")));
+        }
+        if word(1) != Some(VERSION) {
+            return Err(Error::invalid(format!(
+                "{path}: its header is of version {}, version {VERSION} is known (data.input)",
+                word(1).unwrap_or(0)
+            )));
         }
         let with_header = of(token_type, HEADER_BYTES)?;
         let said = word(2).map_or(0, u64::from);

@@ -43,6 +43,9 @@ fn impossible_settings() {
     with(|settings| settings.sequence_length = 0, "data.sequence_length");
     with(|settings| settings.shard_tokens = 0, "data.shard_tokens");
     with(|settings| settings.tokenizer = "none/tokenizer.json".to_owned(), "data.tokenizer");
+    with(|settings| settings.end_of_text = "</s>".to_owned(), "data.end_of_text");
+    with(|settings| settings.pre_tokenizer = "bert".to_owned(), "data.pre_tokenizer");
+    with(|settings| settings.prepared = settings.input[0].clone(), "data.prepared");
     with(|settings| settings.sequence_length = 900_000, "data.sequence_length");
 }
 

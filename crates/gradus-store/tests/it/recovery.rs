@@ -58,7 +58,7 @@ fn every_damage_is_named_and_mended() {
             fs::write(path, &bytes[..bytes.len() - 2]).unwrap();
         }),
         ("held_out-00000.bin", |path| fs::remove_file(path).unwrap()),
-        ("train-00000.documents.json", |path| fs::write(path, "[0]\n").unwrap()),
+        ("train-00000.documents.json", |path| fs::write(path, "[1]\n").unwrap()),
         ("held_out-00000.documents.json", |path| fs::remove_file(path).unwrap()),
         ("tokenizer.json", |path| fs::write(path, "{}").unwrap()),
         ("tokenizer.json", |path| fs::remove_file(path).unwrap()),

@@ -86,6 +86,11 @@ fn damaged_token_files_are_refused() {
     refuse("token 320 at byte 4");
     write_with_header(&path, 20_240_520, 101, &[0; 200]);
     refuse("header");
+    write_with_header(&path, 20_240_520, 100, &[0; 200]);
+    let mut bytes = fs::read(&path).unwrap();
+    bytes[4] = 9;
+    fs::write(&path, bytes).unwrap();
+    refuse("version 9");
     fs::write(&path, 20_240_520u32.to_le_bytes()).unwrap();
     refuse("header");
     write_u16(&path, 0..5);
