@@ -51,6 +51,8 @@ pub enum Happening<'a, S: Scenario + ?Sized> {
     Failed(&'a Error),
     /// The process has ended without a word.
     Crashed,
+    /// The process stands still and will not be this node's any more: another takes over.
+    TakenOver,
     /// The process stands still.
     Paused,
     /// The process goes on.
@@ -256,7 +258,7 @@ impl<S: Scenario> World<S> {
             process.ghost = true;
         }
         self.queue.plan(self.now + length + GHOST_HOUR, Due::End { process: id });
-        self.observe(node, Happening::Crashed);
+        self.observe(node, Happening::TakenOver);
         self.start(node);
     }
 
