@@ -20,6 +20,7 @@ mod message;
 mod planted;
 mod quorum;
 mod saved;
+mod shell;
 pub mod simulation;
 mod timeouts;
 
@@ -27,4 +28,5 @@ pub use coordinator::{Cause, Coordinator, CoordinatorNote};
 pub use member::{COORDINATOR, Member, MemberCommand, MemberNote};
 pub use message::{Epoch, GroupSettings, Identity, News, Reply, Request, Standing, Table, Wish};
 pub use quorum::{Candidate, Decision, GroupState, quorum};
+pub use shell::{ClientSettings, CoordinatorServer, MembershipClient};
 pub use timeouts::Timeouts;
