@@ -10,6 +10,7 @@ mod environment;
 mod machine;
 mod readme;
 mod shell;
+mod simulate;
 
 use anyhow::Result;
 use clap::{CommandFactory, Parser, Subcommand};
@@ -47,6 +48,8 @@ enum Task {
     /// Measure against a peer, side by side, in one command.
     #[command(subcommand)]
     Bench(bench::Bench),
+    /// Membership under simulated faults: replay a seed, or run many.
+    Sim(simulate::Seeds),
     /// What CI runs.
     Ci,
 }
@@ -72,6 +75,7 @@ fn run(task: Task) -> Result<()> {
         Task::Golden { check, cases } => ci::golden(check, &cases),
         Task::Interop { run } => ci::interop(run),
         Task::Bench(bench) => bench::run(bench),
+        Task::Sim(seeds) => simulate::run(&seeds),
         Task::Ci => ci::all(),
     }
 }

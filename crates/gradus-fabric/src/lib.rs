@@ -16,6 +16,7 @@ mod frame;
 mod gate;
 mod host;
 mod launch;
+pub mod membership;
 mod mesh;
 mod rendezvous;
 mod ring;

@@ -2,6 +2,9 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
+#[path = "it/membership.rs"]
+mod membership;
+
 use gradus_error::{Error, Kind, Result};
 use gradus_fabric::{Direction, Interest, Launch, NetworkSettings, Transport, TransportKind, connect};
 use gradus_host::{Clock, RealClock};

@@ -1,11 +1,13 @@
-//! What a host offers: clock, randomness, disk, processors.
+//! What a host offers: clock, randomness, disk, processors; and a simulated host with its faults.
 //!
 //! Everything above asks this room for time, sleep and chance, never the standard library (clippy holds that), so that
 //! a simulated host can stand in for the real one.
 
 pub mod clock;
 pub mod disk;
+pub mod machine;
 pub mod processors;
 pub mod random;
+pub mod simulation;
 
 pub use clock::{Clock, RealClock};

@@ -6,6 +6,7 @@
 
 use crate::commands::bench_handover::BenchHandoverArguments;
 use crate::commands::bench_train::BenchTrainArguments;
+use crate::commands::coordinator::CoordinatorArguments;
 use crate::commands::generate::GenerateArguments;
 use crate::commands::logits::LogitsArguments;
 use crate::commands::train::TrainArguments;
@@ -50,6 +51,8 @@ pub enum Command {
         /// Settings of the run, as TOML.
         file: Option<PathBuf>,
     },
+    /// Keep the membership of groups, on its own; members come and go, epochs are numbered.
+    Coordinator(CoordinatorArguments),
     /// Show what this machine offers and what Gradus will use of it.
     Doctor,
     /// Run a benchmark's part when told to on stdin; `cargo x bench` does.

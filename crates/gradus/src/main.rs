@@ -60,6 +60,7 @@ fn run() -> Result<u8> {
             let files = report::write_report(run)?;
             logging::print(format_args!("{}\n{}", files.page.display(), files.loss.display()))?;
         }
+        Command::Coordinator(arguments) => commands::coordinator::run(arguments)?,
         Command::Doctor => commands::doctor::run()?,
         Command::Bench { what: Bench::Train(arguments) } => commands::bench_train::run(arguments)?,
         Command::Bench { what: Bench::Handover(arguments) } => {

@@ -2,6 +2,7 @@
 
 pub mod bench_handover;
 pub mod bench_train;
+pub mod coordinator;
 pub mod doctor;
 pub mod generate;
 pub mod logits;

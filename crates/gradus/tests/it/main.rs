@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "a failing helper fails its test")]
 
 mod bad_input;
+mod coordinator;
 mod corpus;
 mod program;
 mod ranks;

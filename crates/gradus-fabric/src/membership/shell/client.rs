@@ -1,0 +1,225 @@
+//! A member of a group, for a program: its heartbeat runs in a thread of its own.
+
+use super::super::member::{Member, MemberCommand, MemberNote};
+use super::super::message::{Epoch, GroupSettings, Identity, Reply};
+use super::super::timeouts::Timeouts;
+use super::door::reach;
+use super::link::Link;
+use crate::gate::timespec;
+use gradus_error::{Error, IoContext, Result};
+use gradus_host::machine::{Action, Event, EventOf, Machine};
+use gradus_host::{Clock, RealClock};
+use rustix::event::{PollFd, PollFlags, poll};
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, TryRecvError, channel};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+/// What a member needs to join.
+#[derive(Debug, Clone)]
+pub struct ClientSettings {
+    /// Where the coordinator listens, `host:port`.
+    pub coordinator: String,
+    /// The group.
+    pub group: String,
+    /// What kind of group it is; all its members say the same.
+    pub settings: GroupSettings,
+    /// Who joins.
+    pub identity: Identity,
+    /// The spans, the same as the coordinator's.
+    pub timeouts: Timeouts,
+}
+
+/// The epoch in which the member may act, and until when by the client's clock.
+type Licence = Option<(Epoch, Duration)>;
+
+/// A member whose signs of life are given by a thread.
+///
+/// Dropping it leaves the group in good order; a process that ends otherwise is found dead. It must not be carried
+/// through a fork.
+pub struct MembershipClient {
+    commands: Sender<MemberCommand>,
+    bell: UnixStream,
+    events: Receiver<MemberNote>,
+    licence: Arc<Mutex<Licence>>,
+    clock: RealClock,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl MembershipClient {
+    /// Reaches the coordinator and begins to join. Blocks for `failure_detection` at most.
+    ///
+    /// # Errors
+    /// `Unavailable` when the coordinator cannot be reached, or the system's failure to make a thread.
+    pub fn join(settings: ClientSettings) -> Result<Self> {
+        let clock = RealClock::new();
+        let link = reach_at_first(&settings, &clock)?;
+        let describe = || "cannot start a member's thread".to_owned();
+        let (bell, rope) = UnixStream::pair().context(describe)?;
+        for socket in [&bell, &rope] {
+            socket.set_nonblocking(true).context(describe)?;
+        }
+        let (commands, to_obey) = channel();
+        let (to_tell, events) = channel();
+        let licence = Arc::new(Mutex::new(None));
+        let ClientSettings { coordinator, group, settings, identity, timeouts } = settings;
+        let keeper = Keeper {
+            member: Member::new(&group, settings, identity, timeouts),
+            link: Some(link),
+            coordinator,
+            timeouts,
+            commands: to_obey,
+            bell: rope,
+            events: to_tell,
+            licence: Arc::clone(&licence),
+            clock,
+        };
+        let thread = std::thread::Builder::new().name("gradus-member".into());
+        let thread = thread.spawn(move || keeper.run()).context(describe)?;
+        Ok(Self { commands, bell, events, licence, clock, thread: Some(thread) })
+    }
+
+    /// The next thing that comes to pass, waiting `limit` for it; `None` when nothing has.
+    ///
+    /// # Errors
+    /// `Closed` when nothing will come any more: the member was fenced or refused, and was told so before.
+    pub fn next_event(&self, limit: Duration) -> Result<Option<MemberNote>> {
+        match self.events.recv_timeout(limit) {
+            Ok(note) => Ok(Some(note)),
+            Err(RecvTimeoutError::Timeout) => Ok(None),
+            Err(RecvTimeoutError::Disconnected) => {
+                Err(Error::closed("the member belongs to its group no more"))
+            }
+        }
+    }
+
+    /// Nothing of an older epoch is in flight any more: the one named may begin.
+    pub fn acknowledge(&self, epoch: Epoch) {
+        self.ask(MemberCommand::Acknowledge(epoch));
+    }
+
+    /// The epoch named is of no use, a peer does not answer: form another.
+    pub fn abandon(&self, epoch: Epoch) {
+        self.ask(MemberCommand::Abandon(epoch));
+    }
+
+    /// The epoch in which this process may act, now; ask again before each act that others will see.
+    pub fn may_act(&self) -> Option<Epoch> {
+        let licence = *self.licence.lock().unwrap_or_else(PoisonError::into_inner);
+        licence.filter(|(_, until)| self.clock.now() < *until).map(|(epoch, _)| epoch)
+    }
+
+    fn ask(&self, command: MemberCommand) {
+        // A thread that has ended obeys nothing, and has said why.
+        let _ = self.commands.send(command);
+        let _ = (&self.bell).write(&[1]);
+    }
+}
+
+impl Drop for MembershipClient {
+    fn drop(&mut self) {
+        self.ask(MemberCommand::Leave);
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+/// Tries for as long as a coordinator that is just being started again may need.
+fn reach_at_first(settings: &ClientSettings, clock: &RealClock) -> Result<Link> {
+    let until = clock.now() + settings.timeouts.detection;
+    loop {
+        match reach(&settings.coordinator, settings.timeouts.connect) {
+            Err(_) if clock.now() < until => clock.sleep(settings.timeouts.heartbeat),
+            reached => return reached,
+        }
+    }
+}
+
+/// The thread's side.
+struct Keeper {
+    member: Member,
+    link: Option<Link>,
+    coordinator: String,
+    timeouts: Timeouts,
+    commands: Receiver<MemberCommand>,
+    bell: UnixStream,
+    events: Sender<MemberNote>,
+    licence: Arc<Mutex<Licence>>,
+    clock: RealClock,
+}
+
+impl Keeper {
+    fn run(mut self) {
+        self.tell(Event::Wake);
+        while !self.member.has_ended() {
+            self.wait();
+            self.obey();
+            self.hear();
+            if self.member.deadline().is_some_and(|deadline| self.clock.now() >= deadline) {
+                self.tell(Event::Wake);
+            }
+        }
+    }
+
+    fn wait(&self) {
+        let now = self.clock.now();
+        let limit = self.member.deadline().map_or(Duration::ZERO, |deadline| deadline.saturating_sub(now));
+        let mut watched = vec![PollFd::new(&self.bell, PollFlags::IN)];
+        watched.extend(self.link.iter().map(|link| PollFd::new(link, link.interest())));
+        // A failure to wait shows at the next reading; an interruption is no failure.
+        let _ = poll(&mut watched, Some(&timespec(limit)));
+    }
+
+    fn obey(&mut self) {
+        while matches!((&self.bell).read(&mut [0; 64]), Ok(count) if count > 0) {}
+        loop {
+            match self.commands.try_recv() {
+                Ok(command) => self.tell(Event::Command(command)),
+                Err(TryRecvError::Empty) => return,
+                Err(TryRecvError::Disconnected) => return self.tell(Event::Command(MemberCommand::Leave)),
+            }
+        }
+    }
+
+    fn hear(&mut self) {
+        while let Some(link) = &mut self.link {
+            match link.flush().and_then(|()| link.receive::<Reply>()) {
+                Ok(None) => return,
+                Ok(Some(message)) => self.tell(Event::Message { from: super::super::COORDINATOR, message }),
+                Err(_) => {
+                    self.link = None;
+                    self.tell(Event::Closed { peer: super::super::COORDINATOR });
+                    return;
+                }
+            }
+        }
+    }
+
+    fn tell(&mut self, event: EventOf<Member>) {
+        let actions = self.member.step(event, self.clock.now());
+        // Whoever hears of a change by an event must find the licence changed already.
+        *self.licence.lock().unwrap_or_else(PoisonError::into_inner) = self.member.may_act(self.clock.now());
+        for action in actions {
+            match action {
+                Action::Send { message, .. } => self.send(&message),
+                Action::Note(note) => drop(self.events.send(note)),
+                Action::Persist(_) => {}
+            }
+        }
+    }
+
+    /// What cannot be said now is said again with the next heartbeat, over a new connection.
+    fn send(&mut self, message: &super::super::Request) {
+        if self.link.is_none() {
+            self.link = reach(&self.coordinator, self.timeouts.connect).ok();
+        }
+        if let Some(link) = &mut self.link
+            && link.send(message).is_err()
+        {
+            self.link = None;
+        }
+    }
+}

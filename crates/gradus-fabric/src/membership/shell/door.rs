@@ -1,0 +1,147 @@
+//! Where a connection between member and coordinator begins, on either side: the one place that decides who is let in.
+
+use super::super::message::Request;
+use super::link::Link;
+use crate::gate::Gate;
+use crate::{dial, frame};
+use gradus_error::{Error, IoContext, Result};
+use gradus_host::{Clock, RealClock};
+use rustix::net::Shutdown;
+use std::io::{ErrorKind, Read, Write};
+use std::net::{TcpListener, ToSocketAddrs};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+/// Arrivals that wait to be taken in; beyond that callers wait outside.
+const MOST_ARRIVALS: usize = 1024;
+
+/// How long the gate may wait at a time, and rest when the system refuses it more descriptors.
+const ONE_WAIT: Duration = Duration::from_secs(1);
+const REST: Duration = Duration::from_millis(100);
+
+/// Connects to a coordinator.
+///
+/// # Errors
+/// `Unavailable` when it cannot be reached within `limit`.
+pub(super) fn reach(address: &str, limit: Duration) -> Result<Link> {
+    let clock = RealClock::new();
+    let stream = dial::try_once(address, &clock, clock.now() + limit).map_err(|error| {
+        Error::unavailable(format!("cannot reach the coordinator at {address}: is it running there?"))
+            .with_source(error)
+    })?;
+    Link::new(stream.into())
+}
+
+/// A socket on which members are awaited.
+///
+/// # Errors
+/// `Denied` for an address beyond loopback: connections prove nothing about who connects. `Invalid` when the address is
+/// none, is taken or is not this host's.
+pub(super) fn listen(address: &str) -> Result<TcpListener> {
+    let unusable = |error: std::io::Error| {
+        let mend = match error.kind() {
+            ErrorKind::AddrInUse => "another program uses it, choose another port",
+            _ => "give an address of this host and a port",
+        };
+        Error::invalid(format!("cannot listen on {address}: {mend}")).with_source(error)
+    };
+    let found: Vec<_> = address.to_socket_addrs().map_err(unusable)?.collect();
+    if let Some(beyond) = found.iter().find(|found| !found.ip().is_loopback()) {
+        return Err(Error::denied(format!(
+            "{address} is {beyond}, beyond loopback: a coordinator listens on 127.0.0.1 or [::1] only"
+        )));
+    }
+    TcpListener::bind(&found[..]).map_err(unusable)
+}
+
+/// Somebody who was let in, and the first thing it said.
+pub(super) struct Arrival {
+    pub(super) link: Link,
+    pub(super) request: Request,
+}
+
+/// A thread that lets callers in, so that strangers hold up neither members nor their coordinator.
+pub(super) struct Door {
+    arrivals: Receiver<Arrival>,
+    bell: UnixStream,
+    listener: OwnedFd,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Door {
+    /// Opens a door at a listening socket.
+    ///
+    /// # Errors
+    /// The system's failure to make a socket or a thread.
+    pub(super) fn open(listener: TcpListener) -> Result<Self> {
+        let describe = || "cannot open the door for members".to_owned();
+        let (bell, rope) = UnixStream::pair().context(describe)?;
+        bell.set_nonblocking(true).context(describe)?;
+        rope.set_nonblocking(true).context(describe)?;
+        let (sender, arrivals) = sync_channel(MOST_ARRIVALS);
+        let gate = OwnedFd::from(listener.try_clone().context(describe)?);
+        let thread = std::thread::Builder::new()
+            .name("gradus-door".into())
+            .spawn(move || let_in(gate, &sender, rope))
+            .context(describe)?;
+        Ok(Self { arrivals, bell, listener: listener.into(), thread: Some(thread) })
+    }
+
+    /// Those who have come since it was last asked.
+    pub(super) fn arrivals(&mut self) -> Vec<Arrival> {
+        let mut rings = [0; 256];
+        while matches!(self.bell.read(&mut rings), Ok(count) if count > 0) {}
+        self.arrivals.try_iter().collect()
+    }
+}
+
+impl AsFd for Door {
+    /// Readable when somebody has come.
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.bell.as_fd()
+    }
+}
+
+impl Drop for Door {
+    fn drop(&mut self) {
+        // Who waits at a socket that is shut down is woken and finds it unusable; the bell that has ended says why.
+        let _ = rustix::net::shutdown(&self.listener, Shutdown::Both);
+        let _ = rustix::net::shutdown(&self.bell, Shutdown::Both);
+        self.arrivals = sync_channel(0).1;
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+/// Lets callers in until nobody takes them any more or the bell's other end is closed.
+fn let_in(listener: OwnedFd, arrivals: &SyncSender<Arrival>, mut rope: UnixStream) {
+    let clock = RealClock::new();
+    let Ok(mut gate) = Gate::new(listener, &clock) else { return };
+    loop {
+        let callers = gate.arrivals(clock.now() + ONE_WAIT).unwrap_or_else(|_| {
+            clock.sleep(REST);
+            Vec::new()
+        });
+        for (socket, body) in callers {
+            let Ok(request) = frame::decode(&body) else { continue };
+            let Ok(link) = Link::new(socket) else { continue };
+            if arrivals.send(Arrival { link, request }).is_err() {
+                return;
+            }
+            // A bell that is full rings already.
+            let _ = rope.write(&[1]);
+        }
+        if has_ended(&mut rope) {
+            return;
+        }
+    }
+}
+
+/// Whether the other end of a socket was closed.
+fn has_ended(socket: &mut UnixStream) -> bool {
+    matches!(socket.read(&mut [0]), Ok(0))
+}

@@ -1,0 +1,15 @@
+//! The thin shell around membership's machines: sockets, a file, the real clock.
+//!
+//! [`CoordinatorServer`] drives a [`Coordinator`](super::Coordinator) in one loop over non-blocking sockets; a
+//! [`MembershipClient`] drives a [`Member`](super::Member) in a small thread. Neither decides anything: they carry
+//! events in and actions out. Connections may break at any time and are made anew with the next word; what was lost with
+//! one is said again, for the machines rely on nothing that is said once.
+
+mod client;
+mod door;
+mod link;
+mod server;
+mod state_file;
+
+pub use client::{ClientSettings, MembershipClient};
+pub use server::CoordinatorServer;

@@ -1,0 +1,52 @@
+//! `gradus coordinator` as a person runs it.
+
+use rustix::process::{Pid, Signal, kill_process};
+use std::io::{BufRead, BufReader};
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+
+fn coordinator(directory: &Path, arguments: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_gradus"));
+    command.arg("coordinator").args(arguments).current_dir(directory);
+    command.stdout(Stdio::piped()).stderr(Stdio::piped());
+    command
+}
+
+/// Starts one and reads where it listens.
+fn start(directory: &Path) -> (Child, String) {
+    let mut child = coordinator(directory, &["--listen", "127.0.0.1:0", "--state", "state"]).spawn().unwrap();
+    let mut line = String::new();
+    BufReader::new(child.stdout.as_mut().unwrap()).read_line(&mut line).unwrap();
+    let address = line.trim().strip_prefix("listening on ").unwrap().to_owned();
+    (child, address)
+}
+
+#[test]
+fn it_ends_in_good_order_and_goes_on_from_its_file() {
+    let directory = tempfile::tempdir().unwrap();
+    for life in 1..=2 {
+        let (mut child, address) = start(directory.path());
+        std::net::TcpStream::connect(&address).unwrap();
+        kill_process(Pid::from_child(&child), Signal::TERM).unwrap();
+        assert_eq!(child.wait().unwrap().code(), Some(0));
+        let state = std::fs::read_to_string(directory.path().join("state")).unwrap();
+        assert!(state.contains(&format!("\"term\":{life}")), "{state}");
+    }
+}
+
+#[test]
+fn what_cannot_be_ends_with_a_reason() {
+    let directory = tempfile::tempdir().unwrap();
+    let cases: [(&[&str], i32, &str); 4] = [
+        (&["--state", "state", "--listen", "0.0.0.0:0"], 1, "beyond loopback"),
+        (&["--state", "state", "--listen", "nonsense"], 2, "nonsense"),
+        (&["--state", "state", "--failure-detection", "1ms"], 2, "failure_detection"),
+        (&["--state", "state", "--failure-detection", "soon"], 2, "soon"),
+    ];
+    for (arguments, code, reason) in cases {
+        let output = coordinator(directory.path(), arguments).output().unwrap();
+        let text = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(code), "{text}");
+        assert!(text.contains(reason), "{text}");
+    }
+}
