@@ -2,8 +2,11 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
+mod groups;
+mod operations;
 mod parity;
 mod plans;
 mod processes;
+mod shares;
 mod trouble;
 mod world;
