@@ -3,12 +3,15 @@
 use crate::collective::Collective;
 use crate::core::Core;
 use crate::element::{Number, Reduction};
+use crate::flight::FlightLog;
 use crate::group::{self, Group};
 use crate::memory::{Buffer, Memory};
 use crate::operation::Ready;
 use gradus_error::{Error, Kind, Result};
 use gradus_fabric::{Alone, Transport};
 use gradus_memory::RawRange;
+use std::path::PathBuf;
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -287,6 +290,28 @@ impl Communicator {
         let what = core.describe();
         let rank = core.executor.transport().rank();
         let _ = core.fail(Error::new(Kind::Closed, format!("rank {rank} has cancelled {what}: {reason}")));
+    }
+
+    /// Has the record of the last thousand operations written into a folder, as `flight-rank-N.json`: when a collective
+    /// fails, and whenever a call that makes progress finds `wanted` set (it is cleared then; calls that wait look every
+    /// half second). The folder is made when it is needed. What keeps the record from being written is not told there.
+    pub fn record_flight(&mut self, folder: PathBuf, wanted: Arc<AtomicBool>) {
+        let mut core = self.core();
+        (core.flight_folder, core.flight_wanted) = (Some(folder), Some(wanted));
+    }
+
+    /// The last thousand operations of all groups of this transport, and how far those in flight are.
+    pub fn flight(&self) -> FlightLog {
+        self.core().record()
+    }
+
+    /// Writes what [`Communicator::flight`] returns where [`Communicator::record_flight`] has said; the file, or `None`
+    /// where nothing was said.
+    ///
+    /// # Errors
+    /// The system's.
+    pub fn dump_flight(&self) -> Result<Option<PathBuf>> {
+        self.core().write_record()
     }
 
     /// # Safety

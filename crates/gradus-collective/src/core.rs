@@ -2,6 +2,7 @@
 
 use crate::collective::{Collective, Shape};
 use crate::executor::Executor;
+use crate::flight::{FlightLog, Recorder};
 use crate::group::Group;
 use crate::memory::Memory;
 use crate::operation::{Prepared, Ready};
@@ -10,7 +11,9 @@ use gradus_error::{Error, Kind, Result};
 use gradus_fabric::{Interest, Transport};
 use gradus_host::{Clock, RealClock};
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 /// Shapes whose plans are kept. A training run has one for each bucket and a few for control values.
@@ -26,7 +29,11 @@ pub(crate) struct Core {
     pub(crate) executor: Executor,
     plans: BTreeMap<Shape, Arc<Prepared>>,
     failure: Option<(Kind, String)>,
-    clock: Box<dyn Clock>,
+    clock: Arc<dyn Clock>,
+    /// Where the flight record goes.
+    pub(crate) flight_folder: Option<PathBuf>,
+    /// Set by somebody who wants the flight record now.
+    pub(crate) flight_wanted: Option<Arc<AtomicBool>>,
     pub(crate) stall_limit: Duration,
     pub(crate) operations: u64,
     pub(crate) waited: Duration,
@@ -34,11 +41,14 @@ pub(crate) struct Core {
 
 impl Core {
     pub(crate) fn new(transport: Box<dyn Transport>, stall_limit: Duration) -> Self {
+        let clock: Arc<dyn Clock> = Arc::new(RealClock::new());
         Self {
-            executor: Executor::new(transport),
+            executor: Executor::new(transport, Recorder::new(Arc::clone(&clock))),
+            flight_folder: None,
+            flight_wanted: None,
             plans: BTreeMap::new(),
             failure: None,
-            clock: Box::new(RealClock::new()),
+            clock,
             stall_limit,
             operations: 0,
             waited: Duration::ZERO,
@@ -89,6 +99,7 @@ impl Core {
     }
 
     pub(crate) fn progress(&mut self) -> Result<()> {
+        self.write_if_wanted();
         if self.executor.is_idle() && self.failure.is_none() {
             return Ok(());
         }
@@ -121,6 +132,7 @@ impl Core {
                 (still, last_look) = (Duration::ZERO, None);
                 continue;
             }
+            self.write_if_wanted();
             let now = self.clock.now();
             let last = last_look.replace(now).unwrap_or(now);
             // A process that was suspended wakes with the clock far ahead, its peers with it: that is no stall.
@@ -194,7 +206,26 @@ impl Core {
         if self.failure.is_none() {
             self.failure = Some((error.kind().clone(), error.to_string()));
             self.executor.abandon(&error);
+            // Whatever keeps the record from being written, the failure is what the caller must hear of.
+            let _ = self.write_record();
         }
         error
+    }
+
+    /// Writes the flight record, if there is a folder for it; its file.
+    pub(crate) fn write_record(&self) -> Result<Option<PathBuf>> {
+        self.flight_folder.as_ref().map(|folder| self.record().write(folder)).transpose()
+    }
+
+    pub(crate) fn record(&self) -> FlightLog {
+        let failure = self.failure.as_ref().map(|(_, message)| message.clone());
+        FlightLog { failure, ..self.executor.record() }
+    }
+
+    /// Somebody wants to know what goes on: that must not end it.
+    fn write_if_wanted(&self) {
+        if self.flight_wanted.as_ref().is_some_and(|wanted| wanted.swap(false, Ordering::AcqRel)) {
+            let _ = self.write_record();
+        }
     }
 }

@@ -11,6 +11,7 @@
 //!
 //! Nothing but calls to this executor touches the memory of collectives: there is no thread behind it.
 
+use crate::flight::{FlightLog, Recorder};
 use crate::header::{HEADER_BYTES, Header, Identity};
 use crate::memory::{Memory, Regions, Scratch};
 use crate::operation::{Carry, Flight, Prepared, Ready};
@@ -74,6 +75,11 @@ impl Flights {
         self.queue.get_mut(index).expect("a collective stays until all its steps are over")
     }
 
+    /// All that have not been retired, with their tickets.
+    fn in_flight(&self) -> impl Iterator<Item = (u64, &Flight)> {
+        (self.first..).zip(&self.queue)
+    }
+
     fn retire(&mut self) {
         while self.queue.front().is_some_and(|flight| flight.pending == 0) {
             let scratch = self.queue.pop_front().expect("it was there a moment ago").into_scratch();
@@ -125,17 +131,19 @@ pub(crate) struct Executor {
     outgoing: Vec<Outgoing>,
     incoming: Vec<Incoming>,
     flights: Flights,
+    recorder: Recorder,
     pub(crate) moved: Moved,
 }
 
 impl Executor {
-    pub(crate) fn new(transport: Box<dyn Transport>) -> Self {
+    pub(crate) fn new(transport: Box<dyn Transport>, recorder: Recorder) -> Self {
         let world_size = transport.world_size();
         Self {
             transport,
             outgoing: (0..world_size).map(|_| Outgoing::default()).collect(),
             incoming: (0..world_size).map(|_| Incoming::default()).collect(),
             flights: Flights::default(),
+            recorder,
             moved: Moved::default(),
         }
     }
@@ -172,7 +180,7 @@ impl Executor {
         identity: Identity,
         memory: Memory,
         prepared: Arc<Prepared>,
-        ranks: &[usize],
+        ranks: &Arc<[usize]>,
         ready: Option<Ready>,
     ) -> u64 {
         let ticket = self.next_ticket();
@@ -191,14 +199,18 @@ impl Executor {
             queue.push_back(Job { ticket, step, message: *count });
             *count += 1;
         }
+        self.recorder.started(ticket, &flight, ranks, self.transport.rank());
         self.flights.queue.push_back(flight);
-        self.flights.retire();
+        self.record_and_retire();
         ticket
     }
 
     /// Forgets all collectives in flight; their memory is touched no more. The streams are of no more use.
     pub(crate) fn abandon(&mut self, reason: &Error) {
         self.transport.abort(reason);
+        for (ticket, flight) in self.flights.in_flight().filter(|(_, flight)| flight.pending > 0) {
+            self.recorder.given_up(ticket, flight);
+        }
         self.outgoing.iter_mut().for_each(|outgoing| outgoing.queue.clear());
         self.incoming.iter_mut().for_each(|incoming| incoming.queue.clear());
         self.flights.first = self.next_ticket();
@@ -221,8 +233,24 @@ impl Executor {
                 self.advance_outgoing(peer)?;
             }
         }
+        let moved = local || self.moved != before;
+        if moved {
+            self.record_and_retire();
+        }
+        Ok(moved)
+    }
+
+    fn record_and_retire(&mut self) {
+        for (ticket, flight) in self.flights.in_flight() {
+            self.recorder.moved(ticket, flight);
+        }
         self.flights.retire();
-        Ok(local || self.moved != before)
+    }
+
+    /// What was done lately, into a log of this rank.
+    pub(crate) fn record(&self) -> FlightLog {
+        let log = FlightLog::new(self.transport.rank(), self.transport.world_size());
+        self.recorder.log(log, self.flights.in_flight())
     }
 
     fn advance_outgoing(&mut self, peer: usize) -> Result<()> {

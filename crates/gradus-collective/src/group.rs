@@ -3,6 +3,7 @@
 use crate::collective::fnv;
 use gradus_error::{Error, Result};
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 /// The basis of groups' numbers: any but 0, which is the group of all.
 const BASIS: u64 = 0x9ae1_6a3b_2f90_404f;
@@ -13,7 +14,7 @@ pub(crate) struct Group {
     /// The same on all its ranks, and no other group's; 0 for the group of all ranks.
     pub(crate) id: u64,
     /// Its ranks, by their number in the transport.
-    pub(crate) ranks: Vec<usize>,
+    pub(crate) ranks: Arc<[usize]>,
     /// This rank's place among them.
     pub(crate) rank: usize,
     collectives: u64,
@@ -29,7 +30,7 @@ impl Group {
         Self::new(0, (0..world_size).collect(), rank)
     }
 
-    fn new(id: u64, ranks: Vec<usize>, rank: usize) -> Self {
+    fn new(id: u64, ranks: Arc<[usize]>, rank: usize) -> Self {
         Self { id, ranks, rank, collectives: 0, messages: BTreeMap::new(), children: BTreeMap::new() }
     }
 
@@ -106,9 +107,9 @@ mod tests {
     fn ranks_of_a_group_have_numbers_of_their_own() {
         let mut world = Group::world(3, 6);
         let mut odd = world.of(&[5, 3, 1]).unwrap();
-        assert_eq!((odd.rank, odd.ranks.as_slice()), (1, [5, 3, 1].as_slice()));
+        assert_eq!((odd.rank, &*odd.ranks), (1, [5, 3, 1].as_slice()));
         let pair = odd.of(&[1, 2]).unwrap();
-        assert_eq!((pair.rank, pair.ranks.as_slice()), (0, [3, 1].as_slice()));
+        assert_eq!((pair.rank, &*pair.ranks), (0, [3, 1].as_slice()));
         let ids =
             [world.id, odd.id, pair.id, world.of(&[5, 3, 1]).unwrap().id, world.of(&[3, 1]).unwrap().id];
         assert!((0..5).all(|i| (0..i).all(|j| ids[i] != ids[j])), "{ids:x?}");

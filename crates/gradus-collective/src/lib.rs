@@ -4,6 +4,7 @@
 //! - [`checker`] proves on symbols that a plan does what it should, for any world and length.
 //! - [`choose`] picks the algorithm for a size.
 //! - The executor runs plans over any [`gradus_fabric::Transport`], several at a time, without blocking.
+//! - [`flight`] remembers what was done lately, and says who waits for whom.
 //! - [`Communicator`] is what the trainer holds, [`Collective`] what it asks of it.
 //!
 //! Invariants: results have the same bits on all ranks; ranks that do not do the same thing get an error that says who
@@ -17,6 +18,7 @@ mod core;
 pub mod dependencies;
 mod element;
 mod executor;
+pub mod flight;
 pub mod generate;
 mod group;
 mod header;

@@ -2,9 +2,11 @@
 
 use crate::dependencies::{Hold, holds};
 use crate::element;
+use crate::flight::PeerState;
 use crate::header::Identity;
 use crate::memory::{Regions, Scratch};
 use crate::plan::{Part, Region, Step, extent};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 /// The widest element, in bytes.
@@ -108,6 +110,31 @@ impl Flight {
 
     pub(crate) fn is_whole(&self, step: usize) -> bool {
         self.moved[step] == self.total(step)
+    }
+
+    /// Whether anything has moved.
+    pub(crate) fn has_moved(&self) -> bool {
+        self.moved.iter().any(|moved| *moved > 0)
+    }
+
+    /// Bytes sent and received so far, headers not counted.
+    pub(crate) fn exchanged(&self) -> (u64, u64) {
+        let remote = self.steps().iter().zip(&self.moved).filter(|(step, _)| !step.is_local());
+        remote.fold((0, 0), |(sent, received), (step, moved)| {
+            let moved = *moved as u64;
+            if step.sends() { (sent + moved, received) } else { (sent, received + moved) }
+        })
+    }
+
+    /// How far it is with each peer with which it is not over; peers by their number in the transport.
+    pub(crate) fn peers(&self, ranks: &[usize]) -> Vec<PeerState> {
+        let mut peers: BTreeMap<usize, PeerState> = BTreeMap::new();
+        for (index, step) in self.steps().iter().enumerate().filter(|(_, step)| !step.is_local()) {
+            let rank = ranks[step.peer()];
+            let peer = peers.entry(rank).or_insert_with(|| PeerState::new(rank));
+            peer.add(step.sends(), self.moved[index] as u64, self.total(index) as u64);
+        }
+        peers.into_values().filter(PeerState::is_open).collect()
     }
 
     /// The next bytes that a step sends, `most` at most.

@@ -7,6 +7,7 @@ mod operations;
 mod parity;
 mod plans;
 mod processes;
+mod recorder;
 mod shares;
 mod trouble;
 mod world;

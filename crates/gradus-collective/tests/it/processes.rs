@@ -112,7 +112,10 @@ fn endless(communicator: &mut Communicator, what: &str) -> Error {
         _ if rank % 2 == 0 => Collective::send((rank + 1) % world_size),
         _ => Collective::receive(rank - 1),
     };
-    let len = if what == Collective::barrier() { 1 } else { LEN * world_size };
+    let only_own = what == Collective::gather(0) && rank != 0
+        || what == Collective::scatter(VICTIM) && rank != VICTIM
+        || what == Collective::barrier();
+    let len = if only_own { LEN } else { LEN * world_size };
     let mut data = vec![1i32; len];
     for round in 0.. {
         let result = communicator.run_in_place(&what, &mut data);
