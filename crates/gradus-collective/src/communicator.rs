@@ -1,29 +1,28 @@
-//! Collectives among the ranks of a world.
+//! Collectives among the ranks of a world, or of a part of it.
 
-use crate::choose::choose_all_reduce;
-use crate::executor::Executor;
-use crate::generate::{binomial_broadcast, dissemination_barrier};
-use crate::header::{Collective, Element, Operation};
-use crate::operation::{Buffer, Prepared};
+use crate::collective::Collective;
+use crate::core::Core;
+use crate::element::{Number, Reduction};
+use crate::flight::FlightLog;
+use crate::group::{self, Group};
+use crate::memory::{Buffer, Memory};
+use crate::operation::Ready;
 use gradus_error::{Error, Kind, Result};
 use gradus_fabric::{Alone, Transport};
-use gradus_host::{Clock, RealClock};
 use gradus_memory::RawRange;
-use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::path::PathBuf;
+use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
-
-/// Shapes whose plans are kept. A training run has one for each bucket and a few for control values.
-const PLANS: usize = 256;
 
 /// A collective in flight.
 #[derive(Debug, PartialEq, Eq)]
 #[must_use = "the memory of a collective is not free before it was waited for"]
 pub struct Handle {
-    sequence: u64,
+    ticket: u64,
 }
 
-/// What a communicator has done so far.
+/// What a communicator has done so far, together with all others over the same transport.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Counters {
     /// Collectives started.
@@ -36,175 +35,233 @@ pub struct Counters {
     pub waited_ns: u64,
 }
 
-/// What a plan depends on, besides rank and world.
-/// A wait is cut into naps of this length, so that time in which this process did not run is not counted as waiting.
-const LONGEST_NAP: Duration = Duration::from_millis(500);
-
-#[derive(PartialEq, Eq, PartialOrd, Ord)]
-struct Shape {
-    operation: Operation,
-    element: Element,
-    root: u32,
-    len: usize,
-}
-
-/// A rank's way to compute together with all others.
+/// A rank's way to compute together with all others of its group.
 ///
-/// All ranks start the same collectives in the same order; where they do not, the ranks that notice fail with an error
-/// that names both sides, and the others with them. Results are bit-identical on all ranks. Bytes move only inside
-/// calls: whoever computes while collectives are in flight calls [`Communicator::progress`] now and then.
+/// All ranks of a group start the same collectives in the same order; where they do not, the ranks that notice fail with
+/// an error that names both sides, and the others with them. Results are bit-identical on all ranks. Bytes move only
+/// inside calls: whoever computes while collectives are in flight calls [`Communicator::progress`] now and then.
 ///
-/// After an error nothing is in flight any more, the memory of all collectives is free (with undefined content), peers
-/// have been told, and every further call fails with the same kind. Dropping a communicator frees the memory of what
-/// was in flight as well.
+/// # Groups
+///
+/// [`Communicator::group`] and [`Communicator::mesh`] make communicators of some of the ranks, over the same transport: a
+/// call to any of them moves the bytes of all. There must be one order of all collectives, of all groups, in which every
+/// rank starts those that it takes part in; a program that runs alike on all ranks has it by itself. Two ranks that start
+/// the collectives of two common groups in different order are told by the first message; a circle over three groups or
+/// more, without two such ranks, ends at the stall limit. They belong to one thread at a time: a call waits for the one
+/// that another thread is in.
+///
+/// # Failure
+///
+/// After an error of a started collective nothing is in flight any more, in any group of the transport; the memory of all
+/// collectives is free (with undefined content), peers have been told, and every further call fails with the same kind.
+/// What is refused before it starts (`Invalid` lengths, roots, types) does no harm on this rank. Dropping a communicator
+/// frees the memory of what it had in flight; where others share its transport, they have failed then.
 pub struct Communicator {
-    executor: Executor,
-    plans: BTreeMap<Shape, Arc<Prepared>>,
-    failure: Option<(Kind, String)>,
-    clock: Box<dyn Clock>,
-    stall_limit: Duration,
-    operations: u64,
-    waited: Duration,
+    core: Arc<Mutex<Core>>,
+    group: Group,
 }
 
 impl Communicator {
     /// A communicator over a transport. A wait in which not a single byte moves for `stall_limit` fails: it must be
     /// longer than ranks may be apart in their computation.
     pub fn new(transport: Box<dyn Transport>, stall_limit: Duration) -> Self {
-        Self {
-            executor: Executor::new(transport),
-            plans: BTreeMap::new(),
-            failure: None,
-            clock: Box::new(RealClock::new()),
-            stall_limit,
-            operations: 0,
-            waited: Duration::ZERO,
-        }
+        let group = Group::world(transport.rank(), transport.world_size());
+        Self { core: Arc::new(Mutex::new(Core::new(transport, stall_limit))), group }
     }
 
-    /// The communicator of a world of one: every collective is over at once and changes nothing.
+    /// The communicator of a world of one: every collective is over at once.
     pub fn alone() -> Self {
         Self::new(Box::new(Alone), Duration::MAX)
     }
 
-    /// This rank.
-    pub fn rank(&self) -> usize {
-        self.executor.transport().rank()
+    fn core(&self) -> MutexGuard<'_, Core> {
+        // A caller that panicked inside has failed the core on its way out: see `Blocking`.
+        self.core.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Ranks of the world.
+    /// A communicator of some of this one's ranks, which become its ranks 0, 1, 2 and so on in the order given. Exactly
+    /// those ranks call this, with the same list; nothing is sent.
+    ///
+    /// # Errors
+    /// `Invalid` when a rank is named twice, or does not exist, or this rank is not named.
+    pub fn group(&mut self, ranks: &[usize]) -> Result<Self> {
+        Ok(Self { core: Arc::clone(&self.core), group: self.group.of(ranks)? })
+    }
+
+    /// A communicator for each axis of a mesh, in the order of the axes: `[("dp", 2), ("tp", 4)]` makes of eight ranks
+    /// groups of two that are four apart, and groups of four neighbours. All ranks call this alike.
+    ///
+    /// # Errors
+    /// `Invalid` when the mesh does not have as many places as there are ranks.
+    pub fn mesh<'a>(&mut self, axes: &[(&'a str, usize)]) -> Result<Vec<(&'a str, Self)>> {
+        let sizes: Vec<usize> = axes.iter().map(|(_, size)| *size).collect();
+        let groups = group::axes(&sizes, self.rank(), self.world_size())?;
+        axes.iter().zip(groups).map(|((name, _), ranks)| Ok((*name, self.group(&ranks)?))).collect()
+    }
+
+    /// This rank, in its group.
+    pub fn rank(&self) -> usize {
+        self.group.rank
+    }
+
+    /// Ranks of the group.
     pub fn world_size(&self) -> usize {
-        self.executor.transport().world_size()
+        self.group.ranks.len()
     }
 
     /// The transport, as shown to a person.
     pub fn transport_name(&self) -> &'static str {
-        self.executor.transport().name()
+        self.core().executor.transport().name()
     }
 
     /// What was done so far.
     pub fn counters(&self) -> Counters {
-        let moved = self.executor.moved;
+        let core = self.core();
         Counters {
-            operations: self.operations,
-            bytes_sent: moved.sent,
-            bytes_received: moved.received,
-            waited_ns: u64::try_from(self.waited.as_nanos()).unwrap_or(u64::MAX),
+            operations: core.operations,
+            bytes_sent: core.executor.moved.sent,
+            bytes_received: core.executor.moved.received,
+            waited_ns: u64::try_from(core.waited.as_nanos()).unwrap_or(u64::MAX),
         }
     }
 
-    /// Starts summing `data` over all ranks, in place. Returns after moving what can move at once.
+    /// Starts a collective. Returns after moving what can move at once.
     ///
     /// # Safety
-    /// The elements stay valid, and nobody else touches them, until [`Communicator::wait`] for this handle has returned
-    /// (`Ok` or not), or any call has returned an error, or the communicator was dropped.
+    /// The memory stays valid, an output is touched and an input written by nobody else, until [`Communicator::wait`] for
+    /// this handle has returned (`Ok` or not), or any call has returned the error of a started collective, or the
+    /// communicator was dropped. Buffers are aligned for their elements; input and output share none.
+    ///
+    /// # Errors
+    /// `Invalid` when lengths, types or root do not fit the collective or the group; those of
+    /// [`Communicator::progress`].
+    pub unsafe fn start(&mut self, what: &Collective, memory: Memory) -> Result<Handle> {
+        // SAFETY: passed on to our caller.
+        unsafe { self.start_with(what, memory, None) }
+    }
+
+    /// As [`Communicator::start`], but the memory is left alone until `ready` has returned true: for an input that a
+    /// device is still writing. `ready` is asked inside calls that make progress. Collectives that were started earlier go
+    /// on meanwhile, and later ones between other ranks; one that shares a stream with this one waits behind it.
+    ///
+    /// # Safety
+    /// As for [`Communicator::start`]; but until `ready` has returned true the caller may write the memory.
+    ///
+    /// # Errors
+    /// As for [`Communicator::start`].
+    pub unsafe fn start_when(&mut self, ready: Ready, what: &Collective, memory: Memory) -> Result<Handle> {
+        // SAFETY: passed on to our caller.
+        unsafe { self.start_with(what, memory, Some(ready)) }
+    }
+
+    /// # Safety
+    /// As for [`Communicator::start_when`].
+    unsafe fn start_with(
+        &mut self,
+        what: &Collective,
+        memory: Memory,
+        ready: Option<Ready>,
+    ) -> Result<Handle> {
+        let mut core = self.core.lock().unwrap_or_else(PoisonError::into_inner);
+        // SAFETY: passed on to our caller.
+        let ticket = unsafe { core.start(&mut self.group, what, memory, ready) }?;
+        Ok(Handle { ticket })
+    }
+
+    /// Starts summing `data` over all ranks, in place.
+    ///
+    /// # Safety
+    /// As for [`Communicator::start`].
     ///
     /// # Errors
     /// Those of [`Communicator::progress`].
     pub unsafe fn start_all_reduce(&mut self, data: RawRange) -> Result<Handle> {
-        let buffer = Buffer { start: data.start.cast(), bytes: data.len * Element::F32.bytes() };
-        let shape = Shape { operation: Operation::AllReduce, element: Element::F32, root: 0, len: data.len };
         // SAFETY: passed on to our caller.
-        unsafe { self.start(shape, buffer) }
+        unsafe { self.start(&Collective::all_reduce(Reduction::Sum), Memory::InPlace(data.into())) }
     }
 
-    /// Moves what can move now, without blocking, for a bounded number of bytes. Costs a few nanoseconds when nothing
-    /// is in flight.
+    /// Moves what can move now, without blocking, for a bounded number of bytes. Costs some tens of nanoseconds when
+    /// nothing is in flight.
     ///
     /// # Errors
     /// `PeerLost` naming a rank that is gone, `Invalid` when ranks are at different collectives, `Corrupt` when a
-    /// stream is damaged; what a peer gave up with; what failed before.
+    /// stream is damaged; what a peer gave up with; what failed before. Ranks in errors are the transport's.
     pub fn progress(&mut self) -> Result<()> {
-        if self.executor.is_idle() && self.failure.is_none() {
-            return Ok(());
-        }
-        self.check_failure()?;
-        match self.executor.progress() {
-            Ok(_) => Ok(()),
-            Err(error) => Err(self.fail(error)),
-        }
+        self.core().progress()
     }
 
-    /// Blocks until a collective is over, moving others meanwhile.
+    /// Blocks until a collective of this transport is over, moving others meanwhile.
     ///
     /// # Errors
     /// Those of [`Communicator::progress`]; `Unavailable`, naming the ranks that are waited for, when nothing moves for
     /// the stall limit.
     pub fn wait(&mut self, handle: Handle) -> Result<()> {
-        self.check_failure()?;
-        if self.is_done(&handle) {
-            return Ok(());
-        }
-        let start = self.clock.now();
-        let result = self.wait_until_done(&handle);
-        self.waited += self.clock.now() - start;
-        result.map_err(|error| self.fail(error))
+        self.core().wait(handle.ticket)
     }
 
     /// Whether a collective is over: [`Communicator::wait`] would not block.
     pub fn is_done(&self, handle: &Handle) -> bool {
-        self.executor.is_done(handle.sequence)
+        self.core().executor.is_done(handle.ticket)
+    }
+
+    /// Carries out a collective with input and output apart. Blocks.
+    ///
+    /// # Errors
+    /// Those of [`Communicator::start`] and [`Communicator::wait`].
+    pub fn run<T: Number>(&mut self, what: &Collective, input: &[T], output: &mut [T]) -> Result<()> {
+        let memory = Memory::Apart { input: Buffer::input(input), output: Buffer::of(output) };
+        // SAFETY: both are borrowed for as long as this call, which waits.
+        unsafe { self.run_on(what, memory) }
+    }
+
+    /// Carries out a collective in one buffer. Blocks.
+    ///
+    /// # Errors
+    /// Those of [`Communicator::start`] and [`Communicator::wait`].
+    pub fn run_in_place<T: Number>(&mut self, what: &Collective, data: &mut [T]) -> Result<()> {
+        // SAFETY: `data` is borrowed for as long as this call, which waits.
+        unsafe { self.run_on(what, Memory::InPlace(Buffer::of(data))) }
     }
 
     /// Sums over all ranks, in place. Blocks.
     ///
     /// # Errors
     /// Those of [`Communicator::wait`].
-    pub fn all_reduce(&mut self, data: &mut [f32]) -> Result<()> {
-        let buffer = Buffer { start: data.as_mut_ptr().cast(), bytes: size_of_val(data) };
-        let shape =
-            Shape { operation: Operation::AllReduce, element: Element::F32, root: 0, len: data.len() };
-        // SAFETY: `data` is borrowed for as long as this call, which waits.
-        unsafe { self.run(shape, buffer) }
+    pub fn all_reduce<T: Number>(&mut self, data: &mut [T]) -> Result<()> {
+        self.run_in_place(&Collective::all_reduce(Reduction::Sum), data)
     }
 
-    /// Sums over all ranks, in place: for counts, losses, votes. Blocks.
+    /// Overwrites `data` by those of `root`, on every rank. Blocks.
+    ///
+    /// # Errors
+    /// `Invalid` when `root` is none of the group; those of [`Communicator::wait`].
+    pub fn broadcast<T: Number>(&mut self, root: usize, data: &mut [T]) -> Result<()> {
+        self.run_in_place(&Collective::broadcast(root), data)
+    }
+
+    /// Sends `data` to a rank that [receives](Communicator::receive) them. Blocks until they have left, which may be
+    /// before they were received, or not.
+    ///
+    /// # Errors
+    /// Those of [`Communicator::run`].
+    pub fn send<T: Number>(&mut self, to: usize, data: &[T]) -> Result<()> {
+        self.run(&Collective::send(to), data, &mut [])
+    }
+
+    /// Overwrites `data` by what a rank [sends](Communicator::send). Blocks.
+    ///
+    /// # Errors
+    /// Those of [`Communicator::run`].
+    pub fn receive<T: Number>(&mut self, from: usize, data: &mut [T]) -> Result<()> {
+        self.run_in_place(&Collective::receive(from), data)
+    }
+
+    /// Returns once every rank has called it. Blocks.
     ///
     /// # Errors
     /// Those of [`Communicator::wait`].
-    pub fn all_reduce_f64(&mut self, data: &mut [f64]) -> Result<()> {
-        let buffer = Buffer { start: data.as_mut_ptr().cast(), bytes: size_of_val(data) };
-        let shape =
-            Shape { operation: Operation::AllReduce, element: Element::F64, root: 0, len: data.len() };
-        // SAFETY: as in `all_reduce`.
-        unsafe { self.run(shape, buffer) }
-    }
-
-    /// Overwrites `bytes` by those of `root`, on every rank. Blocks.
-    ///
-    /// # Errors
-    /// `Invalid` when `root` is none of the world; those of [`Communicator::wait`].
-    pub fn broadcast(&mut self, root: usize, bytes: &mut [u8]) -> Result<()> {
-        if root >= self.world_size() {
-            return Err(Error::invalid(format!(
-                "rank {root} cannot broadcast in a world of {}",
-                self.world_size()
-            )));
-        }
-        let buffer = Buffer { start: bytes.as_mut_ptr(), bytes: bytes.len() };
-        let (operation, element, len) = (Operation::Broadcast, Element::Byte, bytes.len());
-        // SAFETY: as in `all_reduce`.
-        unsafe { self.run(Shape { operation, element, root: root as u32, len }, buffer) }
+    pub fn barrier(&mut self) -> Result<()> {
+        self.run_in_place(&Collective::barrier(), &mut [0f32])
     }
 
     /// As [`Communicator::barrier`], but waits for as long as all others live: for ranks that have no part in what
@@ -213,136 +270,72 @@ impl Communicator {
     /// # Errors
     /// Those of [`Communicator::wait`], but that it never gives up.
     pub fn patient_barrier(&mut self) -> Result<()> {
-        let limit = std::mem::replace(&mut self.stall_limit, Duration::MAX);
+        let limit = std::mem::replace(&mut self.core().stall_limit, Duration::MAX);
         let met = self.barrier();
-        self.stall_limit = limit;
+        self.core().stall_limit = limit;
         met
     }
 
     /// Tells all ranks that this one gives up and why; every further call fails. Without this they would only see it
     /// leave.
     pub fn give_up(&mut self, error: &Error) {
-        let _ = self.fail(Error::new(error.kind().clone(), error.to_string()));
+        let _ = self.core().fail(Error::new(error.kind().clone(), error.to_string()));
     }
 
-    /// Returns once every rank has called it. Blocks.
+    /// Ends everything in flight, in all groups of this transport and on all their ranks, and with it the transport:
+    /// streams that were left in the middle of a message are of no more use. The memory of collectives is free when this
+    /// returns. Every further call, here and on the peers, fails with `Closed` and says who has cancelled what.
+    pub fn cancel(&mut self, reason: &str) {
+        let mut core = self.core();
+        let what = core.describe();
+        let rank = core.executor.transport().rank();
+        let _ = core.fail(Error::new(Kind::Closed, format!("rank {rank} has cancelled {what}: {reason}")));
+    }
+
+    /// Has the record of the last thousand operations written into a folder, as `flight-rank-N.json`: when a collective
+    /// fails, and whenever a call that makes progress finds `wanted` set (it is cleared then; calls that wait look every
+    /// half second). The folder is made when it is needed. What keeps the record from being written is not told there.
+    pub fn record_flight(&mut self, folder: PathBuf, wanted: Arc<AtomicBool>) {
+        let mut core = self.core();
+        (core.flight_folder, core.flight_wanted) = (Some(folder), Some(wanted));
+    }
+
+    /// The last thousand operations of all groups of this transport, and how far those in flight are.
+    pub fn flight(&self) -> FlightLog {
+        self.core().record()
+    }
+
+    /// Writes what [`Communicator::flight`] returns where [`Communicator::record_flight`] has said; the file, or `None`
+    /// where nothing was said.
     ///
     /// # Errors
-    /// Those of [`Communicator::wait`].
-    pub fn barrier(&mut self) -> Result<()> {
-        let mut token = [0f32];
-        let buffer = Buffer { start: token.as_mut_ptr().cast(), bytes: size_of_val(&token) };
-        // SAFETY: the token lives as long as this call, which waits.
-        unsafe {
-            self.run(Shape { operation: Operation::Barrier, element: Element::F32, root: 0, len: 1 }, buffer)
-        }
+    /// The system's.
+    pub fn dump_flight(&self) -> Result<Option<PathBuf>> {
+        self.core().write_record()
     }
 
     /// # Safety
-    /// The buffer is aligned for its elements, valid and otherwise untouched during the call.
-    unsafe fn run(&mut self, shape: Shape, buffer: Buffer) -> Result<()> {
+    /// The memory is valid and otherwise untouched during the call.
+    unsafe fn run_on(&mut self, what: &Collective, memory: Memory) -> Result<()> {
         let blocking = Blocking(self);
         // SAFETY: by the caller's word until we return; should we unwind, `Blocking` lets go of it.
-        let handle = unsafe { blocking.0.start(shape, buffer) }?;
+        let handle = unsafe { blocking.0.start(what, memory) }?;
         blocking.0.wait(handle)
     }
+}
 
-    /// # Safety
-    /// As for [`Communicator::start_all_reduce`].
-    unsafe fn start(&mut self, shape: Shape, buffer: Buffer) -> Result<Handle> {
-        self.check_failure()?;
-        let sequence = self.executor.next_sequence();
-        let Shape { operation, element, root, len } = shape;
-        let collective = Collective { sequence, operation, element, root, len: len as u64 };
-        let prepared = self.plan(shape);
-        // SAFETY: passed on to our caller.
-        unsafe { self.executor.start(collective, buffer, prepared) };
-        self.operations += 1;
-        self.progress()?;
-        Ok(Handle { sequence })
-    }
-
-    fn plan(&mut self, shape: Shape) -> Arc<Prepared> {
-        let (rank, world_size) = (self.rank(), self.world_size());
-        if self.plans.len() >= PLANS {
-            self.plans.clear();
+impl Drop for Communicator {
+    fn drop(&mut self) {
+        let rank = self.group.rank;
+        let mut core = self.core();
+        if core.executor.is_busy_with(self.group.id) {
+            let what = core.describe();
+            let left = format!("rank {rank} has left in the middle of {what}");
+            // The last one needs no word: its transport says that it has left.
+            if Arc::strong_count(&self.core) > 1 {
+                let _ = core.fail(Error::new(Kind::Closed, left));
+            }
         }
-        let Shape { operation, element, root, len } = shape;
-        let make = || {
-            Arc::new(Prepared::new(match operation {
-                Operation::AllReduce => {
-                    choose_all_reduce(world_size, len, element.bytes()).steps(rank, world_size, len)
-                }
-                Operation::Broadcast => binomial_broadcast(rank, world_size, len, root as usize),
-                Operation::Barrier => dissemination_barrier(rank, world_size),
-            }))
-        };
-        Arc::clone(self.plans.entry(shape).or_insert_with(make))
-    }
-
-    fn wait_until_done(&mut self, handle: &Handle) -> Result<()> {
-        let (mut still, mut last_look) = (Duration::ZERO, None);
-        loop {
-            let moved = self.executor.progress()?;
-            if self.is_done(handle) {
-                return Ok(());
-            }
-            if moved {
-                (still, last_look) = (Duration::ZERO, None);
-                continue;
-            }
-            let now = self.clock.now();
-            let last = last_look.replace(now).unwrap_or(now);
-            // A process that was suspended wakes with the clock far ahead, its peers with it: that is no stall.
-            still += (now - last).min(LONGEST_NAP * 2);
-            let interests = self.executor.interests();
-            if interests.is_empty() {
-                return Err(Error::internal(format!(
-                    "{} waits for nothing and is not over",
-                    self.describe()
-                )));
-            }
-            if still >= self.stall_limit {
-                return Err(self.stalled(&interests));
-            }
-            self.executor.wait(&interests, (self.stall_limit - still).min(LONGEST_NAP))?;
-        }
-    }
-
-    fn describe(&self) -> String {
-        self.executor.oldest().map_or_else(|| "nothing".to_owned(), |collective| collective.to_string())
-    }
-
-    fn stalled(&self, interests: &[gradus_fabric::Interest]) -> Error {
-        let mut peers: Vec<usize> = interests.iter().map(|interest| interest.peer).collect();
-        peers.dedup();
-        let names: Vec<String> = peers.iter().map(usize::to_string).collect();
-        Error::unavailable(format!(
-            "{} has not moved for {} s: rank {} waits for rank {}, which lives but takes no part; look at its log, or \
-             allow more time (launch.stall_timeout)",
-            self.describe(),
-            self.stall_limit.as_secs_f32(),
-            self.rank(),
-            names.join(", ")
-        ))
-    }
-
-    fn check_failure(&self) -> Result<()> {
-        match &self.failure {
-            Some((kind, message)) => {
-                Err(Error::new(kind.clone(), format!("the communicator has failed before: {message}")))
-            }
-            None => Ok(()),
-        }
-    }
-
-    /// Remembers the first failure, tells the peers, lets go of all memory.
-    fn fail(&mut self, error: Error) -> Error {
-        if self.failure.is_none() {
-            self.failure = Some((error.kind().clone(), error.to_string()));
-            self.executor.abandon(&error);
-        }
-        error
     }
 }
 
@@ -352,8 +345,8 @@ struct Blocking<'a>(&'a mut Communicator);
 impl Drop for Blocking<'_> {
     fn drop(&mut self) {
         if std::thread::panicking() {
-            let _ =
-                self.0.fail(Error::internal(format!("rank {} has panicked in a collective", self.0.rank())));
+            let rank = self.0.rank();
+            let _ = self.0.core().fail(Error::internal(format!("rank {rank} has panicked in a collective")));
         }
     }
 }

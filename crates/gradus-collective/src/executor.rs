@@ -3,13 +3,18 @@
 //! Each stream to a peer has a queue of sends and one of receives: the steps of all collectives in flight, in the order
 //! in which they were started. The first of each queue moves as many bytes as the transport takes or gives and as the
 //! steps that it follows allow. So independent steps overlap, sums are passed on while they arrive, and a later
-//! collective uses a stream as soon as the earlier ones are done with it.
+//! collective uses a stream as soon as the earlier ones are done with it. Steps that no peer has a part in have no queue:
+//! they move when what they follow allows it.
+//!
+//! Since each stream serves collectives in one order, the same at both ends, and each collective alone needs no more than
+//! room for a header and an element, the oldest collective in flight always gets on, and then the next.
 //!
 //! Nothing but calls to this executor touches the memory of collectives: there is no thread behind it.
 
-use crate::header::{Collective, HEADER_BYTES, Header};
-use crate::operation::{Buffer, Carry, Flight, Prepared};
-use crate::plan::Step;
+use crate::flight::{FlightLog, Recorder};
+use crate::header::{HEADER_BYTES, Header, Identity};
+use crate::memory::{Memory, Regions, Scratch};
+use crate::operation::{Carry, Flight, Prepared, Ready};
 use gradus_error::{Error, Result};
 use gradus_fabric::{Direction, Interest, Transport};
 use std::collections::VecDeque;
@@ -22,10 +27,13 @@ const TURN_BYTES: usize = 128 << 10;
 /// Bytes that go out together with their header, in one piece.
 const STAGED_BYTES: usize = 4096;
 
+/// Scratch memories that are kept for the next collective.
+const SPARE_SCRATCHES: usize = 4;
+
 /// A step that waits for its turn on a stream.
 #[derive(Clone, Copy)]
 struct Job {
-    sequence: u64,
+    ticket: u64,
     step: usize,
     message: u32,
 }
@@ -51,24 +59,62 @@ impl Default for Incoming {
     }
 }
 
-/// Collectives in flight, by growing sequence number without gaps.
+/// Collectives in flight, by growing ticket without gaps.
 #[derive(Default)]
 struct Flights {
     queue: VecDeque<Flight>,
     first: u64,
+    /// Those that still wait for their memory.
+    unready: usize,
+    scratches: Vec<Scratch>,
 }
 
 impl Flights {
-    fn get(&mut self, sequence: u64) -> &mut Flight {
-        let index = (sequence - self.first) as usize;
+    fn get(&mut self, ticket: u64) -> &mut Flight {
+        let index = (ticket - self.first) as usize;
         self.queue.get_mut(index).expect("a collective stays until all its steps are over")
+    }
+
+    /// All that have not been retired, with their tickets.
+    fn in_flight(&self) -> impl Iterator<Item = (u64, &Flight)> {
+        (self.first..).zip(&self.queue)
     }
 
     fn retire(&mut self) {
         while self.queue.front().is_some_and(|flight| flight.pending == 0) {
-            self.queue.pop_front();
+            let scratch = self.queue.pop_front().expect("it was there a moment ago").into_scratch();
             self.first += 1;
+            if !scratch.is_empty() && self.scratches.len() < SPARE_SCRATCHES {
+                self.scratches.push(scratch);
+            }
         }
+    }
+
+    /// Memory of `bytes` at least, with undefined content.
+    fn scratch(&mut self, bytes: usize) -> Scratch {
+        let words = bytes.div_ceil(size_of::<u64>());
+        match self.scratches.iter().position(|scratch| scratch.len() >= words) {
+            _ if words == 0 => Scratch::new(),
+            Some(index) => self.scratches.swap_remove(index),
+            None => {
+                // What was too small once is too small again.
+                self.scratches.pop();
+                vec![0; words]
+            }
+        }
+    }
+
+    /// Carries out local steps of all; whether anything moved or memory became ready.
+    fn advance_local(&mut self) -> bool {
+        let mut moved = false;
+        for flight in self.queue.iter_mut().filter(|flight| flight.pending > 0) {
+            if flight.ask() {
+                self.unready -= 1;
+                moved = true;
+            }
+            moved |= flight.advance_local(TURN_BYTES);
+        }
+        moved
     }
 }
 
@@ -85,17 +131,19 @@ pub(crate) struct Executor {
     outgoing: Vec<Outgoing>,
     incoming: Vec<Incoming>,
     flights: Flights,
+    recorder: Recorder,
     pub(crate) moved: Moved,
 }
 
 impl Executor {
-    pub(crate) fn new(transport: Box<dyn Transport>) -> Self {
+    pub(crate) fn new(transport: Box<dyn Transport>, recorder: Recorder) -> Self {
         let world_size = transport.world_size();
         Self {
             transport,
             outgoing: (0..world_size).map(|_| Outgoing::default()).collect(),
             incoming: (0..world_size).map(|_| Incoming::default()).collect(),
             flights: Flights::default(),
+            recorder,
             moved: Moved::default(),
         }
     }
@@ -104,8 +152,8 @@ impl Executor {
         &*self.transport
     }
 
-    /// The number that the next collective gets.
-    pub(crate) fn next_sequence(&self) -> u64 {
+    /// The ticket that the next collective gets.
+    pub(crate) fn next_ticket(&self) -> u64 {
         self.flights.first + self.flights.queue.len() as u64
     }
 
@@ -114,46 +162,60 @@ impl Executor {
     }
 
     /// Whether a collective is over; one that was never started is not.
-    pub(crate) fn is_done(&self, sequence: u64) -> bool {
-        if sequence < self.flights.first {
+    pub(crate) fn is_done(&self, ticket: u64) -> bool {
+        if ticket < self.flights.first {
             return true;
         }
-        let index = (sequence - self.flights.first) as usize;
+        let index = (ticket - self.flights.first) as usize;
         self.flights.queue.get(index).is_some_and(|flight| flight.pending == 0)
     }
 
-    /// Queues a collective.
+    /// Queues a collective among `ranks`, of which its steps name peers by their place; its ticket.
     ///
     /// # Safety
-    /// The buffer is valid, aligned and otherwise untouched until the collective is over, or [`Executor::abandon`] was
-    /// called, or the executor is gone.
-    pub(crate) unsafe fn start(&mut self, collective: Collective, buffer: Buffer, prepared: Arc<Prepared>) {
-        let flight = Flight::new(collective, buffer, prepared);
+    /// The memory is valid, aligned and otherwise untouched until the collective is over, or [`Executor::abandon`] was
+    /// called, or the executor is gone; but before `ready` has said yes, if it is given, the caller may touch it.
+    pub(crate) unsafe fn start(
+        &mut self,
+        identity: Identity,
+        memory: Memory,
+        prepared: Arc<Prepared>,
+        ranks: &Arc<[usize]>,
+        ready: Option<Ready>,
+    ) -> u64 {
+        let ticket = self.next_ticket();
+        let scratch = self.flights.scratch(prepared.scratch_bytes(identity.element.bytes()));
+        self.flights.unready += usize::from(ready.is_some());
+        let flight = Flight::new(identity, Regions::new(memory, scratch), prepared, ready);
         let mut counts = vec![(0, 0); self.outgoing.len()];
-        for (step, what) in flight.steps().iter().enumerate() {
-            let (sends, receives) = &mut counts[what.peer()];
-            let count = if what.sends() { sends } else { receives };
-            let job = Job { sequence: collective.sequence, step, message: *count };
-            *count += 1;
-            let queue = match what {
-                Step::Send { peer, .. } => &mut self.outgoing[*peer].queue,
-                Step::Receive { peer, .. } | Step::ReceiveReduce { peer, .. } => {
-                    &mut self.incoming[*peer].queue
-                }
+        for (step, what) in flight.steps().iter().enumerate().filter(|(_, what)| !what.is_local()) {
+            let peer = ranks[what.peer()];
+            let (sends, receives) = &mut counts[peer];
+            let (queue, count) = if what.sends() {
+                (&mut self.outgoing[peer].queue, sends)
+            } else {
+                (&mut self.incoming[peer].queue, receives)
             };
-            queue.push_back(job);
+            queue.push_back(Job { ticket, step, message: *count });
+            *count += 1;
         }
+        self.recorder.started(ticket, &flight, ranks, self.transport.rank());
         self.flights.queue.push_back(flight);
-        self.flights.retire();
+        self.record_and_retire();
+        ticket
     }
 
     /// Forgets all collectives in flight; their memory is touched no more. The streams are of no more use.
     pub(crate) fn abandon(&mut self, reason: &Error) {
         self.transport.abort(reason);
+        for (ticket, flight) in self.flights.in_flight().filter(|(_, flight)| flight.pending > 0) {
+            self.recorder.given_up(ticket, flight);
+        }
         self.outgoing.iter_mut().for_each(|outgoing| outgoing.queue.clear());
         self.incoming.iter_mut().for_each(|incoming| incoming.queue.clear());
-        self.flights.first = self.next_sequence();
+        self.flights.first = self.next_ticket();
         self.flights.queue.clear();
+        self.flights.unready = 0;
     }
 
     /// Moves what can move, each stream for one turn; whether anything did.
@@ -162,6 +224,7 @@ impl Executor {
     /// Those of the transport; `Invalid` when a peer is at another collective, `Corrupt` when it sends no header.
     pub(crate) fn progress(&mut self) -> Result<bool> {
         let before = self.moved;
+        let local = self.flights.advance_local();
         for peer in 0..self.incoming.len() {
             if !self.incoming[peer].queue.is_empty() {
                 self.advance_incoming(peer)?;
@@ -170,8 +233,24 @@ impl Executor {
                 self.advance_outgoing(peer)?;
             }
         }
+        let moved = local || self.moved != before;
+        if moved {
+            self.record_and_retire();
+        }
+        Ok(moved)
+    }
+
+    fn record_and_retire(&mut self) {
+        for (ticket, flight) in self.flights.in_flight() {
+            self.recorder.moved(ticket, flight);
+        }
         self.flights.retire();
-        Ok(self.moved != before)
+    }
+
+    /// What was done lately, into a log of this rank.
+    pub(crate) fn record(&self) -> FlightLog {
+        let log = FlightLog::new(self.transport.rank(), self.transport.world_size());
+        self.recorder.log(log, self.flights.in_flight())
     }
 
     fn advance_outgoing(&mut self, peer: usize) -> Result<()> {
@@ -182,7 +261,7 @@ impl Executor {
             self.moved.sent += sent as u64;
             turn = turn.saturating_sub(sent);
             let outgoing = &mut self.outgoing[peer];
-            let flight = self.flights.get(job.sequence);
+            let flight = self.flights.get(job.ticket);
             if outgoing.staged_sent == outgoing.staged.len() && flight.is_whole(job.step) {
                 outgoing.queue.pop_front();
                 outgoing.staged.clear();
@@ -197,10 +276,10 @@ impl Executor {
 
     fn send_some(&mut self, peer: usize, job: Job, most: usize) -> Result<usize> {
         let outgoing = &mut self.outgoing[peer];
-        let flight = self.flights.get(job.sequence);
+        let flight = self.flights.get(job.ticket);
         if outgoing.staged.is_empty() {
             let bytes = flight.total(job.step) as u64;
-            let header = Header { collective: flight.collective, message: job.message, bytes };
+            let header = Header { identity: flight.identity, message: job.message, bytes };
             outgoing.staged.extend_from_slice(&header.encode());
             let first = flight.outgoing(job.step, STAGED_BYTES);
             outgoing.staged.extend_from_slice(first);
@@ -242,7 +321,7 @@ impl Executor {
     fn wants(&mut self, peer: usize) -> bool {
         let incoming = &self.incoming[peer];
         let Some(job) = incoming.queue.front() else { return false };
-        incoming.header_filled < HEADER_BYTES || self.flights.get(job.sequence).allowed(job.step) > 0
+        incoming.header_filled < HEADER_BYTES || self.flights.get(job.ticket).allowed(job.step) > 0
     }
 
     /// Whether the first send to a peer has bytes to give.
@@ -251,7 +330,7 @@ impl Executor {
         let Some(job) = outgoing.queue.front() else { return false };
         outgoing.staged.is_empty()
             || outgoing.staged_sent < outgoing.staged.len()
-            || self.flights.get(job.sequence).allowed(job.step) > 0
+            || self.flights.get(job.ticket).allowed(job.step) > 0
     }
 
     /// What the transport is to wait for: exactly that which would let [`Executor::progress`] move something.
@@ -276,9 +355,19 @@ impl Executor {
         self.transport.wait(interests, limit)
     }
 
+    /// Whether a collective in flight waits for its memory: it has to be asked.
+    pub(crate) fn awaits_memory(&self) -> bool {
+        self.flights.unready > 0
+    }
+
     /// The collective that is waited for longest.
-    pub(crate) fn oldest(&self) -> Option<Collective> {
-        self.flights.queue.iter().find(|flight| flight.pending > 0).map(|flight| flight.collective)
+    pub(crate) fn oldest(&self) -> Option<Identity> {
+        self.flights.queue.iter().find(|flight| flight.pending > 0).map(|flight| flight.identity)
+    }
+
+    /// Whether a collective of a group is in flight.
+    pub(crate) fn is_busy_with(&self, group: u64) -> bool {
+        self.flights.queue.iter().any(|flight| flight.pending > 0 && flight.identity.group == group)
     }
 }
 
@@ -307,10 +396,10 @@ impl Intake<'_> {
                 // SAFETY: len - taken bytes are readable.
                 unsafe { self.take_header(job, rest, len - taken) }
             } else {
-                let count = self.flights.get(job.sequence).allowed(job.step).min(len - taken).min(self.turn);
+                let count = self.flights.get(job.ticket).allowed(job.step).min(len - taken).min(self.turn);
                 // SAFETY: count bytes are readable, outside all buffers, and allowed; jobs of this queue receive.
                 unsafe {
-                    self.flights.get(job.sequence).take_in(job.step, rest, count, &mut self.incoming.carry)
+                    self.flights.get(job.ticket).take_in(job.step, rest, count, &mut self.incoming.carry)
                 };
                 self.turn -= count;
                 count
@@ -333,9 +422,9 @@ impl Intake<'_> {
         unsafe { std::ptr::copy_nonoverlapping(from, header.as_mut_ptr().add(*header_filled), count) };
         *header_filled += count;
         if *header_filled == HEADER_BYTES {
-            let flight = self.flights.get(job.sequence);
+            let flight = self.flights.get(job.ticket);
             let bytes = flight.total(job.step) as u64;
-            let expected = Header { collective: flight.collective, message: job.message, bytes };
+            let expected = Header { identity: flight.identity, message: job.message, bytes };
             let arrived =
                 Header::decode(header).map_err(|error| error.within(format!("from rank {}", self.peer)));
             self.fault = arrived.and_then(|header| header.expect(&expected, self.rank, self.peer)).err();
@@ -345,7 +434,7 @@ impl Intake<'_> {
 
     /// Ends the first job if it is over.
     fn finish(&mut self, job: Job) {
-        let flight = self.flights.get(job.sequence);
+        let flight = self.flights.get(job.ticket);
         if self.fault.is_none() && self.incoming.header_filled == HEADER_BYTES && flight.is_whole(job.step) {
             self.incoming.queue.pop_front();
             self.incoming.header_filled = 0;

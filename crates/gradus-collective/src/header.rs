@@ -1,5 +1,6 @@
 //! What stands before every message: enough to tell that both ranks are at the same place of the same collective.
 
+use crate::element::{Element, Reduction};
 use gradus_error::{Error, Result};
 use std::fmt;
 
@@ -8,68 +9,106 @@ pub(crate) const HEADER_BYTES: usize = 64;
 
 const MAGIC: u32 = u32::from_le_bytes(*b"GrdC");
 
-/// Which collective.
+/// What ranks do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-#[repr(u32)]
+#[repr(u8)]
 pub(crate) enum Operation {
     AllReduce = 1,
     Broadcast = 2,
     Barrier = 3,
+    Reduce = 4,
+    ReduceScatter = 5,
+    AllGather = 6,
+    Gather = 7,
+    Scatter = 8,
+    AllToAll = 9,
+    Message = 10,
 }
 
-/// What elements are.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-#[repr(u32)]
-pub(crate) enum Element {
-    F32 = 1,
-    F64 = 2,
-    Byte = 3,
-}
+impl Operation {
+    const ALL: [Self; 10] = [
+        Self::AllReduce,
+        Self::Broadcast,
+        Self::Barrier,
+        Self::Reduce,
+        Self::ReduceScatter,
+        Self::AllGather,
+        Self::Gather,
+        Self::Scatter,
+        Self::AllToAll,
+        Self::Message,
+    ];
 
-impl Element {
-    pub(crate) const fn bytes(self) -> usize {
+    pub(crate) const fn name(self) -> &'static str {
         match self {
-            Self::F32 => 4,
-            Self::F64 => 8,
-            Self::Byte => 1,
+            Self::AllReduce => "all-reduce",
+            Self::Broadcast => "broadcast",
+            Self::Barrier => "barrier",
+            Self::Reduce => "reduce",
+            Self::ReduceScatter => "reduce-scatter",
+            Self::AllGather => "all-gather",
+            Self::Gather => "gather",
+            Self::Scatter => "scatter",
+            Self::AllToAll => "all-to-all",
+            Self::Message => "message",
+        }
+    }
+
+    /// How the root comes into the description, for operations that have one.
+    const fn root_word(self) -> Option<&'static str> {
+        match self {
+            Self::Broadcast | Self::Scatter | Self::Message => Some("from"),
+            Self::Reduce | Self::Gather => Some("to"),
+            _ => None,
         }
     }
 }
 
-/// A collective, as all ranks must see it.
+/// A collective, as all its ranks must see it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Collective {
+pub(crate) struct Identity {
+    /// 0 for the group of all ranks.
+    pub(crate) group: u64,
+    /// Its place among the collectives of its group, or among the messages from one rank to another.
     pub(crate) sequence: u64,
     pub(crate) operation: Operation,
     pub(crate) element: Element,
-    /// The root of a broadcast, 0 otherwise.
+    pub(crate) reduction: Option<Reduction>,
+    /// By its number in the group; 0 if there is none. The sender of a message.
     pub(crate) root: u32,
-    /// Elements in all.
+    /// Elements of the whole.
     pub(crate) len: u64,
+    /// What tells unequal counts apart; 0 for equal ones.
+    pub(crate) counts: u64,
 }
 
-impl fmt::Display for Collective {
+impl fmt::Display for Identity {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let elements = match self.element {
-            Element::F32 => "f32",
-            Element::F64 => "f64",
-            Element::Byte => "bytes",
-        };
-        let Self { sequence, len, root, .. } = self;
-        match self.operation {
-            Operation::AllReduce => write!(f, "all-reduce number {sequence} of {len} {elements}"),
-            Operation::Broadcast => {
-                write!(f, "broadcast number {sequence} of {len} {elements} from rank {root}")
-            }
-            Operation::Barrier => write!(f, "barrier number {sequence}"),
+        let Self { group, sequence, operation, element, reduction, root, len, counts } = self;
+        write!(f, "{} number {sequence}", operation.name())?;
+        if *operation != Operation::Barrier {
+            write!(f, " of {len} {element}")?;
         }
+        if let Some(reduction) = reduction {
+            write!(f, " ({reduction})")?;
+        }
+        if let Some(word) = operation.root_word() {
+            write!(f, " {word} rank {root}")?;
+        }
+        if *counts != 0 {
+            write!(f, " with unequal counts {counts:016x}")?;
+        }
+        if *group != 0 {
+            write!(f, " in group {group:016x}")?;
+        }
+        Ok(())
     }
 }
 
 /// One message of a collective.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Header {
-    pub(crate) collective: Collective,
+    pub(crate) identity: Identity,
     /// Its place among those from this sender to this receiver.
     pub(crate) message: u32,
     /// Bytes that follow.
@@ -77,14 +116,18 @@ pub(crate) struct Header {
 }
 
 impl Header {
+    /// Mark, kinds (operation, element, reduction or 0, 0), root, message; then group, sequence, length, bytes, counts;
+    /// all little-endian, zeros to the end.
     pub(crate) fn encode(&self) -> [u8; HEADER_BYTES] {
-        let Self { collective: c, message, bytes } = self;
+        let Self { identity: i, message, bytes } = self;
         let mut out = [0; HEADER_BYTES];
-        let words = [MAGIC, c.operation as u32, c.element as u32, c.root, *message];
-        for (slot, word) in out.chunks_exact_mut(4).zip(words) {
+        let reduction = i.reduction.map_or(0, |reduction| reduction as u8);
+        let kinds = u32::from_le_bytes([i.operation as u8, i.element as u8, reduction, 0]);
+        for (slot, word) in out.chunks_exact_mut(4).zip([MAGIC, kinds, i.root, *message]) {
             slot.copy_from_slice(&word.to_le_bytes());
         }
-        for (slot, word) in out[24..].chunks_exact_mut(8).zip([c.sequence, c.len, *bytes]) {
+        for (slot, word) in out[16..].chunks_exact_mut(8).zip([i.group, i.sequence, i.len, *bytes, i.counts])
+        {
             slot.copy_from_slice(&word.to_le_bytes());
         }
         out
@@ -99,20 +142,26 @@ impl Header {
             |at: usize| u32::from_le_bytes(*bytes[at..].first_chunk().expect("all fields lie inside"));
         let u64_at =
             |at: usize| u64::from_le_bytes(*bytes[at..].first_chunk().expect("all fields lie inside"));
-        let corrupt =
-            |what: &str| Error::corrupt(format!("a message begins with no header of ours ({what})"));
-        if u32_at(0) != MAGIC || bytes[20..24] != [0; 4] || bytes[48..] != [0; 16] {
+        if u32_at(0) != MAGIC || bytes[7] != 0 || bytes[56..] != [0; 8] {
             return Err(corrupt("its mark is missing"));
         }
-        let operation = [Operation::AllReduce, Operation::Broadcast, Operation::Barrier];
-        let element = [Element::F32, Element::F64, Element::Byte];
-        let operation =
-            operation.into_iter().find(|o| *o as u32 == u32_at(4)).ok_or_else(|| corrupt("operation"))?;
-        let element =
-            element.into_iter().find(|e| *e as u32 == u32_at(8)).ok_or_else(|| corrupt("element"))?;
-        let collective =
-            Collective { sequence: u64_at(24), operation, element, root: u32_at(12), len: u64_at(32) };
-        Ok(Self { collective, message: u32_at(16), bytes: u64_at(40) })
+        let operation = Operation::ALL.into_iter().find(|operation| *operation as u8 == bytes[4]);
+        let element = Element::ALL.into_iter().find(|element| *element as u8 == bytes[5]);
+        let reduction = Reduction::ALL.into_iter().find(|reduction| *reduction as u8 == bytes[6]);
+        if reduction.is_none() && bytes[6] != 0 {
+            return Err(corrupt("reduction"));
+        }
+        let identity = Identity {
+            group: u64_at(16),
+            sequence: u64_at(24),
+            operation: operation.ok_or_else(|| corrupt("operation"))?,
+            element: element.ok_or_else(|| corrupt("element"))?,
+            reduction,
+            root: u32_at(8),
+            len: u64_at(32),
+            counts: u64_at(48),
+        };
+        Ok(Self { identity, message: u32_at(12), bytes: u64_at(40) })
     }
 
     /// Holds a header that came from `peer` against the one that `rank` expects.
@@ -123,7 +172,7 @@ impl Header {
         if self == expected {
             return Ok(());
         }
-        let (theirs, ours) = (self.collective, expected.collective);
+        let (theirs, ours) = (self.identity, expected.identity);
         let detail = if theirs == ours {
             format!(
                 ", message {} of {} bytes against message {} of {} bytes",
@@ -139,6 +188,10 @@ impl Header {
     }
 }
 
+fn corrupt(what: &str) -> Error {
+    Error::corrupt(format!("a message begins with no header of ours ({what})"))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -146,30 +199,58 @@ mod tests {
     use proptest::prelude::*;
 
     fn header() -> Header {
-        let (operation, element) = (Operation::Broadcast, Element::F64);
-        let collective = Collective { sequence: 1 << 40, operation, element, root: 3, len: 1 << 50 };
-        Header { collective, message: 7, bytes: u64::MAX }
+        let identity = Identity {
+            group: 0,
+            sequence: 1 << 40,
+            operation: Operation::Reduce,
+            element: Element::F64,
+            reduction: Some(Reduction::Max),
+            root: 3,
+            len: 1 << 50,
+            counts: 0,
+        };
+        Header { identity, message: 7, bytes: u64::MAX }
     }
 
     #[test]
     fn a_header_survives_the_wire() {
         assert_eq!(Header::decode(&header().encode()).unwrap(), header());
+        let identity = Identity { group: 5, reduction: None, counts: u64::MAX, ..header().identity };
+        let other = Header { identity, message: u32::MAX, bytes: 0 };
+        assert_eq!(Header::decode(&other.encode()).unwrap(), other);
+    }
+
+    /// Every field of an identity, changed.
+    fn differences() -> Vec<(Identity, &'static str)> {
+        let ours = header().identity;
+        vec![
+            (Identity { group: 0xabc, ..ours }, "in group 0000000000000abc"),
+            (Identity { sequence: 41, ..ours }, "number 41"),
+            (Identity { operation: Operation::AllReduce, ..ours }, "all-reduce"),
+            (Identity { element: Element::Bf16, ..ours }, "bf16"),
+            (Identity { reduction: Some(Reduction::Product), ..ours }, "(product)"),
+            (Identity { root: 9, ..ours }, "to rank 9"),
+            (Identity { len: 12, ..ours }, "of 12 f64"),
+            (Identity { counts: 0xdef, ..ours }, "unequal counts 0000000000000def"),
+        ]
     }
 
     #[test]
     fn any_difference_names_both_sides() {
         let ours = header();
         ours.expect(&ours, 0, 1).unwrap();
-        let mut theirs = ours;
-        theirs.collective.len = 12;
-        let error = theirs.expect(&ours, 4, 5).unwrap_err();
-        assert_eq!(*error.kind(), Kind::Invalid);
-        let text = error.to_string();
-        assert!(
-            ["rank 4", "rank 5", "of 12 f64", "1099511627776"].iter().all(|part| text.contains(part)),
-            "{text}"
-        );
+        for (identity, named) in differences() {
+            let error = Header { identity, ..ours }.expect(&ours, 4, 5).unwrap_err();
+            assert_eq!(*error.kind(), Kind::Invalid);
+            let text = error.to_string();
+            let ours = "reduce number 1099511627776 of 1125899906842624 f64 (max) to rank 3";
+            assert!(
+                ["rank 4 is at", "rank 5 is at", named, ours].iter().all(|part| text.contains(part)),
+                "{text}"
+            );
+        }
         assert!(Header { message: 8, ..ours }.expect(&ours, 0, 1).is_err());
+        assert!(Header { bytes: 8, ..ours }.expect(&ours, 0, 1).is_err());
     }
 
     proptest! {
@@ -180,9 +261,9 @@ mod tests {
             if marked {
                 let sound = header().encode();
                 bytes[..4].copy_from_slice(&sound[..4]);
-                bytes[20..24].fill(0);
-                bytes[48..].fill(0);
-                bytes[4..12].iter_mut().for_each(|byte| *byte &= 3);
+                bytes[7] = 0;
+                bytes[56..].fill(0);
+                bytes[4..7].iter_mut().for_each(|byte| *byte &= 3);
             }
             let bytes: [u8; HEADER_BYTES] = bytes.try_into().unwrap();
             if let Ok(header) = Header::decode(&bytes) {

@@ -1,45 +1,50 @@
 //! A collective in flight: its memory, its steps, and how far each of them is.
 
-use crate::dependencies::dependencies;
-use crate::header::{Collective, Element};
-use crate::plan::Step;
-use gradus_compute::reduce;
+use crate::dependencies::{Hold, holds};
+use crate::element;
+use crate::flight::PeerState;
+use crate::header::Identity;
+use crate::memory::{Regions, Scratch};
+use crate::plan::{Part, Region, Step, extent};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 /// The widest element, in bytes.
 const WIDEST: usize = 8;
 
+/// Says whether what a collective works on may be touched yet: true once and for all. It is asked often.
+pub type Ready = Box<dyn FnMut() -> bool + Send>;
+
 /// One rank's steps with their dependencies: made once for a shape, used for many collectives.
 pub(crate) struct Prepared {
     pub(crate) steps: Vec<Step>,
-    follows: Vec<Vec<usize>>,
+    holds: Vec<Vec<Hold>>,
 }
 
 impl Prepared {
     pub(crate) fn new(steps: Vec<Step>) -> Self {
-        let follows = dependencies(&steps);
-        Self { steps, follows }
+        let holds = holds(&steps);
+        Self { steps, holds }
+    }
+
+    /// Bytes of scratch that the steps need.
+    pub(crate) fn scratch_bytes(&self, element_bytes: usize) -> usize {
+        extent(&self.steps, Region::Scratch) * element_bytes
     }
 }
 
-/// Memory that a collective reads and writes.
-#[derive(Clone, Copy)]
-pub(crate) struct Buffer {
-    pub(crate) start: *mut u8,
-    pub(crate) bytes: usize,
-}
-
-// SAFETY: an address; who started the collective answers for the memory behind it until the collective is over.
-unsafe impl Send for Buffer {}
-
 pub(crate) struct Flight {
-    pub(crate) collective: Collective,
-    buffer: Buffer,
+    pub(crate) identity: Identity,
+    regions: Regions,
     prepared: Arc<Prepared>,
     /// Bytes that each step has moved. Of an element that has arrived in part, they lie in a [`Carry`].
     moved: Vec<usize>,
     /// Steps that are not over.
     pub(crate) pending: usize,
+    /// Those of them that no peer has a part in.
+    local: Vec<usize>,
+    /// Asked until it says yes.
+    ready: Option<Ready>,
 }
 
 /// The first bytes of an element whose rest has not arrived yet.
@@ -48,94 +53,180 @@ pub(crate) struct Carry([u8; WIDEST]);
 
 impl Flight {
     /// # Panics
-    /// If a step names elements outside the buffer: plans come from our own generators.
-    pub(crate) fn new(collective: Collective, buffer: Buffer, prepared: Arc<Prepared>) -> Self {
-        let end = prepared.steps.iter().map(|step| step.span().end()).max().unwrap_or(0);
-        assert!(end * collective.element.bytes() <= buffer.bytes, "a plan must fit its buffer");
-        let (moved, pending) = (vec![0; prepared.steps.len()], prepared.steps.len());
-        Self { collective, buffer, prepared, moved, pending }
+    /// If a step names elements outside the memory: plans come from our own generators.
+    pub(crate) fn new(
+        identity: Identity,
+        regions: Regions,
+        prepared: Arc<Prepared>,
+        ready: Option<Ready>,
+    ) -> Self {
+        for region in Region::ALL {
+            let bytes = extent(&prepared.steps, region) * identity.element.bytes();
+            assert!(bytes <= regions.bytes(region), "a plan must fit its memory");
+        }
+        let pending = prepared.steps.len();
+        let local = (0..pending).filter(|step| prepared.steps[*step].is_local()).collect();
+        Self { identity, regions, moved: vec![0; pending], prepared, pending, local, ready }
     }
 
     pub(crate) fn steps(&self) -> &[Step] {
         &self.prepared.steps
     }
 
+    pub(crate) fn into_scratch(self) -> Scratch {
+        self.regions.into_scratch()
+    }
+
+    /// Whether its memory may not be touched yet.
+    pub(crate) fn awaits_memory(&self) -> bool {
+        self.ready.is_some()
+    }
+
+    /// Asks whether its memory is ready; whether that was news.
+    pub(crate) fn ask(&mut self) -> bool {
+        let news = self.ready.as_mut().is_some_and(|ready| ready());
+        if news {
+            self.ready = None;
+        }
+        news
+    }
+
     /// Bytes that a step moves in all.
     pub(crate) fn total(&self, step: usize) -> usize {
-        self.prepared.steps[step].span().len * self.collective.element.bytes()
+        self.prepared.steps[step].span().len * self.identity.element.bytes()
     }
 
     /// Bytes that a step may move now, beyond those it has moved.
     pub(crate) fn allowed(&self, step: usize) -> usize {
-        let span = self.prepared.steps[step].span();
-        let mut stop = span.end();
-        for earlier in &self.prepared.follows[step] {
-            let other = self.prepared.steps[*earlier].span();
-            let next = (other.start + self.moved[*earlier] / self.collective.element.bytes()).max(span.start);
-            if next < other.end() {
-                stop = stop.min(next);
-            }
+        if self.awaits_memory() {
+            return 0;
         }
-        ((stop - span.start) * self.collective.element.bytes()).saturating_sub(self.moved[step])
+        let width = self.identity.element.bytes();
+        let stops =
+            self.prepared.holds[step].iter().filter_map(|hold| hold.stop(self.moved[hold.earlier] / width));
+        let stop = stops.min().unwrap_or(self.prepared.steps[step].span().len);
+        (stop * width).saturating_sub(self.moved[step])
     }
 
     pub(crate) fn is_whole(&self, step: usize) -> bool {
         self.moved[step] == self.total(step)
     }
 
+    /// Whether anything has moved.
+    pub(crate) fn has_moved(&self) -> bool {
+        self.moved.iter().any(|moved| *moved > 0)
+    }
+
+    /// Bytes sent and received so far, headers not counted.
+    pub(crate) fn exchanged(&self) -> (u64, u64) {
+        let remote = self.steps().iter().zip(&self.moved).filter(|(step, _)| !step.is_local());
+        remote.fold((0, 0), |(sent, received), (step, moved)| {
+            let moved = *moved as u64;
+            if step.sends() { (sent + moved, received) } else { (sent, received + moved) }
+        })
+    }
+
+    /// How far it is with each peer with which it is not over; peers by their number in the transport.
+    pub(crate) fn peers(&self, ranks: &[usize]) -> Vec<PeerState> {
+        let mut peers: BTreeMap<usize, PeerState> = BTreeMap::new();
+        for (index, step) in self.steps().iter().enumerate().filter(|(_, step)| !step.is_local()) {
+            let rank = ranks[step.peer()];
+            let peer = peers.entry(rank).or_insert_with(|| PeerState::new(rank));
+            peer.add(step.sends(), self.moved[index] as u64, self.total(index) as u64);
+        }
+        peers.into_values().filter(PeerState::is_open).collect()
+    }
+
     /// The next bytes that a step sends, `most` at most.
     pub(crate) fn outgoing(&self, step: usize, most: usize) -> &[u8] {
         let count = self.allowed(step).min(most);
-        // SAFETY: inside the buffer (checked in `new`), which is initialised and which nobody writes while this borrow
-        // of the flight lives: writing goes through `&mut self`, and the caller's own access is excluded by the promise
-        // given when the collective was started.
-        unsafe { std::slice::from_raw_parts(self.at(step), count) }
+        // SAFETY: inside the step's region (checked in `new`), which is initialised and which nobody writes while this
+        // borrow of the flight lives: writing goes through `&mut self`, and the caller's own access is excluded by the
+        // promise given when the collective was started.
+        unsafe { std::slice::from_raw_parts(self.at(self.prepared.steps[step].part(), step), count) }
     }
 
     pub(crate) fn sent(&mut self, step: usize, bytes: usize) {
         self.moved[step] += bytes;
     }
 
-    fn at(&self, step: usize) -> *mut u8 {
-        let offset =
-            self.prepared.steps[step].span().start * self.collective.element.bytes() + self.moved[step];
-        // SAFETY: inside the buffer or at its end: checked in `new`, and a step never moves more than its span.
-        unsafe { self.buffer.start.add(offset) }
+    /// Where in a part a step goes on.
+    fn at(&self, part: Part, step: usize) -> *mut u8 {
+        let offset = part.span.start * self.identity.element.bytes() + self.moved[step];
+        // SAFETY: inside the region or at its end: checked in `new`, and a step never moves more than its span.
+        unsafe { self.regions.start(part.region).add(offset) }
+    }
+
+    /// Carries out local steps for a turn; whether anything moved.
+    pub(crate) fn advance_local(&mut self, turn: usize) -> bool {
+        let mut moved = false;
+        for index in (0..self.local.len()).rev() {
+            let step = self.local[index];
+            let count = self.allowed(step).min(turn);
+            self.carry_out(step, count);
+            moved |= count > 0;
+            if self.is_whole(step) {
+                self.local.swap_remove(index);
+                self.pending -= 1;
+            }
+        }
+        moved
+    }
+
+    /// Carries out `count` bytes of a local step, whole elements.
+    fn carry_out(&mut self, step: usize, count: usize) {
+        match self.prepared.steps[step] {
+            // SAFETY: inside both regions, which are ours while the collective runs; parts of a copy are apart, which
+            // the checker holds for all generators.
+            Step::Copy { from, to } => unsafe {
+                std::ptr::copy_nonoverlapping(self.at(from, step), self.at(to, step), count);
+            },
+            Step::Divide { part, by } => {
+                let element = self.identity.element;
+                // SAFETY: as above; regions are aligned for their elements, and steps move whole ones.
+                unsafe { element::divide(element, self.at(part, step), count / element.bytes(), by) }
+            }
+            _ => unreachable!("only local steps are carried out alone"),
+        }
+        self.moved[step] += count;
     }
 
     /// Takes in bytes for a step.
     ///
     /// # Safety
-    /// `from` is valid for reading `count` bytes, which do not lie in the buffer; the step receives, and `count` is at
-    /// most [`Flight::allowed`].
+    /// `from` is valid for reading `count` bytes, which do not lie in the collective's memory; the step receives, and
+    /// `count` is at most [`Flight::allowed`].
     pub(crate) unsafe fn take_in(&mut self, step: usize, from: *const u8, count: usize, carry: &mut Carry) {
         match self.prepared.steps[step] {
-            Step::ReceiveReduce { .. } => {
+            Step::ReceiveReduce { to, .. } => {
                 // SAFETY: the caller's word.
-                unsafe { self.reduce(step, from, count, carry) }
+                unsafe { self.reduce(self.at(to, step), (step, from, count), carry) }
             }
-            // SAFETY: the source by the caller's word; the destination is the rest of the step's span, inside the
-            // buffer, which is ours while the collective runs.
-            _ => unsafe { std::ptr::copy_nonoverlapping(from, self.at(step), count) },
+            // SAFETY: the source by the caller's word; the destination is the rest of the step's span, inside its
+            // region, which is ours while the collective runs.
+            what => unsafe { std::ptr::copy_nonoverlapping(from, self.at(what.part(), step), count) },
         }
         self.moved[step] += count;
     }
 
-    /// Adds arrived bytes, of which the first may complete an element and the last begin one.
+    /// Combines arrived bytes, of which the first may complete an element and the last begin one.
     ///
     /// # Safety
-    /// As for [`Flight::take_in`].
-    unsafe fn reduce(&self, step: usize, from: *const u8, count: usize, carry: &mut Carry) {
-        let width = self.collective.element.bytes();
+    /// As for [`Flight::take_in`]; `at` is where the step goes on.
+    unsafe fn reduce(&self, at: *mut u8, (step, from, count): (usize, *const u8, usize), carry: &mut Carry) {
+        let Identity { element, reduction, .. } = self.identity;
+        // A barrier's token says nothing, only its coming does.
+        let reduction = reduction.unwrap_or(element::Reduction::Sum);
+        let width = element.bytes();
         let begun = self.moved[step] % width;
         let first = if begun == 0 { 0 } else { count.min(width - begun) };
         // SAFETY: `first` bytes are readable, and begun + first <= width <= WIDEST.
         unsafe { std::ptr::copy_nonoverlapping(from, carry.0.as_mut_ptr().add(begun), first) };
-        // SAFETY: begun bytes of this element were counted as moved: its start is inside the buffer.
-        let mut to = unsafe { self.at(step).sub(begun) };
+        // SAFETY: begun bytes of this element were counted as moved: its start is inside the region.
+        let mut to = unsafe { at.sub(begun) };
         if begun > 0 && begun + first == width {
             // SAFETY: one whole element on both sides.
-            unsafe { add(self.collective.element, to, carry.0.as_ptr(), 1) };
+            unsafe { element::combine(element, reduction, to, carry.0.as_ptr(), 1) };
             // SAFETY: that element lies inside the step's span.
             to = unsafe { to.add(width) };
         }
@@ -144,43 +235,38 @@ impl Flight {
         // SAFETY: `whole` elements are readable from there and fit the step's span; both sides are apart by the
         // caller's word. What is left of `from` begins the next element.
         unsafe {
-            add(self.collective.element, to, from.add(first), whole);
+            element::combine(element, reduction, to, from.add(first), whole);
             std::ptr::copy_nonoverlapping(from.add(count - rest), carry.0.as_mut_ptr(), rest);
         }
-    }
-}
-
-/// Adds `len` elements.
-///
-/// # Safety
-/// `to` is aligned and valid for reads and writes of `len` elements, `from` valid for reads of as many; they are apart,
-/// and nobody else touches either.
-unsafe fn add(element: Element, to: *mut u8, from: *const u8, len: usize) {
-    match element {
-        // SAFETY: the caller's word.
-        Element::F32 => unsafe { reduce::add_assign(to.cast(), from.cast(), len) },
-        Element::F64 => {
-            let (to, from) = (to.cast::<f64>(), from.cast::<f64>());
-            for i in 0..len {
-                // SAFETY: i < len, and both are valid for len elements by the caller's word.
-                unsafe { *to.add(i) += from.add(i).read_unaligned() };
-            }
-        }
-        Element::Byte => unreachable!("bytes are never summed"),
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::element::{Element, Reduction};
     use crate::header::Operation;
+    use crate::memory::{Buffer, Memory};
     use gradus_memory::Span;
 
+    fn identity(len: usize) -> Identity {
+        Identity {
+            group: 0,
+            sequence: 0,
+            operation: Operation::AllReduce,
+            element: Element::F64,
+            reduction: Some(Reduction::Sum),
+            root: 0,
+            len: len as u64,
+            counts: 0,
+        }
+    }
+
     fn flight(values: &mut [f64], steps: Vec<Step>) -> Flight {
-        let (operation, element) = (Operation::AllReduce, Element::F64);
-        let collective = Collective { sequence: 0, operation, element, root: 0, len: values.len() as u64 };
-        let buffer = Buffer { start: values.as_mut_ptr().cast(), bytes: size_of_val(values) };
-        Flight::new(collective, buffer, Arc::new(Prepared::new(steps)))
+        let prepared = Arc::new(Prepared::new(steps));
+        let scratch = vec![0; prepared.scratch_bytes(8) / 8];
+        let regions = Regions::new(Memory::InPlace(Buffer::of(values)), scratch);
+        Flight::new(identity(values.len()), regions, prepared, None)
     }
 
     #[test]
@@ -215,5 +301,38 @@ mod tests {
         }
         assert_eq!(seen, [0, 0, 0, 8]);
         assert_eq!((flight.allowed(0), flight.allowed(1)), (0, 16));
+    }
+
+    #[test]
+    fn local_steps_follow_what_arrives_and_others_follow_them() {
+        let mut values = [1.0, 2.0, 3.0, 4.0];
+        let half = |region, start| Part { region, span: Span::new(start, 2) };
+        let steps = vec![
+            Step::copy(half(Region::Output, 2), half(Region::Scratch, 0)),
+            Step::receive(1, Span::new(2, 2)),
+            Step::Divide { part: half(Region::Scratch, 0), by: 2 },
+            Step::copy(half(Region::Scratch, 0), half(Region::Output, 0)),
+        ];
+        let mut flight = flight(&mut values, steps);
+        assert_eq!([1, 2, 3].map(|step| flight.allowed(step)), [0, 0, 0]);
+        while flight.advance_local(8) {}
+        assert_eq!((flight.pending, flight.allowed(1)), (1, 16));
+        drop(flight);
+        assert_eq!(values, [1.5, 2.0, 3.0, 4.0]); // half of what lay behind before anything arrived
+    }
+
+    #[test]
+    fn nothing_is_touched_before_it_is_ready() {
+        let mut values = [0.0; 2];
+        let prepared = Arc::new(Prepared::new(vec![Step::send(1, Span::new(0, 2))]));
+        let regions = Regions::new(Memory::InPlace(Buffer::of(&mut values)), Vec::new());
+        let mut asked = 0;
+        let ready: Ready = Box::new(move || {
+            asked += 1;
+            asked == 2
+        });
+        let mut flight = Flight::new(identity(2), regions, prepared, Some(ready));
+        assert_eq!((flight.allowed(0), flight.ask(), flight.ask()), (0, false, true));
+        assert_eq!((flight.allowed(0), flight.ask()), (16, false));
     }
 }

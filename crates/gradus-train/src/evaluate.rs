@@ -35,7 +35,7 @@ impl Evaluation<'_> {
             sum += self.model.loss(self.workspace, buffer.batch())?;
         }
         let mut sums = [sum.nats, sum.targets as f64];
-        communicator.all_reduce_f64(&mut sums)?;
+        communicator.all_reduce(&mut sums)?;
         Ok(LossSum { nats: sums[0], targets: sums[1] as u64 })
     }
 

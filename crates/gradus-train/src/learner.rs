@@ -136,7 +136,7 @@ impl Learner {
     ) -> Result<StepResult> {
         let own = self.sum_gradients(microbatches)?;
         let mut votes = [own.nats, own.targets as f64, f64::from(u8::from(stop))];
-        self.ranks.communicator().all_reduce_f64(&mut votes)?;
+        self.ranks.communicator().all_reduce(&mut votes)?;
         let loss = LossSum { nats: votes[0], targets: votes[1] as u64 };
 
         // Every rank holds the same sums, so all of them take the step or none does.

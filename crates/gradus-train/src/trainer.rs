@@ -139,7 +139,7 @@ impl Trainer {
             _ => None,
         };
         let mut peak = [peak_flops_per_s];
-        communicator.all_reduce_f64(&mut peak)?;
+        communicator.all_reduce(&mut peak)?;
         let sizes = LearnerSizes {
             rows: settings.train.microbatch_sequences(world_size) * sequence,
             recompute: settings.train.recompute,

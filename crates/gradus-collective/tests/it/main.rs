@@ -2,8 +2,12 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
+mod groups;
+mod operations;
 mod parity;
 mod plans;
 mod processes;
+mod recorder;
+mod shares;
 mod trouble;
 mod world;

@@ -22,7 +22,7 @@ pub fn exercise(communicator: &mut Communicator) -> Vec<u32> {
         all.extend(bits(&data));
     }
     let mut counts = [rank as f64, 1.0, 0.1];
-    communicator.all_reduce_f64(&mut counts).unwrap();
+    communicator.all_reduce(&mut counts).unwrap();
     let ranks = world_size as f64;
     assert_eq!(counts[..2], [ranks * (ranks - 1.0) / 2.0, ranks]);
     assert!((counts[2] - 0.1 * ranks).abs() < 1e-12);
@@ -92,7 +92,7 @@ fn a_world_of_one_changes_nothing_and_never_waits() {
     let mut communicator = Communicator::alone();
     let mut data = [1.5f32, -2.0];
     communicator.all_reduce(&mut data).unwrap();
-    communicator.broadcast(0, &mut [1, 2]).unwrap();
+    communicator.broadcast(0, &mut [1u8, 2]).unwrap();
     communicator.barrier().unwrap();
     // SAFETY: the data outlive the wait.
     let handle = unsafe { communicator.start_all_reduce(RawRange::of(&mut data)) }.unwrap();
@@ -106,7 +106,7 @@ fn a_world_of_one_changes_nothing_and_never_waits() {
 #[test]
 fn counters_count() {
     let all = run(2, TransportKind::SharedMemory, &NetworkSettings::default(), |mut communicator| {
-        communicator.all_reduce(&mut [1.0; 1000]).unwrap();
+        communicator.all_reduce(&mut [1.0f32; 1000]).unwrap();
         communicator.barrier().unwrap();
         communicator.counters()
     });

@@ -101,7 +101,8 @@ fn a_dropped_step_is_found() {
 
 fn span_of(step: &mut Step) -> &mut Span {
     match step {
-        Step::Send { span, .. } | Step::Receive { span, .. } | Step::ReceiveReduce { span, .. } => span,
+        Step::Send { from: part, .. } | Step::Divide { part, .. } => &mut part.span,
+        Step::Receive { to, .. } | Step::ReceiveReduce { to, .. } | Step::Copy { to, .. } => &mut to.span,
     }
 }
 
@@ -139,8 +140,8 @@ fn another_order_of_summation_is_found() {
     let plan = Plan::of_world(3, 1, |rank| {
         let peers = (0..3).filter(|peer| *peer != rank);
         let span = Span::new(0, 1);
-        let sends = peers.clone().map(|peer| Step::Send { peer, span });
-        sends.chain(peers.map(|peer| Step::ReceiveReduce { peer, span })).collect()
+        let sends = peers.clone().map(|peer| Step::send(peer, span));
+        sends.chain(peers.map(|peer| Step::receive_reduce(peer, span))).collect()
     });
     assert_eq!(check(&plan, Goal::AllReduce), Err(Fault::OtherOrder { rank: 2, element: 0 }));
 }
@@ -150,7 +151,7 @@ fn a_circle_of_waiting_is_found() {
     // Each rank passes on what it first awaits from the other.
     let plan = Plan::of_world(2, 1, |rank| {
         let (peer, span) = (1 - rank, Span::new(0, 1));
-        vec![Step::ReceiveReduce { peer, span }, Step::Send { peer, span }]
+        vec![Step::receive_reduce(peer, span), Step::send(peer, span)]
     });
     assert!(matches!(check(&plan, Goal::AllReduce), Err(Fault::Deadlock { .. })));
 }

@@ -1,0 +1,231 @@
+//! What the communicators of one transport share: the executor behind them, and whether it has failed.
+
+use crate::collective::{Collective, Shape};
+use crate::executor::Executor;
+use crate::flight::{FlightLog, Recorder};
+use crate::group::Group;
+use crate::memory::Memory;
+use crate::operation::{Prepared, Ready};
+use crate::select::steps;
+use gradus_error::{Error, Kind, Result};
+use gradus_fabric::{Interest, Transport};
+use gradus_host::{Clock, RealClock};
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+/// Shapes whose plans are kept. A training run has one for each bucket and a few for control values.
+const PLANS: usize = 256;
+
+/// A wait is cut into naps of this length, so that time in which this process did not run is not counted as waiting.
+const LONGEST_NAP: Duration = Duration::from_millis(500);
+
+/// How often memory that is not ready is asked after: it is no transport's business to wake us for it.
+const READY_NAP: Duration = Duration::from_micros(50);
+
+pub(crate) struct Core {
+    pub(crate) executor: Executor,
+    plans: BTreeMap<Shape, Arc<Prepared>>,
+    failure: Option<(Kind, String)>,
+    clock: Arc<dyn Clock>,
+    /// Where the flight record goes.
+    pub(crate) flight_folder: Option<PathBuf>,
+    /// Set by somebody who wants the flight record now.
+    pub(crate) flight_wanted: Option<Arc<AtomicBool>>,
+    pub(crate) stall_limit: Duration,
+    pub(crate) operations: u64,
+    pub(crate) waited: Duration,
+}
+
+impl Core {
+    pub(crate) fn new(transport: Box<dyn Transport>, stall_limit: Duration) -> Self {
+        let clock: Arc<dyn Clock> = Arc::new(RealClock::new());
+        Self {
+            executor: Executor::new(transport, Recorder::new(Arc::clone(&clock))),
+            flight_folder: None,
+            flight_wanted: None,
+            plans: BTreeMap::new(),
+            failure: None,
+            clock,
+            stall_limit,
+            operations: 0,
+            waited: Duration::ZERO,
+        }
+    }
+
+    /// Starts a collective of a group; its ticket.
+    ///
+    /// # Safety
+    /// As for [`Executor::start`].
+    ///
+    /// # Errors
+    /// `Invalid` when it fits neither the group nor its memory: nothing has happened then. Otherwise those of
+    /// [`Core::progress`].
+    pub(crate) unsafe fn start(
+        &mut self,
+        group: &mut Group,
+        what: &Collective,
+        memory: Memory,
+        ready: Option<Ready>,
+    ) -> Result<u64> {
+        self.check_failure()?;
+        let shape = what.shape(group.rank, group.ranks.len(), &memory)?;
+        let sequence = match what.message_peer() {
+            Some(peer) => group.next_message(peer, what.sends()),
+            None => group.next_collective(),
+        };
+        let identity = what.identity(group.id, sequence, memory.element(), &shape);
+        let prepared = self.plan(shape);
+        // SAFETY: passed on to our caller.
+        let ticket = unsafe { self.executor.start(identity, memory, prepared, &group.ranks, ready) };
+        self.operations += 1;
+        self.progress()?;
+        Ok(ticket)
+    }
+
+    fn plan(&mut self, shape: Shape) -> Arc<Prepared> {
+        if self.plans.len() >= PLANS && !self.plans.contains_key(&shape) {
+            self.plans.clear();
+        }
+        let make = |shape: &Shape| Arc::new(Prepared::new(steps(shape)));
+        if let Some(plan) = self.plans.get(&shape) {
+            return Arc::clone(plan);
+        }
+        let plan = make(&shape);
+        self.plans.insert(shape, Arc::clone(&plan));
+        plan
+    }
+
+    pub(crate) fn progress(&mut self) -> Result<()> {
+        self.write_if_wanted();
+        if self.executor.is_idle() && self.failure.is_none() {
+            return Ok(());
+        }
+        self.check_failure()?;
+        match self.executor.progress() {
+            Ok(_) => Ok(()),
+            Err(error) => Err(self.fail_in_flight(error)),
+        }
+    }
+
+    pub(crate) fn wait(&mut self, ticket: u64) -> Result<()> {
+        self.check_failure()?;
+        if self.executor.is_done(ticket) {
+            return Ok(());
+        }
+        let start = self.clock.now();
+        let result = self.wait_until_done(ticket);
+        self.waited += self.clock.now() - start;
+        result.map_err(|error| self.fail_in_flight(error))
+    }
+
+    fn wait_until_done(&mut self, ticket: u64) -> Result<()> {
+        let (mut still, mut last_look) = (Duration::ZERO, None);
+        loop {
+            let moved = self.executor.progress()?;
+            if self.executor.is_done(ticket) {
+                return Ok(());
+            }
+            if moved {
+                (still, last_look) = (Duration::ZERO, None);
+                continue;
+            }
+            self.write_if_wanted();
+            let now = self.clock.now();
+            let last = last_look.replace(now).unwrap_or(now);
+            // A process that was suspended wakes with the clock far ahead, its peers with it: that is no stall.
+            still += (now - last).min(LONGEST_NAP * 2);
+            let interests = self.executor.interests();
+            if still >= self.stall_limit {
+                return Err(self.stalled(&interests));
+            }
+            self.nap(&interests, self.stall_limit - still)?;
+        }
+    }
+
+    fn nap(&mut self, interests: &[Interest], most: Duration) -> Result<()> {
+        let awaits_memory = self.executor.awaits_memory();
+        match (interests.is_empty(), awaits_memory) {
+            (true, false) => {
+                Err(Error::internal(format!("{} waits for nothing and is not over", self.describe())))
+            }
+            (true, true) => {
+                self.clock.sleep(READY_NAP.min(most));
+                Ok(())
+            }
+            (false, true) => self.executor.wait(interests, READY_NAP.min(most)),
+            (false, false) => self.executor.wait(interests, LONGEST_NAP.min(most)),
+        }
+    }
+
+    pub(crate) fn describe(&self) -> String {
+        self.executor.oldest().map_or_else(|| "nothing".to_owned(), |identity| identity.to_string())
+    }
+
+    fn stalled(&self, interests: &[Interest]) -> Error {
+        let (seconds, rank) = (self.stall_limit.as_secs_f32(), self.executor.transport().rank());
+        let mut peers: Vec<usize> = interests.iter().map(|interest| interest.peer).collect();
+        peers.dedup();
+        let names: Vec<String> = peers.iter().map(usize::to_string).collect();
+        let what = self.describe();
+        Error::unavailable(if names.is_empty() {
+            format!(
+                "{what} has not moved for {seconds} s: rank {rank} waits for its own memory to become ready"
+            )
+        } else {
+            format!(
+                "{what} has not moved for {seconds} s: rank {rank} waits for rank {}, which lives but takes no part; \
+                 look at its log, or allow more time (launch.stall_timeout)",
+                names.join(", ")
+            )
+        })
+    }
+
+    pub(crate) fn check_failure(&self) -> Result<()> {
+        match &self.failure {
+            Some((kind, message)) => {
+                Err(Error::new(kind.clone(), format!("the communicator has failed before: {message}")))
+            }
+            None => Ok(()),
+        }
+    }
+
+    /// Says what was in flight when a peer was lost or gave up; other failures say so themselves.
+    fn fail_in_flight(&mut self, error: Error) -> Error {
+        let error = match (error.kind(), self.executor.oldest()) {
+            (Kind::Invalid | Kind::Unavailable | Kind::Internal, _) | (_, None) => error,
+            (_, Some(oldest)) => error.within(format!("in {oldest}")),
+        };
+        self.fail(error)
+    }
+
+    /// Remembers the first failure, tells the peers, lets go of all memory.
+    pub(crate) fn fail(&mut self, error: Error) -> Error {
+        if self.failure.is_none() {
+            self.failure = Some((error.kind().clone(), error.to_string()));
+            self.executor.abandon(&error);
+            // Whatever keeps the record from being written, the failure is what the caller must hear of.
+            let _ = self.write_record();
+        }
+        error
+    }
+
+    /// Writes the flight record, if there is a folder for it; its file.
+    pub(crate) fn write_record(&self) -> Result<Option<PathBuf>> {
+        self.flight_folder.as_ref().map(|folder| self.record().write(folder)).transpose()
+    }
+
+    pub(crate) fn record(&self) -> FlightLog {
+        let failure = self.failure.as_ref().map(|(_, message)| message.clone());
+        FlightLog { failure, ..self.executor.record() }
+    }
+
+    /// Somebody wants to know what goes on: that must not end it.
+    fn write_if_wanted(&self) {
+        if self.flight_wanted.as_ref().is_some_and(|wanted| wanted.swap(false, Ordering::AcqRel)) {
+            let _ = self.write_record();
+        }
+    }
+}
