@@ -1,7 +1,6 @@
 //! Which algorithm serves which size: the cheaper one by a model of latency, transfer and addition.
 
-use crate::generate::{recursive_doubling_all_reduce, ring_all_reduce};
-use crate::plan::Step;
+use crate::algorithm::AllReduce;
 
 /// Nanoseconds for one hop of nothing, and per KiB for moving and for adding: of the order of shared memory on one
 /// host, where a hop costs a microsecond with waking, moving runs at 6 GB/s and adding at 12 GB/s.
@@ -11,28 +10,6 @@ const ADD_NS_PER_KIB: u64 = 85;
 
 /// Bytes that a ring works on at a time: what one rank holds of it, in and out, stays in the second-level cache.
 const RING_BLOCK_BYTES: usize = 256 << 10;
-
-/// An algorithm, with its parameters.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum AllReduce {
-    /// [`recursive_doubling_all_reduce`].
-    RecursiveDoubling,
-    /// [`ring_all_reduce`].
-    Ring {
-        /// Elements that are worked off at a time.
-        block: usize,
-    },
-}
-
-impl AllReduce {
-    /// The steps of one rank.
-    pub fn steps(&self, rank: usize, world_size: usize, len: usize) -> Vec<Step> {
-        match self {
-            Self::RecursiveDoubling => recursive_doubling_all_reduce(rank, world_size, len),
-            Self::Ring { block } => ring_all_reduce(rank, world_size, len, *block),
-        }
-    }
-}
 
 /// The algorithm for `len` elements of `element_bytes` each among `world_size` ranks: the same on every rank.
 pub fn choose_all_reduce(world_size: usize, len: usize, element_bytes: usize) -> AllReduce {

@@ -1,6 +1,7 @@
 //! Collectives as plans.
 //!
 //! - [`generate`] holds algorithms: pure functions from a rank and its world to the steps of a [`plan`].
+//! - [`algorithm`] names them with their parameters, as data.
 //! - [`checker`] proves on symbols that a plan does what it should, for any world and length.
 //! - [`choose`] picks the algorithm for a size.
 //! - The executor runs plans over any [`gradus_fabric::Transport`], several at a time, without blocking.
@@ -9,6 +10,7 @@
 //! Invariants: results have the same bits on all ranks; ranks that do not do the same thing get an error that says who
 //! does what, never a hang; memory of a collective is touched inside calls to its communicator only.
 
+pub mod algorithm;
 pub mod checker;
 pub mod choose;
 mod communicator;
