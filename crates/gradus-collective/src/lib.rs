@@ -3,6 +3,7 @@
 //! - [`generate`] holds algorithms: pure functions from a rank and its world to the steps of a [`plan`].
 //! - [`algorithm`] names them with their parameters, as data.
 //! - [`checker`] proves on symbols that a plan does what it should, for any world and length.
+//! - [`cost`] predicts what a plan takes on given links.
 //! - [`choose`] picks the algorithm for a size.
 //! - The executor runs plans over any [`gradus_fabric::Transport`], several at a time, without blocking.
 //! - [`Communicator`] is what the trainer holds.
@@ -14,6 +15,7 @@ pub mod algorithm;
 pub mod checker;
 pub mod choose;
 mod communicator;
+pub mod cost;
 pub mod dependencies;
 mod executor;
 pub mod generate;
