@@ -4,7 +4,7 @@
 //! - [`algorithm`] names them with their parameters, as data.
 //! - [`checker`] proves on symbols that a plan does what it should, for any world and length.
 //! - [`cost`] predicts what a plan takes on given links.
-//! - [`choose`] picks the algorithm for a size.
+//! - [`tuner`] measures links and chooses algorithms by price; [`choose`] does so where nothing was measured.
 //! - The executor runs plans over any [`gradus_fabric::Transport`], several at a time, without blocking.
 //! - [`Communicator`] is what the trainer holds.
 //!
@@ -22,5 +22,6 @@ pub mod generate;
 mod header;
 mod operation;
 pub mod plan;
+pub mod tuner;
 
 pub use communicator::{Communicator, Counters, Handle};

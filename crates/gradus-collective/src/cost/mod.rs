@@ -19,13 +19,13 @@ pub use traffic::Traffic;
 use crate::algorithm::{Algorithm, Nodes};
 use crate::plan::Plan;
 use gradus_error::Result;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 /// Steps of all ranks up to which a plan is let run: some seconds of work, some hundreds of MB.
 const MOST_STEPS: usize = 2_000_000;
 
 /// How a price was found.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Method {
     /// By letting the plan run on a model of the links.
@@ -35,7 +35,7 @@ pub enum Method {
 }
 
 /// What a collective costs.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Price {
     /// Seconds from the start of all ranks to the end of the last.
     pub seconds: f64,

@@ -3,10 +3,10 @@
 use crate::algorithm::{Algorithm, AllReduce, Nodes};
 use crate::plan::Plan;
 use gradus_error::{Error, Result};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 /// Bytes and steps of a collective.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Traffic {
     /// Bytes that all ranks together send inside nodes.
     pub inside_bytes: u64,
