@@ -8,6 +8,8 @@ use gradus_error::{Error, Result};
 pub(super) struct Graph<'a> {
     pub(super) steps: Vec<&'a Step>,
     pub(super) ranks: Vec<u32>,
+    /// Places in their rank's list.
+    pub(super) places: Vec<u32>,
     /// Earlier steps of the rank that a step follows.
     pub(super) follows: Vec<Vec<u32>>,
     /// The step before it in its stream.
@@ -28,6 +30,7 @@ impl<'a> Graph<'a> {
         let steps: Vec<&Step> = plan.ranks.iter().flatten().collect();
         let mut graph = Self {
             ranks: Vec::with_capacity(steps.len()),
+            places: Vec::with_capacity(steps.len()),
             follows: Vec::with_capacity(steps.len()),
             before: vec![None; steps.len()],
             source: vec![None; steps.len()],
@@ -39,6 +42,7 @@ impl<'a> Graph<'a> {
             let first = graph.ranks.len();
             let here = |follows: Vec<usize>| follows.into_iter().map(|step| (first + step) as u32).collect();
             graph.follows.extend(dependencies(steps).into_iter().map(here));
+            graph.places.extend(0..steps.len() as u32);
             graph.ranks.extend(std::iter::repeat_n(rank as u32, steps.len()));
         }
         graph.link_streams()?;

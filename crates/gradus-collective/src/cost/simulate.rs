@@ -7,14 +7,15 @@
 //! cannot end before they have passed its last one: so ranges stream through ranks as the executor lets them, and a step
 //! costs the same to price however many bytes it moves.
 //!
-//! A rank has three *servers*, for sending, receiving and adding (or one for all three): each gives its time to one step
-//! after another, first come, first served. What a node's ranks share, its network card each way and its memory bus, they
-//! share at the same time: it holds up the end of a step, never its beginning. A message is on its way for the link's latency without holding anything. Streams have room for all.
+//! A rank has three *servers*, for sending, receiving and adding (or one for all three), and its node has its network card
+//! each way and its memory bus. A server works on all that it is given, piece by piece in turn: a message waits for the
+//! first pieces of those before it, and is not over before all that was begun earlier is. A message is on its way for the
+//! link's latency without holding anything. Streams have room for all.
 //!
-//! Steps are taken up by the moment at which they can begin; who finds a server taken comes back when it is free. A step
-//! never passes its first piece before it begins, so moments only grow.
+//! Steps are taken up by the moment at which they can begin. A step never passes its first piece before it begins, so
+//! moments only grow.
 
-use super::figures::LinkFigures;
+use super::figures::{Link, LinkFigures};
 use super::graph::Graph;
 use crate::algorithm::Nodes;
 use crate::generate::adds;
@@ -36,12 +37,8 @@ pub(super) fn simulate(
     let mut run = Run::new(plan, nodes, element_bytes, figures)?;
     let mut end = 0.0f64;
     let mut passed = 0;
-    while let Some(Reverse((Moment(key), step))) = run.ready.pop() {
-        let start = run.earliest(step);
-        if start.to_bits() > key {
-            run.ready.push(Reverse((Moment::of(start), step)));
-            continue;
-        }
+    while let Some(Reverse((moment, _, step))) = run.ready.pop() {
+        let start = moment.seconds();
         let sends = run.graph.steps[step].sends();
         let progress = if sends { run.send(step, start) } else { run.receive(step, start) };
         end = end.max(progress.last);
@@ -62,6 +59,10 @@ impl Moment {
     fn of(seconds: f64) -> Self {
         Self(seconds.max(0.0).to_bits())
     }
+
+    fn seconds(self) -> f64 {
+        f64::from_bits(self.0)
+    }
 }
 
 /// How a step passes its elements.
@@ -71,19 +72,43 @@ struct Progress {
     last: f64,
 }
 
-/// Servers, by the moment from which they are free.
+/// What carries one piece after another.
+#[derive(Clone, Copy, Default)]
+struct Server {
+    /// Until when it is taken by first pieces, and by all it was given.
+    first_pieces: f64,
+    all: f64,
+}
+
+impl Server {
+    /// Gives it a message at a moment: seconds of work for the message as such, for its first piece, and for all of it.
+    /// Returns when it is through.
+    fn serve(&mut self, start: f64, fixed: f64, piece: f64, all: f64) -> Progress {
+        self.first_pieces = self.first_pieces.max(start) + fixed + piece;
+        self.all = self.all.max(start) + fixed + all;
+        Progress { first: self.first_pieces, last: self.all }
+    }
+}
+
+impl Progress {
+    fn or_later(self, other: Self) -> Self {
+        Self { first: self.first.max(other.first), last: self.last.max(other.last) }
+    }
+}
+
 struct Servers {
-    sending: Vec<f64>,
-    receiving: Vec<f64>,
-    adding: Vec<f64>,
-    out: Vec<f64>,
-    into: Vec<f64>,
-    bus: Vec<f64>,
+    sending: Vec<Server>,
+    receiving: Vec<Server>,
+    adding: Vec<Server>,
+    out: Vec<Server>,
+    into: Vec<Server>,
+    bus: Vec<Server>,
 }
 
 impl Servers {
     fn new(nodes: &Nodes) -> Self {
-        let (ranks, nodes) = (vec![0.0; nodes.world_size()], vec![0.0; nodes.members().len()]);
+        let ranks = vec![Server::default(); nodes.world_size()];
+        let nodes = vec![Server::default(); nodes.members().len()];
         Self {
             sending: ranks.clone(),
             receiving: ranks.clone(),
@@ -103,24 +128,6 @@ struct Hop {
     together: bool,
 }
 
-impl Servers {
-    fn way_out(&mut self, hop: Hop) -> &mut f64 {
-        if hop.together { &mut self.bus[hop.node] } else { &mut self.out[hop.node] }
-    }
-
-    /// The bus was paid on the way out.
-    fn way_in(&mut self, hop: Hop) -> Option<&mut f64> {
-        (!hop.together).then(|| &mut self.into[hop.node])
-    }
-}
-
-/// What many share takes up everybody at once and gives each a part: nobody waits to begin, but nobody is done before all
-/// that came earlier is. Returns when that is.
-fn carry(shared: &mut f64, begun: f64, work: f64) -> f64 {
-    *shared = shared.max(begun) + work;
-    *shared
-}
-
 struct Run<'a> {
     graph: Graph<'a>,
     nodes: &'a Nodes,
@@ -128,14 +135,15 @@ struct Run<'a> {
     figures: &'a LinkFigures,
     servers: Servers,
     progress: Vec<Progress>,
-    ready: BinaryHeap<Reverse<(Moment, usize)>>,
+    /// By moment; of those that could begin at the same, what ranks list first, rank after rank.
+    ready: BinaryHeap<Reverse<(Moment, u32, usize)>>,
 }
 
 impl<'a> Run<'a> {
     fn new(plan: &'a Plan, nodes: &'a Nodes, element_bytes: usize, figures: &'a LinkFigures) -> Result<Self> {
         let graph = Graph::new(plan)?;
         let free = graph.waits.iter().enumerate().filter(|(_, waits)| **waits == 0);
-        let ready = free.map(|(step, _)| Reverse((Moment::of(0.0), step))).collect();
+        let ready = free.map(|(step, _)| Reverse((Moment::of(0.0), graph.places[step], step))).collect();
         let progress = vec![Progress::default(); graph.steps.len()];
         let servers = Servers::new(nodes);
         Ok(Self { graph, nodes, element_bytes: element_bytes as f64, figures, servers, progress, ready })
@@ -148,7 +156,8 @@ impl<'a> Run<'a> {
             let waiter = waiter as usize;
             self.graph.waits[waiter] -= 1;
             if self.graph.waits[waiter] == 0 {
-                self.ready.push(Reverse((Moment::of(self.earliest(waiter)), waiter)));
+                let place = self.graph.places[waiter];
+                self.ready.push(Reverse((Moment::of(self.earliest(waiter)), place, waiter)));
             }
         }
     }
@@ -192,15 +201,11 @@ impl<'a> Run<'a> {
         held
     }
 
-    /// When a step can begin, as its servers stand.
+    /// When a step can begin.
     fn earliest(&self, step: usize) -> f64 {
-        let rank = self.graph.ranks[step] as usize;
-        let held = self.held_up(step, 0.0).first;
-        if self.graph.steps[step].sends() {
-            return held.max(self.servers.sending[rank]);
-        }
-        let there = held.max(self.arrival(step).first);
-        if self.needs_processor(step) { there.max(self.servers.adding[rank]) } else { there }
+        let sent = self.graph.source[step].map_or(0.0, |send| self.progress[send as usize].first);
+        let alpha = if self.graph.steps[step].sends() { 0.0 } else { self.link(self.hop(step)).alpha() };
+        self.held_up(step, 0.0).first.max(sent + alpha)
     }
 
     fn hop(&self, step: usize) -> Hop {
@@ -209,75 +214,64 @@ impl<'a> Run<'a> {
         Hop { node, together }
     }
 
-    /// Seconds for a byte on the rank's own way and on what its node shares.
-    fn rates(&self, hop: Hop) -> (f64, f64) {
-        let shared = if hop.together { self.figures.bus_bytes_per_s } else { self.figures.nic_bytes_per_s };
-        (self.figures.link(hop.together).beta(), shared.map_or(0.0, |bytes_per_s| 1.0 / bytes_per_s))
+    fn link(&self, hop: Hop) -> &'a Link {
+        self.figures.link(hop.together)
     }
 
-    fn overhead(&self, hop: Hop) -> f64 {
-        self.figures.link(hop.together).overhead()
+    /// Seconds for a byte on what ranks of a node share.
+    fn shared_rate(&self, hop: Hop) -> f64 {
+        let shared = if hop.together { self.figures.bus_bytes_per_s } else { self.figures.nic_bytes_per_s };
+        shared.map_or(0.0, |bytes_per_s| 1.0 / bytes_per_s)
     }
 
     fn send(&mut self, step: usize, start: f64) -> Progress {
-        let rank = self.graph.ranks[step] as usize;
-        let (hop, bytes) = (self.hop(step), self.bytes(step));
-        let (own, shared) = self.rates(hop);
-        let (rate, begun) = (own.max(shared), start + self.overhead(hop));
-        let held = self.held_up(step, rate);
-        self.servers.sending[rank] = begun + bytes * own;
-        self.share_processor(rank, begun + bytes * own);
-        let out = carry(self.servers.way_out(hop), begun, bytes * shared);
-        let last = held.last.max(begun + bytes * rate).max(out);
-        Progress { first: begun + self.piece(step) * rate, last }
+        let (hop, bytes, piece) = (self.hop(step), self.bytes(step), self.piece(step));
+        let (own, shared) = (self.link(hop).beta(), self.shared_rate(hop));
+        let held = self.held_up(step, own.max(shared));
+        let server = &mut self.servers.sending[self.graph.ranks[step] as usize];
+        let sent = server.serve(start, self.figures.link(hop.together).overhead(), piece * own, bytes * own);
+        let way_out = if hop.together { &mut self.servers.bus } else { &mut self.servers.out };
+        let let_out = way_out[hop.node].serve(start, 0.0, piece * shared, bytes * shared);
+        sent.or_later(let_out).or_later(Progress { first: 0.0, last: held.last })
     }
 
-    /// When the first piece of what a receive takes can be there, and when the last: the rank's and the node's ways in
-    /// carry one message after another.
-    fn arrival(&self, step: usize) -> Progress {
-        let rank = self.graph.ranks[step] as usize;
+    /// When what a receive takes is there. The bus was paid on the way out.
+    fn arrive(&mut self, step: usize) -> Progress {
         let (hop, bytes, piece) = (self.hop(step), self.bytes(step), self.piece(step));
-        let (own, shared) = self.rates(hop);
-        let rate = own.max(shared);
+        let own = self.link(hop).beta();
+        let shared = if hop.together { 0.0 } else { self.shared_rate(hop) };
         let sent =
             self.graph.source[step].map_or_else(Progress::default, |send| self.progress[send as usize]);
-        let alpha = self.figures.link(hop.together).alpha();
-        let mut start = sent.first + alpha - piece * rate;
-        if !self.figures.one_at_a_time {
-            start = start.max(self.servers.receiving[rank]);
+        let alpha = self.link(hop).alpha();
+        let mut there = Progress { first: sent.first + alpha, last: sent.last + alpha };
+        let entering = there.first - piece * own.max(shared);
+        if !hop.together {
+            let entry = self.servers.into[hop.node].serve(entering, 0.0, piece * shared, bytes * shared);
+            there = there.or_later(entry);
         }
-        Progress { first: start + piece * rate, last: (sent.last + alpha).max(start + bytes * rate) }
-    }
-
-    /// Whether a receive costs the rank's processor more than its message's overhead.
-    fn needs_processor(&self, step: usize) -> bool {
-        self.figures.one_at_a_time || adds(self.graph.steps[step])
+        if !self.figures.one_at_a_time {
+            let server = &mut self.servers.receiving[self.graph.ranks[step] as usize];
+            there = there.or_later(server.serve(entering, 0.0, piece * own, bytes * own));
+        }
+        there
     }
 
     fn receive(&mut self, step: usize, start: f64) -> Progress {
-        let rank = self.graph.ranks[step] as usize;
         let (hop, bytes, piece) = (self.hop(step), self.bytes(step), self.piece(step));
-        let (own, shared) = self.rates(hop);
-        let arrived = self.arrival(step);
-        let entered = arrived.first - piece * own.max(shared);
-        self.servers.receiving[rank] = entered + bytes * own;
-        let entry = self.servers.way_in(hop).map_or(0.0, |way_in| carry(way_in, entered, bytes * shared));
-        let moving = if self.figures.one_at_a_time { own } else { 0.0 };
-        let rate = moving + if adds(self.graph.steps[step]) { self.figures.gamma() } else { 0.0 };
-        let (held, begun) = (self.held_up(step, rate), start + self.overhead(hop));
-        if self.needs_processor(step) {
-            self.servers.adding[rank] = begun + bytes * rate;
-            self.share_processor(rank, begun + bytes * rate);
-        }
-        let last = held.last.max(arrived.last.max(entry) + piece * rate).max(begun + bytes * rate);
-        Progress { first: begun + piece * rate, last }
-    }
-
-    /// Where one processor does everything, what one of its servers has done the others have.
-    fn share_processor(&mut self, rank: usize, until: f64) {
-        if self.figures.one_at_a_time {
-            self.servers.sending[rank] = until;
-            self.servers.adding[rank] = until;
-        }
+        let (rank, adds) = (self.graph.ranks[step] as usize, adds(self.graph.steps[step]));
+        let (link, one_at_a_time) = (self.link(hop), self.figures.one_at_a_time);
+        let there = self.arrive(step);
+        let moving = if one_at_a_time { link.beta() } else { 0.0 };
+        let rate = moving + if adds { self.figures.gamma() } else { 0.0 };
+        let held = self.held_up(step, rate);
+        let start = start.max(there.first);
+        let taken = match (one_at_a_time, adds) {
+            (false, false) => Progress { first: start + link.overhead(), last: start + link.overhead() },
+            (false, true) => {
+                self.servers.adding[rank].serve(start, link.overhead(), piece * rate, bytes * rate)
+            }
+            (true, _) => self.servers.sending[rank].serve(start, link.overhead(), piece * rate, bytes * rate),
+        };
+        taken.or_later(Progress { first: 0.0, last: held.last.max(there.last + piece * rate) })
     }
 }

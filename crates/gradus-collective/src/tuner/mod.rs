@@ -139,10 +139,9 @@ impl Choice {
         let Some(next) = others().next() else { return format!("{algorithm} is all there is") };
         let next_seconds = next.price.seconds;
         let part = if next_seconds > 0.0 { price.seconds / next_seconds } else { 1.0 };
-        if part >= 1.0 {
+        if part >= 1.0 - MARGIN {
             return format!(
-                "{algorithm} costs {:.1}% more than {}, less than predictions are good for, and comes first among equals",
-                (part - 1.0) * 100.0,
+                "{algorithm} and {} differ by less than predictions are good for, and the first is more robust",
                 next.algorithm
             );
         }

@@ -5,6 +5,7 @@ pub mod bench_train;
 pub mod doctor;
 pub mod generate;
 pub mod logits;
+pub mod plan_collective;
 pub mod prepare;
 pub mod rank;
 pub mod train;
