@@ -3,6 +3,7 @@
 //! - [`generate`] holds algorithms: pure functions from a rank and its world to the steps of a [`plan`].
 //! - [`algorithm`] names them with their parameters, as data.
 //! - [`checker`] proves on symbols that a plan does what it should, for any world and length.
+//! - [`fingerprint`] does so for thousands of ranks, by hashes of symbols.
 //! - [`cost`] predicts what a plan takes on given links.
 //! - [`tuner`] measures links and chooses algorithms by price; [`choose`] does so where nothing was measured.
 //! - The executor runs plans over any [`gradus_fabric::Transport`], several at a time, without blocking.
@@ -18,7 +19,9 @@ mod communicator;
 pub mod cost;
 pub mod dependencies;
 mod executor;
+pub mod fingerprint;
 pub mod generate;
+mod graph;
 mod header;
 mod operation;
 pub mod plan;

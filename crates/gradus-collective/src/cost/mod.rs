@@ -7,7 +7,6 @@
 
 mod closed_form;
 mod figures;
-mod graph;
 mod simulate;
 #[cfg(test)]
 mod tests;

@@ -16,9 +16,9 @@
 //! moments only grow.
 
 use super::figures::{Link, LinkFigures};
-use super::graph::Graph;
 use crate::algorithm::Nodes;
 use crate::generate::adds;
+use crate::graph::{Graph, Unmatched};
 use crate::plan::Plan;
 use gradus_error::{Error, Result};
 use std::cmp::Reverse;
@@ -141,7 +141,11 @@ struct Run<'a> {
 
 impl<'a> Run<'a> {
     fn new(plan: &'a Plan, nodes: &'a Nodes, element_bytes: usize, figures: &'a LinkFigures) -> Result<Self> {
-        let graph = Graph::new(plan)?;
+        let graph = Graph::new(plan).map_err(|Unmatched { from, to }| {
+            Error::invalid(format!(
+                "rank {to} does not await what rank {from} sends: check the plan before pricing it"
+            ))
+        })?;
         let free = graph.waits.iter().enumerate().filter(|(_, waits)| **waits == 0);
         let ready = free.map(|(step, _)| Reverse((Moment::of(0.0), graph.places[step], step))).collect();
         let progress = vec![Progress::default(); graph.steps.len()];

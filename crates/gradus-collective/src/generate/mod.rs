@@ -24,5 +24,5 @@ pub use double_binary_tree::{double_tree_all_reduce, double_tree_broadcast};
 pub use halving_doubling::halving_doubling_all_reduce;
 pub use recursive_doubling::recursive_doubling_all_reduce;
 pub use ring::ring_all_reduce;
-pub(crate) use transform::{adds, mirrored};
+pub(crate) use transform::{adds, mirrored, with_span};
 pub use two_level::{two_level_all_reduce, two_level_broadcast};

@@ -18,14 +18,22 @@ pub(crate) fn mirrored(steps: Vec<Step>) -> Vec<Step> {
 /// the group's buffer begins at element `start` of the world's.
 pub(crate) fn embedded(steps: Vec<Step>, group: &[usize], start: usize) -> impl Iterator<Item = Step> {
     steps.into_iter().map(move |step| {
-        let peer = group[step.peer()];
-        let span = Span::new(step.span().start + start, step.span().len);
-        match step {
-            _ if step.sends() => Step::send(peer, span),
-            _ if adds(&step) => Step::receive_reduce(peer, span),
-            _ => Step::receive(peer, span),
-        }
+        let (peer, span) = (group[step.peer()], step.span());
+        like(&step, peer, Span::new(span.start + start, span.len))
     })
+}
+
+/// The same step on another range.
+pub(crate) fn with_span(step: &Step, span: Span) -> Step {
+    like(step, step.peer(), span)
+}
+
+fn like(step: &Step, peer: usize, span: Span) -> Step {
+    match step {
+        _ if step.sends() => Step::send(peer, span),
+        _ if adds(step) => Step::receive_reduce(peer, span),
+        _ => Step::receive(peer, span),
+    }
 }
 
 /// Whether a step adds what it receives to what is there.

@@ -8,7 +8,7 @@ use proptest::prelude::*;
 
 const WORLDS: std::ops::RangeInclusive<usize> = 1..=64;
 
-fn plan(algorithm: &Algorithm, world_size: usize, len: usize) -> Plan {
+pub fn plan(algorithm: &Algorithm, world_size: usize, len: usize) -> Plan {
     Plan::of_world(world_size, len, |rank| algorithm.steps(rank, world_size, len))
 }
 
@@ -37,11 +37,11 @@ fn hold_reduce(spread: &Spread, world_size: usize, len: usize, root: usize) {
     );
 }
 
-fn spreads(block: usize) -> [Spread; 4] {
+pub fn spreads(block: usize) -> [Spread; 4] {
     [Spread::Direct, Spread::Binomial, Spread::Chain, Spread::DoubleTree { block }]
 }
 
-fn all_reduces(block: usize) -> Vec<AllReduce> {
+pub fn all_reduces(block: usize) -> Vec<AllReduce> {
     use AllReduce::{Direct, DoubleTree, HalvingDoubling, RecursiveDoubling, Ring, ThereAndBack};
     let flat = [RecursiveDoubling, Direct, HalvingDoubling, Ring { block: block * 64 }, DoubleTree { block }];
     flat.into_iter().chain(spreads(block).map(ThereAndBack)).collect()
@@ -154,7 +154,7 @@ fn algorithms_survive_their_record() {
 }
 
 /// Every way to plant one bug in a plan: a step left out, a peer swapped, a contribution doubled, a range shifted.
-fn planted(sound: &Plan) -> Vec<(String, Plan)> {
+pub fn planted(sound: &Plan) -> Vec<(String, Plan)> {
     let world_size = sound.ranks.len();
     let mut plans = Vec::new();
     for rank in 0..world_size {
@@ -179,7 +179,7 @@ fn planted(sound: &Plan) -> Vec<(String, Plan)> {
     plans
 }
 
-fn with(step: &Step, peer: usize, span: Span) -> Step {
+pub fn with(step: &Step, peer: usize, span: Span) -> Step {
     match step {
         _ if step.sends() => Step::send(peer, span),
         Step::ReceiveReduce { .. } => Step::receive_reduce(peer, span),

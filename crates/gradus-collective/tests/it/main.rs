@@ -8,4 +8,5 @@ mod parity;
 mod plans;
 mod processes;
 mod trouble;
+mod wide;
 mod world;

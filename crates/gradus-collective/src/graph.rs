@@ -2,31 +2,36 @@
 
 use crate::dependencies::dependencies;
 use crate::plan::{Plan, Step};
-use gradus_error::{Error, Result};
 
 /// See the module. Steps are listed rank by rank.
-pub(super) struct Graph<'a> {
-    pub(super) steps: Vec<&'a Step>,
-    pub(super) ranks: Vec<u32>,
+pub(crate) struct Graph<'a> {
+    pub(crate) steps: Vec<&'a Step>,
+    pub(crate) ranks: Vec<u32>,
     /// Places in their rank's list.
-    pub(super) places: Vec<u32>,
+    pub(crate) places: Vec<u32>,
     /// Earlier steps of the rank that a step follows.
-    pub(super) follows: Vec<Vec<u32>>,
+    pub(crate) follows: Vec<Vec<u32>>,
     /// The step before it in its stream.
-    pub(super) before: Vec<Option<u32>>,
+    pub(crate) before: Vec<Option<u32>>,
     /// The send that a receive takes from.
-    pub(super) source: Vec<Option<u32>>,
+    pub(crate) source: Vec<Option<u32>>,
     /// Who waits for it.
-    pub(super) waiters: Vec<Vec<u32>>,
+    pub(crate) waiters: Vec<Vec<u32>>,
     /// For how many it waits.
-    pub(super) waits: Vec<u32>,
+    pub(crate) waits: Vec<u32>,
+}
+
+/// Two ranks do not agree on the messages that one sends the other.
+pub(crate) struct Unmatched {
+    pub(crate) from: usize,
+    pub(crate) to: usize,
 }
 
 /// From a rank to another.
 type Stream = (u32, u32);
 
 impl<'a> Graph<'a> {
-    pub(super) fn new(plan: &'a Plan) -> Result<Self> {
+    pub(crate) fn new(plan: &'a Plan) -> Result<Self, Unmatched> {
         let steps: Vec<&Step> = plan.ranks.iter().flatten().collect();
         let mut graph = Self {
             ranks: Vec::with_capacity(steps.len()),
@@ -62,16 +67,16 @@ impl<'a> Graph<'a> {
         streams
     }
 
-    fn link_streams(&mut self) -> Result<()> {
+    fn link_streams(&mut self) -> Result<(), Unmatched> {
         let (sends, receives) = (self.in_streams(true), self.in_streams(false));
-        let meet = |(send, receive): (&(Stream, u32), &(Stream, u32))| {
-            let len = |step: u32| self.steps[step as usize].span().len;
-            send.0 == receive.0 && len(send.1) == len(receive.1)
-        };
-        if sends.len() != receives.len() || !sends.iter().zip(&receives).all(meet) {
-            return Err(Error::invalid("messages of the plan do not meet: check it before pricing it"));
+        let span = |step: u32| self.steps[step as usize].span();
+        if let Some((from, to)) = one_sided(&sends, &receives) {
+            return Err(Unmatched { from: from as usize, to: to as usize });
         }
-        for ((_, send), (_, receive)) in sends.iter().zip(&receives) {
+        for ((stream, send), (_, receive)) in sends.iter().zip(&receives) {
+            if span(*send).len != span(*receive).len {
+                return Err(Unmatched { from: stream.0 as usize, to: stream.1 as usize });
+            }
             self.source[*receive as usize] = Some(*send);
         }
         for streams in [sends, receives] {
@@ -90,5 +95,15 @@ impl<'a> Graph<'a> {
                 self.waits[step] += 1;
             }
         }
+    }
+}
+
+/// The first stream that has more messages at one end than at the other.
+fn one_sided(sends: &[(Stream, u32)], receives: &[(Stream, u32)]) -> Option<Stream> {
+    let differ = sends.iter().zip(receives).find(|(send, receive)| send.0 != receive.0);
+    let longer = if sends.len() > receives.len() { sends } else { receives };
+    match differ {
+        Some((send, receive)) => Some(send.0.min(receive.0)),
+        None => longer.get(sends.len().min(receives.len())).map(|end| end.0),
     }
 }
