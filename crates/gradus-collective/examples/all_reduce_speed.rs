@@ -9,7 +9,7 @@
 //! for nobody: memory alone.
 
 use gradus_collective::Communicator;
-use gradus_compute::reduce;
+use gradus_compute::reduce::{self, Combine};
 use gradus_error::{Error, IoContext, Result};
 use gradus_fabric::{Launch, NetworkSettings, RENDEZVOUS_FD, TransportKind, connect};
 use gradus_host::{Clock, RealClock};
@@ -225,7 +225,7 @@ impl Half {
         // SAFETY: by the caller's word; the two buffers are apart.
         unsafe {
             let (ours, theirs) = (ours.0.add(self.start), theirs.0.add(self.start));
-            reduce::add_assign(ours, theirs, self.len);
+            reduce::combine::<f32>(Combine::Add, ours, theirs.cast(), self.len);
             std::ptr::copy_nonoverlapping(ours, theirs, self.len);
         }
     }

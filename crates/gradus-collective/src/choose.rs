@@ -1,53 +1,34 @@
-//! Which algorithm serves which size: the cheaper one by a model of latency, transfer and addition.
+//! Which algorithm a communicator uses where nobody has measured anything: the cheapest by formula, on links such as
+//! those inside a host.
 
-use crate::generate::{recursive_doubling_all_reduce, ring_all_reduce};
-use crate::plan::Step;
+use crate::algorithm::{Algorithm, AllReduce, Nodes};
+use crate::cost::{LinkFigures, price_by_formula};
+use crate::tuner::{first_of_the_cheapest, ring};
 
-/// Nanoseconds for one hop of nothing, and per KiB for moving and for adding: of the order of shared memory on one
-/// host, where a hop costs a microsecond with waking, moving runs at 6 GB/s and adding at 12 GB/s.
-const HOP_NS: u64 = 1000;
-const MOVE_NS_PER_KIB: u64 = 170;
-const ADD_NS_PER_KIB: u64 = 85;
-
-/// Bytes that a ring works on at a time: what one rank holds of it, in and out, stays in the second-level cache.
-const RING_BLOCK_BYTES: usize = 256 << 10;
-
-/// An algorithm, with its parameters.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum AllReduce {
-    /// [`recursive_doubling_all_reduce`].
-    RecursiveDoubling,
-    /// [`ring_all_reduce`].
-    Ring {
-        /// Elements that are worked off at a time.
-        block: usize,
-    },
-}
-
-impl AllReduce {
-    /// The steps of one rank.
-    pub fn steps(&self, rank: usize, world_size: usize, len: usize) -> Vec<Step> {
-        match self {
-            Self::RecursiveDoubling => recursive_doubling_all_reduce(rank, world_size, len),
-            Self::Ring { block } => ring_all_reduce(rank, world_size, len, *block),
-        }
-    }
-}
+/// Elements for each rank below which nobody has a share worth sending: one message of all holds as many as a cache line.
+const LEAST_SHARE: usize = 16;
 
 /// The algorithm for `len` elements of `element_bytes` each among `world_size` ranks: the same on every rank.
+///
+/// # Panics
+/// If the world is empty or elements have no bytes.
 pub fn choose_all_reduce(world_size: usize, len: usize, element_bytes: usize) -> AllReduce {
-    let world = world_size as u64;
-    let kib = (len.saturating_mul(element_bytes) as u64).div_ceil(1024);
-    let rounds = u64::from(world.next_power_of_two().ilog2()) + 2 * u64::from(!world.is_power_of_two());
-    let doubling = rounds * (HOP_NS + kib * (MOVE_NS_PER_KIB + ADD_NS_PER_KIB));
-    let hops = 2 * world.saturating_sub(1);
-    let ring = hops * (HOP_NS + kib * (2 * MOVE_NS_PER_KIB + ADD_NS_PER_KIB) / 2 / world);
-    if len < world_size * 16 || doubling <= ring {
+    if len < world_size.saturating_mul(LEAST_SHARE) {
         return AllReduce::RecursiveDoubling;
     }
-    // A wide world needs blocks of a share for each rank that is worth a message of its own.
-    let block_bytes = RING_BLOCK_BYTES.max(world_size * (64 << 10));
-    AllReduce::Ring { block: block_bytes / element_bytes }
+    let (nodes, figures) = (Nodes::even(world_size, world_size), LinkFigures::default());
+    let candidates = [
+        AllReduce::RecursiveDoubling,
+        ring(world_size, element_bytes),
+        AllReduce::HalvingDoubling,
+        AllReduce::Direct,
+    ];
+    let seconds = |candidate: &AllReduce| {
+        let algorithm = Algorithm::AllReduce(candidate.clone());
+        let price = price_by_formula(&algorithm, &nodes, len, element_bytes, &figures);
+        price.expect("all of these have a formula").seconds
+    };
+    first_of_the_cheapest(&candidates, seconds).expect("there are candidates").clone()
 }
 
 #[cfg(test)]
@@ -61,18 +42,25 @@ mod tests {
             assert_eq!(choose_all_reduce(world_size, 1, 8), AllReduce::RecursiveDoubling);
         }
         for world_size in 2..=64 {
-            assert!(
-                matches!(choose_all_reduce(world_size, 16 << 20, 4), AllReduce::Ring { block } if block > 0)
-            );
+            let large = choose_all_reduce(world_size, 16 << 20, 4);
+            assert!(matches!(large, AllReduce::Ring { block } if block > 0), "{world_size} {large:?}");
         }
     }
 
     #[test]
-    fn more_bytes_never_turn_from_ring_to_doubling() {
+    fn more_bytes_never_turn_back_to_doubling() {
         for world_size in 2..=64 {
-            let rings = (0..26)
+            let others = (0..26)
                 .map(|bits| choose_all_reduce(world_size, 1 << bits, 4) != AllReduce::RecursiveDoubling);
-            assert!(rings.collect::<Vec<_>>().is_sorted(), "{world_size}");
+            assert!(others.collect::<Vec<_>>().is_sorted(), "{world_size}");
         }
+    }
+
+    #[test]
+    fn few_hops_serve_what_is_neither_small_nor_large() {
+        let between = [1 << 12, 1 << 14, 1 << 16].map(|len| choose_all_reduce(8, len, 4));
+        assert!(
+            between.iter().any(|chosen| matches!(chosen, AllReduce::Direct | AllReduce::HalvingDoubling))
+        );
     }
 }

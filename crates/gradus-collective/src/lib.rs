@@ -1,8 +1,11 @@
 //! Collectives as plans.
 //!
 //! - [`generate`] holds algorithms: pure functions from a rank and its world to the steps of a [`plan`].
+//! - [`algorithm`] names them with their parameters, as data.
 //! - [`checker`] proves on symbols that a plan does what it should, for any world and length.
-//! - [`choose`] picks the algorithm for a size.
+//! - [`fingerprint`] does so for thousands of ranks, by hashes of symbols.
+//! - [`cost`] predicts what a plan takes on given links.
+//! - [`tuner`] measures links and chooses algorithms by price; [`choose`] does so where nothing was measured.
 //! - The executor runs plans over any [`gradus_fabric::Transport`], several at a time, without blocking.
 //! - [`flight`] remembers what was done lately, and says who waits for whom.
 //! - [`Communicator`] is what the trainer holds, [`Collective`] what it asks of it.
@@ -10,16 +13,20 @@
 //! Invariants: results have the same bits on all ranks; ranks that do not do the same thing get an error that says who
 //! does what, never a hang; memory of a collective is touched inside calls to its communicator only.
 
+pub mod algorithm;
 pub mod checker;
 pub mod choose;
 mod collective;
 mod communicator;
 mod core;
+pub mod cost;
 pub mod dependencies;
 mod element;
 mod executor;
+pub mod fingerprint;
 pub mod flight;
 pub mod generate;
+mod graph;
 mod group;
 mod header;
 mod memory;
@@ -28,6 +35,7 @@ mod parts;
 pub mod plan;
 mod select;
 mod threads;
+pub mod tuner;
 
 pub use collective::Collective;
 pub use communicator::{Communicator, Counters, Handle};

@@ -9,6 +9,7 @@ use crate::commands::bench_train::BenchTrainArguments;
 use crate::commands::coordinator::CoordinatorArguments;
 use crate::commands::generate::GenerateArguments;
 use crate::commands::logits::LogitsArguments;
+use crate::commands::plan_collective::PlanCollectiveArguments;
 use crate::commands::train::TrainArguments;
 use clap::{Parser, Subcommand};
 use gradus_error::{Error, Result};
@@ -55,6 +56,12 @@ pub enum Command {
     Coordinator(CoordinatorArguments),
     /// Show what this machine offers and what Gradus will use of it.
     Doctor,
+    /// Predict what something would take, and say which way Gradus would choose.
+    Plan {
+        /// What.
+        #[command(subcommand)]
+        what: Plan,
+    },
     /// Run a benchmark's part when told to on stdin; `cargo x bench` does.
     Bench {
         /// Which one.
@@ -66,6 +73,13 @@ pub enum Command {
         /// The run's folder.
         run: PathBuf,
     },
+}
+
+/// What can be predicted.
+#[derive(Debug, Subcommand)]
+pub enum Plan {
+    /// A collective: the time of each algorithm on given links.
+    Collective(PlanCollectiveArguments),
 }
 
 /// Benchmarks that this program takes part in.
@@ -84,7 +98,8 @@ impl Command {
     /// `Invalid`, naming the first.
     pub fn check_overrides(&self, overrides: &[(String, String)]) -> Result<()> {
         match (self, overrides.first()) {
-            (Self::Train(_) | Self::Prepare { .. } | Self::Config { .. }, _) | (_, None) => Ok(()),
+            (Self::Train(_) | Self::Prepare { .. } | Self::Config { .. } | Self::Plan { .. }, _)
+            | (_, None) => Ok(()),
             (_, Some((key, _))) => Err(Error::invalid(format!(
                 "--{key} is a setting of a run: only train, prepare and config take settings"
             ))),

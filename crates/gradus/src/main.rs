@@ -15,7 +15,7 @@ mod wording;
 
 use anyhow::Result;
 use clap::Parser;
-use cli::{Bench, Cli, Command};
+use cli::{Bench, Cli, Command, Plan};
 use run_settings::Settings;
 use std::process::ExitCode;
 
@@ -62,6 +62,9 @@ fn run() -> Result<u8> {
         }
         Command::Coordinator(arguments) => commands::coordinator::run(arguments)?,
         Command::Doctor => commands::doctor::run()?,
+        Command::Plan { what: Plan::Collective(arguments) } => {
+            commands::plan_collective::run(arguments, &overrides)?;
+        }
         Command::Bench { what: Bench::Train(arguments) } => commands::bench_train::run(arguments)?,
         Command::Bench { what: Bench::Handover(arguments) } => {
             let settings = settings::resolve::<Settings>(Some(&arguments.file), &[])?.settings;

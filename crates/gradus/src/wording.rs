@@ -65,6 +65,16 @@ pub fn duration(seconds: f64) -> String {
     }
 }
 
+/// A short time in three digits: `0.84us`, `12.5ms`, `1.04s`.
+pub fn brief(seconds: f64) -> String {
+    const UNITS: [(f64, &str); 3] = [(1.0, "s"), (1e-3, "ms"), (1e-6, "us")];
+    if !seconds.is_finite() || seconds < 0.0 {
+        return "-".to_owned();
+    }
+    let unit = UNITS.iter().find(|(scale, _)| seconds >= scale * 0.9995).unwrap_or(&UNITS[2]);
+    format!("{}{}", three_digits(seconds / unit.0), unit.1)
+}
+
 /// A share of one, in percent.
 pub fn percent(share: f64) -> String {
     if share.is_finite() { format!("{:.1}%", share * 100.0) } else { "-".to_owned() }
@@ -135,6 +145,8 @@ mod tests {
         assert_eq!([10 << 20, 440_234_147].map(memory), ["10.0MiB", "0.41GiB"]);
         let durations = [0.84, 9.96, 59.6, 125.0, 3720.0, 273_600.0, f64::INFINITY, -1.0].map(duration);
         assert_eq!(durations, ["0.8s", "10s", "1m 00s", "2m 05s", "1h 02m", "3d 04h", "-", "-"]);
+        let briefly = [0.0, 8.4e-7, 0.01249, 0.999_96, 1.04, 250.0, f64::NAN].map(brief);
+        assert_eq!(briefly, ["0.00us", "0.84us", "12.5ms", "1.00s", "1.04s", "250s", "-"]);
         assert_eq!([0.312, f64::NAN].map(percent), ["31.2%", "-"]);
         assert_eq!([3.21014, f64::INFINITY].map(loss), ["3.2101", "not finite"]);
         assert_eq!(ranks(2, "shm"), "2 over shared memory");

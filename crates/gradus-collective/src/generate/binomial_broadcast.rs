@@ -2,6 +2,9 @@
 //!
 //! Counted from the root, a rank's parent is itself without its lowest set bit. The farthest child is served first: it
 //! has the most descendants. Ranges pass through a rank element by element, so a long one fills the whole tree at once.
+//! (Thakur, Rabenseifner and Gropp, IJHPCA 2005, section 4.2.)
+//!
+//! Cost: `log2 W (alpha + n beta)`: the root sends the buffer that often.
 
 use crate::plan::Step;
 use gradus_memory::Span;

@@ -1,6 +1,8 @@
 //! Barrier by dissemination (Hensgen, Finkel and Manber, "Two Algorithms for Barrier Synchronization", IJPP 1988): in
 //! round `k` each rank tells the one `2^k` further on what it has heard. After `ceil(log2 W)` rounds everyone has heard
 //! of everyone, some of some twice: the sum that travels along says nothing, its dependencies do.
+//!
+//! Cost: `ceil(log2 W) alpha`.
 
 use crate::plan::Step;
 use gradus_memory::Span;

@@ -5,12 +5,13 @@
 //! The buffer is worked off in blocks, so that what was just summed is passed on while it is still in the cache. A block
 //! starts each of its hops one beat after the block before it; within a beat the youngest block goes first, because
 //! what it sends depends on less: a stream is never held up by a block that still waits.
+//!
+//! Cost: `2 (W - 1) alpha + (W - 1)/W n (2 beta + gamma)`, hop after hop; where hops overlap, as here, alpha counts only
+//! until bandwidth does.
 
+use super::share::share;
 use crate::plan::Step;
 use gradus_memory::Span;
-
-/// Shares begin on multiples of this many elements: no two ranks write one cache line of f32.
-const ALIGNMENT: usize = 16;
 
 /// The steps of `rank`: a sum of `len` elements over `world_size` ranks, `block` elements at a time.
 ///
@@ -48,11 +49,4 @@ fn hop(steps: &mut Vec<Step>, rank: usize, world_size: usize, block: Span, hop: 
             Step::receive(peer, span)
         });
     }
-}
-
-/// The part of a block that ends its reduction at one rank.
-fn share(block: Span, world_size: usize, index: usize) -> Span {
-    let edge = |index: usize| (block.len * index / world_size).next_multiple_of(ALIGNMENT).min(block.len);
-    let end = if index + 1 == world_size { block.len } else { edge(index + 1) };
-    block.part(edge(index), end - edge(index))
 }

@@ -2,7 +2,9 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
+mod algorithms;
 mod groups;
+mod measure;
 mod operations;
 mod parity;
 mod plans;
@@ -10,4 +12,5 @@ mod processes;
 mod recorder;
 mod shares;
 mod trouble;
+mod wide;
 mod world;

@@ -22,6 +22,24 @@ pub fn run<T: Send>(
     settings: &NetworkSettings,
     body: impl Fn(Communicator) -> T + Sync,
 ) -> Vec<T> {
+    with_transports(world_size, kind, settings, |transport| body(communicator(transport)))
+}
+
+/// Runs `body` on every rank's transport; what each returns, by rank.
+pub fn connected<T: Send>(
+    world_size: usize,
+    kind: TransportKind,
+    body: impl Fn(Box<dyn Transport>) -> T + Sync,
+) -> Vec<T> {
+    with_transports(world_size, kind, &NetworkSettings::default(), body)
+}
+
+fn with_transports<T: Send>(
+    world_size: usize,
+    kind: TransportKind,
+    settings: &NetworkSettings,
+    body: impl Fn(Box<dyn Transport>) -> T + Sync,
+) -> Vec<T> {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let port = listener.local_addr().unwrap().port();
     let (listener, body) = (&listener, &body);
@@ -30,7 +48,7 @@ pub fn run<T: Send>(
             scope.spawn(move || {
                 let mut launch = Launch::local(rank, world_size, port);
                 launch.rendezvous_fd = (rank == 0).then(|| listener.as_raw_fd());
-                body(communicator(connect(&launch, kind, settings, "tests").unwrap()))
+                body(connect(&launch, kind, settings, "tests").unwrap())
             })
         };
         let ranks: Vec<_> = (0..world_size).map(start).collect();

@@ -6,6 +6,7 @@ pub mod coordinator;
 pub mod doctor;
 pub mod generate;
 pub mod logits;
+pub mod plan_collective;
 pub mod prepare;
 pub mod rank;
 pub mod train;

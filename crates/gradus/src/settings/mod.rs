@@ -15,7 +15,7 @@ mod tests;
 mod units;
 
 pub use render::render;
-pub use units::parse_duration;
+pub use units::{parse_bytes, parse_duration};
 
 use gradus_error::{Error, Result};
 use serde::{Serialize, de::DeserializeOwned};

@@ -30,10 +30,16 @@ fn a_report_is_made_from_metrics() {
 #[test]
 fn bad_input_ends_with_two_and_says_what_to_mend() {
     let directory = tempfile::tempdir().unwrap();
-    let cases: [(&[&str], &str); 4] = [
+    let cases: [(&[&str], &str); 6] = [
         (&["report", "nowhere"], "gradus: error: cannot read nowhere/metrics.jsonl: "),
         (&["report", ".", "--model.layers"], "gradus: error: --model.layers needs a value"),
         (&["report", ".", "--model.layers", "6"], "gradus: error: --model.layers is a setting of a run"),
+        (&["plan", "collective", "--world", "0", "--bytes", "1"], "gradus: error: --world 0: choose 1 to "),
+        (
+            &["plan", "collective", "--world", "2", "--bytes", "1", "--links.inside.latency", "1"],
+            "gradus: error: --links.inside.latency: there is no setting `links.inside.latency`; did you mean \
+             `links.inside.latency_us`?",
+        ),
         (&["repotr"], "error: unrecognized subcommand 'repotr'"),
     ];
     for (arguments, message) in cases {

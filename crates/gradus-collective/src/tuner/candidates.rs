@@ -1,0 +1,119 @@
+//! What there is to choose from, the robust first.
+
+use super::{Case, Purpose};
+use crate::algorithm::{Algorithm, AllReduce, Barrier, Nodes, Spread};
+
+/// Bytes that a ring works on at a time: what one rank holds of it, in and out, stays in the second-level cache.
+const RING_BLOCK_BYTES: usize = 256 << 10;
+
+/// In a wide world, a share of a block for each rank that is worth a message of its own.
+const SHARE_BYTES: usize = 64 << 10;
+
+/// Blocks of a double tree: enough that neither tree waits for the other, and few, for each is a message on every edge.
+const TREE_BLOCKS: usize = 16;
+const TREE_BLOCK_BYTES: usize = 64 << 10;
+
+pub(super) fn of(case: &Case) -> Vec<Algorithm> {
+    let sizes = Sizes { len: case.len, element_bytes: case.element_bytes };
+    let spreads = || sizes.spreads(&case.nodes).into_iter();
+    match case.purpose {
+        Purpose::AllReduce => sizes.all_reduces(&case.nodes).into_iter().map(Algorithm::AllReduce).collect(),
+        Purpose::Reduce { root } => spreads().map(|spread| Algorithm::Reduce { spread, root }).collect(),
+        Purpose::Broadcast { root } => {
+            spreads().map(|spread| Algorithm::Broadcast { spread, root }).collect()
+        }
+        Purpose::Barrier => barriers(&case.nodes).into_iter().map(Algorithm::Barrier).collect(),
+    }
+}
+
+/// A ring for a world.
+pub(crate) fn ring(world_size: usize, element_bytes: usize) -> AllReduce {
+    let block_bytes = RING_BLOCK_BYTES.max(world_size.saturating_mul(SHARE_BYTES));
+    AllReduce::Ring { block: (block_bytes / element_bytes).max(1) }
+}
+
+struct Sizes {
+    len: usize,
+    element_bytes: usize,
+}
+
+impl Sizes {
+    fn tree_block(&self) -> usize {
+        (self.len / TREE_BLOCKS).max(TREE_BLOCK_BYTES / self.element_bytes).max(1)
+    }
+
+    fn flat_spreads(&self) -> [Spread; 4] {
+        [Spread::Binomial, Spread::DoubleTree { block: self.tree_block() }, Spread::Chain, Spread::Direct]
+    }
+
+    fn spreads(&self, nodes: &Nodes) -> Vec<Spread> {
+        let mut spreads = self.flat_spreads().to_vec();
+        if has_levels(nodes) {
+            for inside in [Spread::Direct, Spread::Binomial, Spread::Chain] {
+                spreads.extend(self.flat_spreads().map(|across| Spread::TwoLevel {
+                    nodes: nodes.clone(),
+                    inside: Box::new(inside.clone()),
+                    across: Box::new(across),
+                }));
+            }
+        }
+        spreads
+    }
+
+    /// Among ranks of one level.
+    fn flat_all_reduces(&self, world_size: usize) -> [AllReduce; 5] {
+        [
+            AllReduce::RecursiveDoubling,
+            ring(world_size, self.element_bytes),
+            AllReduce::HalvingDoubling,
+            AllReduce::DoubleTree { block: self.tree_block() },
+            AllReduce::Direct,
+        ]
+    }
+
+    fn all_reduces(&self, nodes: &Nodes) -> Vec<AllReduce> {
+        let mut all = self.flat_all_reduces(nodes.world_size()).to_vec();
+        if has_levels(nodes) {
+            for lanes in lanes(nodes) {
+                for inside in [Spread::Direct, Spread::Binomial] {
+                    all.extend(self.flat_all_reduces(nodes.members().len()).map(|across| {
+                        AllReduce::TwoLevel {
+                            nodes: nodes.clone(),
+                            lanes,
+                            inside: inside.clone(),
+                            across: Box::new(across),
+                        }
+                    }));
+                }
+            }
+        }
+        all.extend([Spread::Binomial, Spread::Chain].map(AllReduce::ThereAndBack));
+        all
+    }
+}
+
+fn barriers(nodes: &Nodes) -> Vec<Barrier> {
+    let mut barriers = vec![
+        Barrier::Dissemination,
+        Barrier::Sum(AllReduce::RecursiveDoubling),
+        Barrier::Sum(AllReduce::ThereAndBack(Spread::Binomial)),
+    ];
+    if has_levels(nodes) {
+        barriers.extend([Spread::Direct, Spread::Binomial].map(|inside| {
+            let across = Box::new(AllReduce::RecursiveDoubling);
+            Barrier::Sum(AllReduce::TwoLevel { nodes: nodes.clone(), lanes: 1, inside, across })
+        }));
+    }
+    barriers
+}
+
+/// Whether there is an inside and an outside.
+fn has_levels(nodes: &Nodes) -> bool {
+    nodes.members().len() > 1 && nodes.largest() > 1
+}
+
+/// One, and as many as every node has ranks.
+fn lanes(nodes: &Nodes) -> Vec<usize> {
+    let most = nodes.smallest();
+    if most > 1 { vec![1, most] } else { vec![1] }
+}
