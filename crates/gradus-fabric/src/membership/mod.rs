@@ -22,6 +22,8 @@ mod quorum;
 mod saved;
 mod shell;
 pub mod simulation;
+#[cfg(test)]
+mod tests;
 mod timeouts;
 
 pub use coordinator::{Cause, Coordinator, CoordinatorNote};
