@@ -19,6 +19,7 @@ pub mod dependencies;
 mod element;
 mod executor;
 pub mod flight;
+mod flights;
 pub mod generate;
 mod group;
 mod header;
@@ -27,6 +28,7 @@ mod operation;
 mod parts;
 pub mod plan;
 mod select;
+mod shape;
 
 pub use collective::Collective;
 pub use communicator::{Communicator, Counters, Handle};

@@ -52,6 +52,12 @@ pub enum Command {
     },
     /// Show what this machine offers and what Gradus will use of it.
     Doctor,
+    /// Lay ranks' flight records side by side: who waits for whom.
+    Flight {
+        /// Their files, one for each rank.
+        #[arg(required = true)]
+        files: Vec<PathBuf>,
+    },
     /// Run a benchmark's part when told to on stdin; `cargo x bench` does.
     Bench {
         /// Which one.

@@ -16,6 +16,7 @@ mod wording;
 use anyhow::Result;
 use clap::Parser;
 use cli::{Bench, Cli, Command};
+use gradus_collective::flight;
 use run_settings::Settings;
 use std::process::ExitCode;
 
@@ -61,6 +62,10 @@ fn run() -> Result<u8> {
             logging::print(format_args!("{}\n{}", files.page.display(), files.loss.display()))?;
         }
         Command::Doctor => commands::doctor::run()?,
+        Command::Flight { files } => {
+            let analysis = flight::analyse(&flight::read_logs(files)?).to_string();
+            logging::print(format_args!("{}", analysis.trim_end()))?;
+        }
         Command::Bench { what: Bench::Train(arguments) } => commands::bench_train::run(arguments)?,
         Command::Bench { what: Bench::Handover(arguments) } => {
             let settings = settings::resolve::<Settings>(Some(&arguments.file), &[])?.settings;

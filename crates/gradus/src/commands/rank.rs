@@ -116,7 +116,23 @@ fn stop_on_signals() -> Result<Arc<AtomicBool>> {
 fn communicator(settings: &Settings, launch: Option<&Launch>, terms: &str) -> Result<Communicator> {
     let Some(launch) = launch else { return Ok(Communicator::alone()) };
     let transport = connect(launch, settings.transport()?, &settings.network, terms)?;
-    Ok(Communicator::new(transport, settings.stall_timeout()?))
+    let mut communicator = Communicator::new(transport, settings.stall_timeout()?);
+    record_flight(&mut communicator)?;
+    Ok(communicator)
+}
+
+/// Where ranks leave what they did last, for `gradus flight`: on a failure, and on SIGUSR1.
+const FLIGHT_FOLDER: &str = "GRADUS_FLIGHT_DIR";
+
+fn record_flight(communicator: &mut Communicator) -> Result<()> {
+    let Some(folder) = std::env::var_os(FLIGHT_FOLDER).filter(|folder| !folder.is_empty()) else {
+        return Ok(());
+    };
+    let wanted = Arc::new(AtomicBool::new(false));
+    signal_hook::flag::register(signal_hook::consts::SIGUSR1, Arc::clone(&wanted))
+        .context("cannot watch for SIGUSR1")?;
+    communicator.record_flight(folder.into(), wanted);
+    Ok(())
 }
 
 /// What all ranks must agree on, one thing a line: every setting but how this rank was started, the data, and the
