@@ -37,6 +37,19 @@ pub struct Counters {
 
 /// A rank's way to compute together with all others of its group.
 ///
+/// ```
+/// use gradus_collective::{Collective, Communicator, Reduction};
+///
+/// let mut world = Communicator::alone(); // or `new`, over a transport
+/// let mut sums = [1.5f32, 2.0];
+/// world.all_reduce(&mut sums)?;
+/// let mut all = vec![0i64; world.world_size()];
+/// world.run(&Collective::all_gather(), &[world.rank() as i64], &mut all)?;
+/// world.run_in_place(&Collective::all_reduce(Reduction::Max), &mut all)?;
+/// assert_eq!((sums, all), ([1.5, 2.0], vec![0]));
+/// # Ok::<(), gradus_error::Error>(())
+/// ```
+///
 /// All ranks of a group start the same collectives in the same order; where they do not, the ranks that notice fail with
 /// an error that names both sides, and the others with them. Results are bit-identical on all ranks. Bytes move only
 /// inside calls: whoever computes while collectives are in flight calls [`Communicator::progress`] now and then.

@@ -1,12 +1,13 @@
 //! What the communicators of one transport share: the executor behind them, and whether it has failed.
 
-use crate::collective::{Collective, Shape};
+use crate::collective::Collective;
 use crate::executor::Executor;
 use crate::flight::{FlightLog, Recorder};
 use crate::group::Group;
 use crate::memory::Memory;
 use crate::operation::{Prepared, Ready};
 use crate::select::steps;
+use crate::shape::Shape;
 use gradus_error::{Error, Kind, Result};
 use gradus_fabric::{Interest, Transport};
 use gradus_host::{Clock, RealClock};

@@ -12,8 +12,9 @@
 //! Nothing but calls to this executor touches the memory of collectives: there is no thread behind it.
 
 use crate::flight::{FlightLog, Recorder};
+use crate::flights::Flights;
 use crate::header::{HEADER_BYTES, Header, Identity};
-use crate::memory::{Memory, Regions, Scratch};
+use crate::memory::{Memory, Regions};
 use crate::operation::{Carry, Flight, Prepared, Ready};
 use gradus_error::{Error, Result};
 use gradus_fabric::{Direction, Interest, Transport};
@@ -26,9 +27,6 @@ const TURN_BYTES: usize = 128 << 10;
 
 /// Bytes that go out together with their header, in one piece.
 const STAGED_BYTES: usize = 4096;
-
-/// Scratch memories that are kept for the next collective.
-const SPARE_SCRATCHES: usize = 4;
 
 /// A step that waits for its turn on a stream.
 #[derive(Clone, Copy)]
@@ -56,65 +54,6 @@ struct Incoming {
 impl Default for Incoming {
     fn default() -> Self {
         Self { queue: VecDeque::new(), header: [0; HEADER_BYTES], header_filled: 0, carry: Carry::default() }
-    }
-}
-
-/// Collectives in flight, by growing ticket without gaps.
-#[derive(Default)]
-struct Flights {
-    queue: VecDeque<Flight>,
-    first: u64,
-    /// Those that still wait for their memory.
-    unready: usize,
-    scratches: Vec<Scratch>,
-}
-
-impl Flights {
-    fn get(&mut self, ticket: u64) -> &mut Flight {
-        let index = (ticket - self.first) as usize;
-        self.queue.get_mut(index).expect("a collective stays until all its steps are over")
-    }
-
-    /// All that have not been retired, with their tickets.
-    fn in_flight(&self) -> impl Iterator<Item = (u64, &Flight)> {
-        (self.first..).zip(&self.queue)
-    }
-
-    fn retire(&mut self) {
-        while self.queue.front().is_some_and(|flight| flight.pending == 0) {
-            let scratch = self.queue.pop_front().expect("it was there a moment ago").into_scratch();
-            self.first += 1;
-            if !scratch.is_empty() && self.scratches.len() < SPARE_SCRATCHES {
-                self.scratches.push(scratch);
-            }
-        }
-    }
-
-    /// Memory of `bytes` at least, with undefined content.
-    fn scratch(&mut self, bytes: usize) -> Scratch {
-        let words = bytes.div_ceil(size_of::<u64>());
-        match self.scratches.iter().position(|scratch| scratch.len() >= words) {
-            _ if words == 0 => Scratch::new(),
-            Some(index) => self.scratches.swap_remove(index),
-            None => {
-                // What was too small once is too small again.
-                self.scratches.pop();
-                vec![0; words]
-            }
-        }
-    }
-
-    /// Carries out local steps of all; whether anything moved or memory became ready.
-    fn advance_local(&mut self) -> bool {
-        let mut moved = false;
-        for flight in self.queue.iter_mut().filter(|flight| flight.pending > 0) {
-            if flight.ask() {
-                self.unready -= 1;
-                moved = true;
-            }
-            moved |= flight.advance_local(TURN_BYTES);
-        }
-        moved
     }
 }
 
@@ -224,7 +163,7 @@ impl Executor {
     /// Those of the transport; `Invalid` when a peer is at another collective, `Corrupt` when it sends no header.
     pub(crate) fn progress(&mut self) -> Result<bool> {
         let before = self.moved;
-        let local = self.flights.advance_local();
+        let local = self.flights.advance_local(TURN_BYTES);
         for peer in 0..self.incoming.len() {
             if !self.incoming[peer].queue.is_empty() {
                 self.advance_incoming(peer)?;

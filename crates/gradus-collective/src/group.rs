@@ -1,6 +1,6 @@
 //! Which ranks a communicator joins, and how what they do is numbered.
 
-use crate::collective::fnv;
+use crate::shape::fnv;
 use gradus_error::{Error, Result};
 use std::collections::BTreeMap;
 use std::sync::Arc;

@@ -25,6 +25,7 @@ mod element;
 mod executor;
 pub mod fingerprint;
 pub mod flight;
+mod flights;
 pub mod generate;
 mod graph;
 mod group;
@@ -34,6 +35,7 @@ mod operation;
 mod parts;
 pub mod plan;
 mod select;
+mod shape;
 mod threads;
 pub mod tuner;
 

@@ -1,7 +1,6 @@
 //! Which generator serves which collective.
 
 use crate::choose::choose_all_reduce;
-use crate::collective::{Shape, Work};
 use crate::generate::{
     binomial_broadcast, binomial_gather, binomial_reduce, binomial_scatter, bruck_all_gather,
     bruck_all_to_all, direct_all_gather, direct_gather, direct_reduce_scatter, direct_scatter,
@@ -10,6 +9,7 @@ use crate::generate::{
 use crate::header::Operation;
 use crate::parts::Parts;
 use crate::plan::{Part, Region, Step};
+use crate::shape::{Shape, Work};
 use gradus_memory::Span;
 
 /// A hop of shared memory costs about as much as moving this many bytes (a microsecond at some 6 GB/s): up to here it is

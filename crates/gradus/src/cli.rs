@@ -62,6 +62,12 @@ pub enum Command {
         #[command(subcommand)]
         what: Plan,
     },
+    /// Lay ranks' flight records side by side: who waits for whom.
+    Flight {
+        /// Their files, one for each rank.
+        #[arg(required = true)]
+        files: Vec<PathBuf>,
+    },
     /// Run a benchmark's part when told to on stdin; `cargo x bench` does.
     Bench {
         /// Which one.

@@ -16,6 +16,7 @@ mod wording;
 use anyhow::Result;
 use clap::Parser;
 use cli::{Bench, Cli, Command, Plan};
+use gradus_collective::flight;
 use run_settings::Settings;
 use std::process::ExitCode;
 
@@ -64,6 +65,10 @@ fn run() -> Result<u8> {
         Command::Doctor => commands::doctor::run()?,
         Command::Plan { what: Plan::Collective(arguments) } => {
             commands::plan_collective::run(arguments, &overrides)?;
+        }
+        Command::Flight { files } => {
+            let analysis = flight::analyse(&flight::read_logs(files)?).to_string();
+            logging::print(format_args!("{}", analysis.trim_end()))?;
         }
         Command::Bench { what: Bench::Train(arguments) } => commands::bench_train::run(arguments)?,
         Command::Bench { what: Bench::Handover(arguments) } => {

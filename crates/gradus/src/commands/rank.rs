@@ -121,7 +121,23 @@ fn stop_on_signals() -> Result<Arc<AtomicBool>> {
 fn communicator(settings: &Settings, launch: Option<&Launch>) -> Result<Communicator> {
     let Some(launch) = launch else { return Ok(Communicator::alone()) };
     let transport = connect(launch, settings.transport()?, &settings.network, &terms(settings)?)?;
-    Ok(Communicator::new(transport, settings.stall_timeout()?))
+    let mut communicator = Communicator::new(transport, settings.stall_timeout()?);
+    record_flight(&mut communicator)?;
+    Ok(communicator)
+}
+
+/// Where ranks leave what they did last, for `gradus flight`: on a failure, and on SIGUSR1.
+const FLIGHT_FOLDER: &str = "GRADUS_FLIGHT_DIR";
+
+fn record_flight(communicator: &mut Communicator) -> Result<()> {
+    let Some(folder) = std::env::var_os(FLIGHT_FOLDER).filter(|folder| !folder.is_empty()) else {
+        return Ok(());
+    };
+    let wanted = Arc::new(AtomicBool::new(false));
+    signal_hook::flag::register(signal_hook::consts::SIGUSR1, Arc::clone(&wanted))
+        .context("cannot watch for SIGUSR1")?;
+    communicator.record_flight(folder.into(), wanted);
+    Ok(())
 }
 
 /// The settings that all ranks must share, one a line: all but how this rank was started.

@@ -156,3 +156,11 @@ fn a_port_in_use_is_named() {
     assert!(matches!(output.status.code(), Some(1 | 2)), "{text}");
     assert!(text.contains(&port) && text.contains("MASTER_PORT"), "{text}");
 }
+
+#[test]
+fn flight_records_that_are_none_are_named() {
+    let place = Place::new();
+    fs::write(place.path().join("text.json"), "{}").unwrap();
+    refused(&place, &["flight", "nowhere.json"], 2, &["nowhere.json"]);
+    refused(&place, &["flight", "text.json"], 1, &["text.json", "no flight record"]);
+}

@@ -186,3 +186,23 @@ fn a_killed_rank_ends_the_run_and_is_named() {
         }
     }
 }
+
+#[test]
+fn records_of_the_survivors_name_a_lost_rank() {
+    let place = Place::new();
+    let endless = ["--train.steps", "1000000", "--nproc-per-node", "3", "--launch.transport", "shm"];
+    let arguments = [&["train", "run.toml"], endless.as_slice()].concat();
+    let mut command = place.command(arguments);
+    let mut launcher = command.env("GRADUS_FLIGHT_DIR", "flight").stderr(Stdio::piped()).spawn().unwrap();
+    let mut stderr = wait_for(&mut launcher, "step: 3");
+    let ranks = ranks_of(launcher.id());
+    let victim = ranks.iter().find(|(rank, _)| rank == "1").unwrap().1;
+    kill_process(victim, Signal::KILL).unwrap();
+    std::io::Read::read_to_string(&mut stderr, &mut String::new()).unwrap();
+    assert_eq!(launcher.wait().unwrap().code(), Some(1));
+    let output = place.run(&["flight", "flight/flight-rank-0.json", "flight/flight-rank-2.json"]);
+    let text = String::from_utf8(output.stdout).unwrap();
+    assert_eq!(output.status.code(), Some(0), "{text}");
+    let told = ["no record of rank 1", "look at rank 1 first"];
+    assert!(told.iter().all(|line| text.contains(line)), "{text}");
+}
