@@ -1,5 +1,6 @@
 //! Every algorithm at every world size up to 64, on symbols.
 
+use crate::two_rings::two_rings_all_reduce;
 use gradus_collective::algorithm::{Algorithm, AllReduce, Barrier, Nodes, Spread};
 use gradus_collective::checker::{Fault, Goal, check};
 use gradus_collective::plan::{Plan, Step};
@@ -151,6 +152,19 @@ fn algorithms_survive_their_record() {
     let record = serde_json::to_string(&algorithm).unwrap();
     assert_eq!(serde_json::from_str::<Algorithm>(&record).unwrap(), algorithm);
     assert!(serde_json::from_str::<Algorithm>(&record.replace("[1]", "[0]")).is_err(), "{record}");
+}
+
+/// The algorithm that the page on plans shows how to add is the one that is checked here, and it is right.
+#[test]
+fn the_page_s_example_holds() {
+    let page = include_str!("../../../../docs/collective-plans.md");
+    assert!(page.contains(include_str!("two_rings.rs").trim()), "the page shows another algorithm");
+    for world_size in WORLDS {
+        for len in [0, 1, 1001] {
+            let plan = Plan::of_world(world_size, len, |rank| two_rings_all_reduce(rank, world_size, len));
+            assert_eq!(check(&plan, Goal::AllReduce), Ok(()), "{world_size} {len}");
+        }
+    }
 }
 
 /// Every way to plant one bug in a plan: a step left out, a peer swapped, a contribution doubled, a range shifted.

@@ -8,5 +8,6 @@ mod parity;
 mod plans;
 mod processes;
 mod trouble;
+mod two_rings;
 mod wide;
 mod world;
