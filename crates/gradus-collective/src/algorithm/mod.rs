@@ -1,6 +1,10 @@
 //! Algorithms with their parameters, as data: what the tuner chooses among, and what a run records.
+//!
+//! A record is read from a file, so it is held against the world that it is to serve ([`Algorithm::validate`]) before
+//! steps are made of it.
 
 mod nodes;
+mod validate;
 mod words;
 
 pub use nodes::Nodes;

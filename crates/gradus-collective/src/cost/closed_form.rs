@@ -29,7 +29,7 @@ pub(super) fn closed_form(
     let one_level = nodes.members().len() == 1 || nodes.largest() == 1;
     match algorithm {
         Algorithm::AllReduce(AllReduce::Ring { block }) => {
-            Some(world.ring(bytes, (*block * element_bytes) as f64))
+            Some(world.ring(bytes, *block as f64 * element_bytes as f64))
         }
         Algorithm::AllReduce(AllReduce::Direct) => Some(world.direct(bytes)),
         _ if !one_level => None,

@@ -1,8 +1,10 @@
 //! Every algorithm at every world size up to 64, on symbols.
 
+use crate::two_rings::two_rings_all_reduce;
 use gradus_collective::algorithm::{Algorithm, AllReduce, Barrier, Nodes, Spread};
 use gradus_collective::checker::{Fault, Goal, check};
 use gradus_collective::plan::{Plan, Step};
+use gradus_error::Kind;
 use gradus_memory::Span;
 use proptest::prelude::*;
 
@@ -151,6 +153,51 @@ fn algorithms_survive_their_record() {
     let record = serde_json::to_string(&algorithm).unwrap();
     assert_eq!(serde_json::from_str::<Algorithm>(&record).unwrap(), algorithm);
     assert!(serde_json::from_str::<Algorithm>(&record.replace("[1]", "[0]")).is_err(), "{record}");
+}
+
+#[test]
+fn records_that_do_not_fit_the_world_are_refused() {
+    let nodes = Nodes::even(4, 2);
+    let inside = Spread::TwoLevel {
+        nodes: Nodes::even(3, 1),
+        inside: Box::new(Spread::Chain),
+        across: Box::new(Spread::Direct),
+    };
+    let across = AllReduce::TwoLevel {
+        nodes: nodes.clone(),
+        lanes: 1,
+        inside: Spread::Direct,
+        across: Box::new(AllReduce::Direct),
+    };
+    let refused = [
+        Algorithm::AllReduce(AllReduce::Ring { block: 0 }),
+        Algorithm::Barrier(Barrier::Sum(AllReduce::DoubleTree { block: 0 })),
+        Algorithm::AllReduce(AllReduce::ThereAndBack(Spread::DoubleTree { block: 0 })),
+        Algorithm::Reduce { spread: Spread::Chain, root: 4 },
+        two_level(&Nodes::even(5, 2), 1, Spread::Direct, AllReduce::Direct),
+        two_level(&nodes, 1, inside, AllReduce::Direct),
+        two_level(&nodes, 1, Spread::Direct, across),
+    ];
+    for algorithm in refused {
+        assert_eq!(*algorithm.validate(4).unwrap_err().kind(), Kind::Invalid, "{algorithm:?}");
+    }
+    let sound =
+        two_level(&nodes, usize::MAX, Spread::DoubleTree { block: usize::MAX }, AllReduce::Ring { block: 1 });
+    sound.validate(4).unwrap();
+    hold(&sound, 4, 5);
+}
+
+/// The algorithm that the page on plans shows how to add is the one that is checked here, and it is right.
+#[test]
+fn the_page_s_example_holds() {
+    let page = include_str!("../../../../docs/collective-plans.md");
+    assert!(page.contains(include_str!("two_rings.rs").trim()), "the page shows another algorithm");
+    for world_size in WORLDS {
+        for len in [0, 1, 1001] {
+            let plan = Plan::of_world(world_size, len, |rank| two_rings_all_reduce(rank, world_size, len));
+            assert_eq!(check(&plan, Goal::AllReduce), Ok(()), "{world_size} {len}");
+        }
+    }
 }
 
 /// Every way to plant one bug in a plan: a step left out, a peer swapped, a contribution doubled, a range shifted.

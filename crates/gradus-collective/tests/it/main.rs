@@ -12,5 +12,6 @@ mod processes;
 mod recorder;
 mod shares;
 mod trouble;
+mod two_rings;
 mod wide;
 mod world;
