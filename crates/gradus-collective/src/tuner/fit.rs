@@ -53,27 +53,28 @@ pub fn fit(measurements: &Measurements) -> Result<LinkFigures> {
 
 /// Latency and bandwidth of a link: the line through the fastest sample of each size that errs least, each error in parts
 /// of its sample (Hockney, "The communication challenge for MPP", Parallel Computing 1994, has the model). The fastest,
-/// because what else a machine does only ever adds.
+/// because what else a machine does only ever adds; for the same reason a message counts as no slower than larger ones
+/// were. Where that leaves no latency to be seen, or nothing but latency, all time is taken for bandwidth.
 ///
 /// # Errors
-/// `Invalid` for fewer than two sizes, a time that is none, or times that do not grow with size.
+/// `Invalid` for fewer than two sizes, or times that no link has.
 pub fn fit_link(samples: &[Sample]) -> Result<Link> {
     let points = fastest(samples)?;
     if points.len() < 2 {
         return Err(Error::invalid("times of two sizes at least are needed to tell latency from bandwidth"));
     }
-    let (alpha, beta) = line(&points);
-    // Noise may put the line's start below zero: then it begins there.
-    let (alpha, beta) = if alpha < 0.0 { (0.0, slope(&points)) } else { (alpha, beta) };
-    if !(beta > 0.0 && beta.is_finite()) {
-        return Err(Error::invalid(
-            "larger messages took no longer than smaller ones: measure again, with larger ones",
-        ));
+    let (alpha, beta) = match line(&points) {
+        (alpha, beta) if alpha >= 0.0 && beta > 0.0 => (alpha, beta),
+        _ => (0.0, slope(&points)),
+    };
+    let bandwidth_bytes_per_s = 1.0 / beta;
+    if !(bandwidth_bytes_per_s > 0.0 && bandwidth_bytes_per_s.is_finite() && alpha.is_finite()) {
+        return Err(Error::invalid(format!("{beta} s a byte: no link is like that, measure again")));
     }
-    Ok(Link { latency_us: alpha * 1e6, bandwidth_bytes_per_s: 1.0 / beta, message_overhead_us: 0.0 })
+    Ok(Link { latency_us: alpha * 1e6, bandwidth_bytes_per_s, message_overhead_us: 0.0 })
 }
 
-/// The fastest of each size, by size.
+/// The fastest of each size and all larger ones, by size.
 fn fastest(samples: &[Sample]) -> Result<Vec<Sample>> {
     if let Some(wrong) = samples.iter().find(|sample| !(sample.seconds > 0.0 && sample.seconds.is_finite())) {
         return Err(Error::invalid(format!(
@@ -82,10 +83,13 @@ fn fastest(samples: &[Sample]) -> Result<Vec<Sample>> {
         )));
     }
     let mut sorted = samples.to_vec();
-    sorted.sort_by(|one, other| {
-        (one.bytes, one.seconds).partial_cmp(&(other.bytes, other.seconds)).expect("times are numbers")
-    });
+    sorted.sort_by(|one, other| one.bytes.cmp(&other.bytes).then(one.seconds.total_cmp(&other.seconds)));
     sorted.dedup_by_key(|sample| sample.bytes);
+    let mut least = f64::INFINITY;
+    for sample in sorted.iter_mut().rev() {
+        least = least.min(sample.seconds);
+        sample.seconds = least;
+    }
     Ok(sorted)
 }
 
@@ -140,11 +144,18 @@ mod tests {
             vec![sample(8, 1.0), sample(8, 2.0)],
             vec![sample(8, 1.0), sample(9, f64::NAN)],
             vec![sample(8, 1.0), sample(9, 0.0)],
-            vec![sample(8, 2.0), sample(1 << 20, 1.0)],
-            vec![sample(8, 1.0), sample(16, 1.0)],
+            vec![sample(0, 1e-320), sample(u64::MAX, 1e-320)],
         ] {
             assert_eq!(*fit_link(&bad).unwrap_err().kind(), Kind::Invalid, "{bad:?}");
         }
+    }
+
+    #[test]
+    fn small_messages_that_were_held_up_tell_nothing() {
+        let sample = |bytes, seconds| Sample { bytes, seconds };
+        let link = fit_link(&[sample(8, 2.0), sample(1 << 10, 3.0), sample(1 << 20, 1.0)]).unwrap();
+        assert_eq!(link.latency_us, 0.0);
+        assert!((link.bandwidth_bytes_per_s / f64::from(1 << 20) - 1.0).abs() < 0.01, "{link:?}");
     }
 
     #[test]
