@@ -1,0 +1,9 @@
+//! Ranks as threads: rendezvous, trust and transports, end to end.
+
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
+mod certificates;
+mod meeting;
+mod parity;
+mod trust;
+mod world;
