@@ -11,6 +11,7 @@ pub mod train;
 
 use gradus_compute::{CpuDevice, Precision};
 use gradus_error::{Error, Kind, Result};
+use gradus_fabric::{Launch, SECRET, Secret};
 use gradus_host::processors;
 
 /// More threads are a slip of the finger.
@@ -40,6 +41,18 @@ fn open_device(threads: usize, local_world_size: usize, precision: Precision) ->
             opened => return opened,
         }
     }
+}
+
+/// This process' place as a launcher left it in the environment, with the run's secret; `None` without a launcher. The
+/// secret is then taken out of the environment, so that what this process starts does not inherit it.
+fn place_in_the_world() -> Result<Option<Launch>> {
+    let lookup = |name: &str| std::env::var(name).ok();
+    let Some(launch) = Launch::from_environment(&lookup)? else { return Ok(None) };
+    let secret = Secret::from_environment(&lookup)?;
+    // SAFETY: subcommands begin on the main thread, before any of them has started another that could read the
+    // environment meanwhile.
+    unsafe { std::env::remove_var(SECRET) };
+    Ok(Some(Launch { secret, ..launch }))
 }
 
 /// Reads a precision off the command line.

@@ -12,7 +12,7 @@ use anyhow::{Context, Result};
 use gradus_collective::Communicator;
 use gradus_compute::{CpuDevice, Device};
 use gradus_error::{Error, Kind};
-use gradus_fabric::{Launch, connect};
+use gradus_fabric::{Launch, NetworkSettings, TlsSettings, Transport, connect, interface_of};
 use gradus_host::{Clock, RealClock, disk};
 use gradus_model::{Transformer, hugging_face};
 use gradus_store::{Dataset, Tokenizer};
@@ -116,13 +116,32 @@ fn stop_on_signals() -> Result<Arc<AtomicBool>> {
 fn communicator(settings: &Settings, launch: Option<&Launch>, terms: &str) -> Result<Communicator> {
     let Some(launch) = launch else { return Ok(Communicator::alone()) };
     let transport = connect(launch, settings.transport()?, &settings.network, terms)?;
+    show_place(launch, &*transport);
     Ok(Communicator::new(transport, settings.stall_timeout()?))
 }
 
-/// What all ranks must agree on, one thing a line: every setting but how this rank was started, the data, and the
+/// Says where this rank is reached: on every rank where hosts differ, else on rank 0 for all.
+fn show_place(launch: &Launch, transport: &dyn Transport) {
+    let Some(address) = transport.address() else { return };
+    if address.ip().is_loopback() && launch.rank != 0 {
+        return;
+    }
+    logging::say(format_args!(
+        "  rank {} of {} is reached at {address} ({}), over {}",
+        launch.rank,
+        launch.world_size,
+        interface_of(address.ip()),
+        transport.name()
+    ));
+}
+
+/// What all ranks must agree on, one thing a line: every setting but how this rank was started and its
+/// own interfaces and files of TLS, the data, and the
 /// kernels, since sums that round differently would let the ranks drift apart.
 fn terms(settings: &Settings, dataset: &Dataset, device: &CpuDevice) -> Result<String> {
-    let agreed = Settings { launch: Default::default(), ..settings.clone() };
+    let network =
+        NetworkSettings { interface: String::new(), tls: TlsSettings::default(), ..settings.network.clone() };
+    let agreed = Settings { launch: Default::default(), network, ..settings.clone() };
     let mut lines =
         vec![format!("data {}", dataset.digest()), format!("kernels {}", kernels(&device.describe()))];
     let table = toml::Table::try_from(&agreed).context("cannot write the settings as TOML")?;

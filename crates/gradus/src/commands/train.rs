@@ -1,13 +1,12 @@
 //! `gradus train`: under somebody's launcher one rank; otherwise the launcher of local ranks, or the only rank.
 
-use super::{prepare, rank};
+use super::{place_in_the_world, prepare, rank};
 use crate::exit;
 use crate::launcher::{ExitStatusSummary, launch_local};
 use crate::logging;
 use crate::run_settings::Settings;
 use crate::settings::{Origin, Resolved, resolve};
 use anyhow::{Context, Result};
-use gradus_fabric::Launch;
 use gradus_host::processors;
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -35,7 +34,7 @@ pub fn run(arguments: &TrainArguments, overrides: &[(String, String)]) -> Result
         resolved.settings.launch.nproc_per_node = ranks;
     }
     prefer_command_line_length(&mut resolved);
-    let launch = Launch::from_environment(&|name| std::env::var(name).ok())?;
+    let launch = place_in_the_world()?;
     match launch {
         Some(launch) => rank::run(&resolved, Some(launch), arguments.resume),
         None if resolved.settings.launch.nproc_per_node == 1 => rank::run(&resolved, None, arguments.resume),
