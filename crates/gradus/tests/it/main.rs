@@ -4,6 +4,7 @@
 
 mod bad_input;
 mod corpus;
+mod hosts;
 mod program;
 mod ranks;
 mod resume;
