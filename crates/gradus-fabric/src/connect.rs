@@ -1,12 +1,16 @@
 //! From a launch to a transport.
 
+use crate::handshake::Purpose;
 use crate::host;
+use crate::interface::interface_of;
 use crate::launch::Launch;
 use crate::rendezvous::{Member, Table, Terms, meet};
 use crate::settings::{NetworkSettings, TransportKind};
 use crate::shm::SharedMemory;
 use crate::tcp::Tcp;
+use crate::tls::Identity;
 use crate::transport::{Alone, Transport};
+use crate::trust::Trust;
 use gradus_error::{Error, Result};
 use gradus_host::{Clock, RealClock};
 use std::time::Duration;
@@ -18,7 +22,8 @@ use std::time::Duration;
 ///
 /// # Errors
 /// `Invalid` when a setting is impossible, ranks disagree (version, world size, transport, fingerprint), came twice, the port is taken, or the
-/// transport asked for cannot serve this world; `Unavailable` naming ranks that did not come; `PeerLost` naming one
+/// transport asked for cannot serve this world; `Denied` where ranks do not share a secret or an authority, or would be
+/// reached beyond loopback without a secret; `Unavailable` naming ranks that did not come; `PeerLost` naming one
 /// that left meanwhile; `Exhausted` when there is no memory to share.
 pub fn connect(
     launch: &Launch,
@@ -38,16 +43,47 @@ pub fn connect(
     settings.check()?;
     let clock = RealClock::new();
     let timeout = Duration::from_secs(settings.rendezvous_timeout_s);
-    let mut table = meet(&Terms { launch, transport: kind, fingerprint, timeout, clock: &clock })?;
+    let launch = &at_home(launch);
+    let trust = Trust {
+        secret: launch.secret.clone(),
+        tls: Identity::read(&settings.tls)?,
+        purpose: Purpose::Rendezvous,
+        rank: launch.rank,
+    };
+    let wish = settings.wish(launch)?;
+    let terms =
+        Terms { launch, trust: trust.clone(), wish, transport: kind, fingerprint, timeout, clock: &clock };
+    let mut table = meet(&terms)?;
+    show(launch.rank, &table);
     let until = clock.now() + timeout;
     let spin = has_processor_each(&table, launch.rank);
     tracing::debug!(rank = launch.rank, world_size = launch.world_size, spin, "all ranks have come");
     if shares_memory(kind, &table.members)? {
-        let ring_bytes = settings.ring_bytes;
-        Ok(Box::new(SharedMemory::connect(launch.rank, &mut table, ring_bytes, spin, &clock, until)?))
+        let trust = trust.towards(Purpose::Memory);
+        Ok(Box::new(SharedMemory::connect(trust, &mut table, settings.ring_bytes, spin, &clock, until)?))
     } else {
-        Ok(Box::new(Tcp::connect(launch.rank, table, settings.socket_buffer_bytes, spin, &clock, until)?))
+        let trust = trust.towards(Purpose::Stream);
+        Ok(Box::new(Tcp::connect(trust, table, settings.socket_buffer_bytes, spin, &clock, until)?))
     }
+}
+
+/// The same launch; ranks that are all on this host and have no secret meet on loopback, whatever name the host has.
+fn at_home(launch: &Launch) -> Launch {
+    let mut launch = launch.clone();
+    let alone = launch.local_world_size == launch.world_size && launch.rendezvous_fd.is_none();
+    if launch.secret.is_empty() && alone && !launch.meets_on_loopback() {
+        tracing::info!(
+            "no secret: the ranks of this host meet on loopback, not at {}",
+            launch.master_address
+        );
+        launch.master_address = "127.0.0.1".to_owned();
+    }
+    launch
+}
+
+fn show(rank: usize, table: &Table) {
+    let address = table.doors.address;
+    tracing::info!(rank, interface = interface_of(address.ip()), "peers reach this rank at {address}");
 }
 
 /// Whether the ranks that share our host have a processor each. Hosts that cannot be told apart by what they share are

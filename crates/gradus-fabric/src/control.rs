@@ -7,11 +7,12 @@
 
 use crate::frame::{self, Progress, Reader};
 use crate::gate::timespec;
+use crate::stream::Stream;
 use gradus_error::{Error, Kind, Result};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::process::{PidfdFlags, pidfd_open};
 use serde::{Deserialize, Serialize};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::time::Duration;
 
 /// Characters of a reason that are passed on: a frame holds them whatever they are.
@@ -86,26 +87,26 @@ enum State {
 
 /// The line to one peer.
 pub(crate) struct Line {
-    socket: OwnedFd,
+    stream: Stream,
     process: Option<OwnedFd>,
     reader: Reader,
     state: State,
 }
 
 impl Line {
-    /// A line over a connected, non-blocking socket to another host, or to one that cannot be watched.
-    pub(crate) fn new(socket: OwnedFd) -> Self {
-        Self { socket, process: None, reader: Reader::default(), state: State::Open }
+    /// A line over a connection to another host, or to one that cannot be watched.
+    pub(crate) fn new(stream: Stream) -> Self {
+        Self { stream, process: None, reader: Reader::default(), state: State::Open }
     }
 
     /// A line over a Unix socket: its other end is a process of this host.
-    pub(crate) fn to_local_process(socket: OwnedFd) -> Self {
+    pub(crate) fn to_local_process(stream: Stream) -> Self {
         // The socket is still open afterwards or its closing will be seen, so the number names the process that held
         // it then. A kernel that refuses leaves the socket alone to tell.
-        let process = rustix::net::sockopt::socket_peercred(&socket)
+        let process = rustix::net::sockopt::socket_peercred(&stream)
             .and_then(|credentials| pidfd_open(credentials.pid, PidfdFlags::empty()))
             .ok();
-        Self { process, ..Self::new(socket) }
+        Self { process, ..Self::new(stream) }
     }
 
     fn has_news(&self, watched: &[PollFd]) -> bool {
@@ -115,7 +116,7 @@ impl Line {
     /// Reads what has arrived; a reason for giving up is returned.
     fn read(&mut self, ended: bool) -> Option<(Reason, String)> {
         loop {
-            match self.reader.read(&self.socket) {
+            match self.reader.read(&mut self.stream) {
                 Ok(Progress::Frame(body)) => match frame::decode(&body) {
                     Ok(LastWord::Goodbye) => self.state = State::Left,
                     Ok(LastWord::GivingUp { kind, message }) => {
@@ -206,7 +207,7 @@ impl Lines {
         let open = self.lines.iter().flatten().filter(|line| line.state == State::Open);
         open.flat_map(|line| {
             let process = line.process.as_ref().map(|process| PollFd::new(process, PollFlags::IN));
-            std::iter::once(PollFd::new(&line.socket, PollFlags::IN)).chain(process)
+            std::iter::once(PollFd::new(&line.stream, PollFlags::IN)).chain(process)
         })
         .collect()
     }
@@ -277,9 +278,9 @@ impl Lines {
             return;
         }
         let Ok(bytes) = frame::encode(word) else { return };
-        for line in self.lines.iter().flatten() {
+        for line in self.lines.iter_mut().flatten() {
             // Whoever cannot be told sees the line close.
-            let _ = frame::send(line.socket.as_fd(), &bytes);
+            let _ = frame::send(&mut line.stream, &bytes);
         }
     }
 }
@@ -298,20 +299,22 @@ mod tests {
     use super::*;
     use std::os::unix::net::UnixStream;
 
+    fn stream(socket: UnixStream) -> Stream {
+        Stream::plain(socket.into()).unwrap()
+    }
+
     /// Lines of rank 0 to ranks 1 and 2, and the other ends.
     fn lines() -> (Lines, UnixStream, UnixStream) {
         let pair = || {
             let (ours, theirs) = UnixStream::pair().unwrap();
-            ours.set_nonblocking(true).unwrap();
-            (Line::to_local_process(ours.into()), theirs)
+            (Line::to_local_process(stream(ours)), theirs)
         };
         let ((one, first), (two, second)) = (pair(), pair());
         (Lines::new(0, vec![None, Some(one), Some(two)]), first, second)
     }
 
     fn other_end(rank: usize, socket: UnixStream) -> Lines {
-        socket.set_nonblocking(true).unwrap();
-        Lines::new(rank, vec![Some(Line::new(socket.into()))])
+        Lines::new(rank, vec![Some(Line::new(stream(socket)))])
     }
 
     #[test]
@@ -367,7 +370,7 @@ mod tests {
     #[test]
     fn a_line_with_nonsense_is_no_goodbye() {
         let (mut ours, first, _second) = lines();
-        frame::send(&first, &frame::encode(&"nonsense").unwrap()).unwrap();
+        frame::send(&mut stream(first), &frame::encode(&"nonsense").unwrap()).unwrap();
         assert_eq!(*ours.check().unwrap_err().kind(), Kind::Corrupt);
     }
 }

@@ -1,15 +1,16 @@
 //! The system's side of the rendezvous: sockets, names, ports.
 
-use crate::gate::timespec;
+use crate::gate::{await_news, timespec};
 use crate::launch::{Launch, RENDEZVOUS_FD};
+use crate::stream::{Moved, Stream};
 use gradus_error::{Error, IoContext, Result};
 use gradus_host::{Clock, random};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
-use rustix::net::{AddressFamily, SendFlags, SocketAddrUnix, SocketFlags, SocketType, socket_with, sockopt};
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, socket_with, sockopt};
 use std::io::ErrorKind;
 use std::net::{SocketAddr, TcpListener, TcpStream, ToSocketAddrs};
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::UnixListener;
 use std::time::Duration;
@@ -27,13 +28,16 @@ const STUCK: Duration = Duration::from_secs(10);
 /// The socket at which rank 0 is awaited: the one handed on, or a new one at the master's address only.
 ///
 /// # Errors
-/// `Invalid` when the port is taken, the address is not this host's, or what was handed on is no listening socket.
+/// `Invalid` when the port is taken, the address is not this host's, or what was handed on is no listening socket;
+/// `Denied` when others can reach it and there is no secret.
 pub(crate) fn entrance(launch: &Launch) -> Result<TcpListener> {
-    let Launch { master_address: address, master_port: port, .. } = launch;
     if let Some(fd) = launch.rendezvous_fd {
-        return inherited(fd);
+        let listener = inherited(fd)?;
+        launch.secret.permits(own_address(&listener)?.ip(), RENDEZVOUS_FD)?;
+        return Ok(listener);
     }
-    TcpListener::bind((address.as_str(), *port)).map_err(|error| match error.kind() {
+    let Launch { master_address: address, master_port: port, .. } = launch;
+    let failed = |error: std::io::Error| match error.kind() {
         ErrorKind::AddrInUse => Error::invalid(format!(
             "port {port} of {address} is in use by another program: set MASTER_PORT to a free one"
         ))
@@ -43,7 +47,15 @@ pub(crate) fn entrance(launch: &Launch) -> Result<TcpListener> {
         ))
         .with_source(error),
         _ => Error::io(format!("rank 0 cannot listen on {address}:{port} (MASTER_ADDR, MASTER_PORT)"), error),
-    })
+    };
+    let places: Vec<SocketAddr> = (address.as_str(), *port).to_socket_addrs().map_err(failed)?.collect();
+    permit(launch, &places)?;
+    TcpListener::bind(&places[..]).map_err(failed)
+}
+
+/// Whether all places of rank 0 may be spoken to.
+fn permit(launch: &Launch, places: &[SocketAddr]) -> Result<()> {
+    places.iter().try_for_each(|place| launch.secret.permits(place.ip(), "MASTER_ADDR"))
 }
 
 /// A copy of the socket behind a number that the environment names; the number itself stays whose it is.
@@ -61,29 +73,32 @@ fn inherited(fd: i32) -> Result<TcpListener> {
     }
 }
 
-/// The port at which a socket listens.
+/// Where a socket listens.
 ///
 /// # Errors
 /// The system's failure.
-pub(crate) fn port(listener: &TcpListener) -> Result<u16> {
-    Ok(listener.local_addr().context(|| "cannot read a socket's own address".to_owned())?.port())
-}
-
-/// Where the other end of a socket is, if it is still there.
-pub(crate) fn peer_address(socket: &OwnedFd) -> Option<SocketAddr> {
-    rustix::net::getpeername(socket).ok()??.try_into().ok()
+pub(crate) fn own_address(listener: &TcpListener) -> Result<SocketAddr> {
+    listener.local_addr().context(|| "cannot read a socket's own address".to_owned())
 }
 
 /// Connects to rank 0, again and again until `until`.
 ///
 /// # Errors
-/// `Unavailable` with the last try's failure.
+/// `Unavailable` with the last try's failure; `Denied` when it is on another host and there is no secret.
 pub(crate) fn reach(launch: &Launch, clock: &dyn Clock, until: Duration) -> Result<TcpStream> {
     let mut pause = FIRST_PAUSE;
     loop {
-        let error = match try_once((launch.master_address.as_str(), launch.master_port), clock, until) {
-            Ok(stream) => return Ok(stream),
+        // Names are looked up anew each time: they may become known only as hosts come up.
+        let error = match (launch.master_address.as_str(), launch.master_port).to_socket_addrs() {
             Err(error) => error,
+            Ok(places) => {
+                let places: Vec<SocketAddr> = places.collect();
+                permit(launch, &places)?;
+                match try_once(&places[..], clock, until) {
+                    Ok(stream) => return Ok(stream),
+                    Err(error) => error,
+                }
+            }
         };
         if clock.now() + pause >= until {
             let Launch { rank, master_address: address, master_port: port, .. } = launch;
@@ -116,19 +131,32 @@ pub(crate) fn try_once(
     Err(last)
 }
 
-/// Sends everything on a non-blocking socket, waiting for room as long as there is some now and then.
-pub(crate) fn send_all(socket: impl AsFd, bytes: &[u8], clock: &dyn Clock) -> std::result::Result<(), Errno> {
+/// Sends everything, waiting for room as long as there is some now and then.
+///
+/// # Errors
+/// `Closed` when the other side is gone, or has taken nothing for long.
+pub(crate) fn send_all(stream: &mut Stream, bytes: &[u8], clock: &dyn Clock) -> Result<()> {
     let (mut sent, mut until) = (0, clock.now() + STUCK);
     while sent < bytes.len() {
-        match rustix::net::send(&socket, &bytes[sent..], SendFlags::NOSIGNAL | SendFlags::DONTWAIT) {
-            Ok(count) => (sent, until) = (sent + count, clock.now() + STUCK),
-            Err(Errno::INTR) => {}
-            Err(Errno::AGAIN) if clock.now() < until => {
-                let limit = timespec(until.saturating_sub(clock.now()));
-                let _ = poll(&mut [PollFd::new(&socket, PollFlags::OUT)], Some(&limit));
-            }
-            Err(error) => return Err(error),
+        match stream.send(&bytes[sent..])? {
+            Moved::Bytes(count) => (sent, until) = (sent + count, clock.now() + STUCK),
+            Moved::Nothing if clock.now() < until => await_news(stream, PollFlags::OUT, clock, until),
+            Moved::Nothing | Moved::Ended => return Err(Error::closed("nobody takes what is sent")),
         }
+    }
+    finish(stream, clock, until)
+}
+
+/// Waits until `until` at most for what a connection holds to be on its way.
+///
+/// # Errors
+/// `Closed` when it is not by then.
+pub(crate) fn finish(stream: &mut Stream, clock: &dyn Clock, until: Duration) -> Result<()> {
+    while !stream.flush()? {
+        if clock.now() >= until {
+            return Err(Error::closed("nobody takes what is sent"));
+        }
+        await_news(stream, PollFlags::OUT, clock, until);
     }
     Ok(())
 }

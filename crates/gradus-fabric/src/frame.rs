@@ -1,12 +1,10 @@
 //! The form of every message that is not bulk data: a length of four bytes, little endian, then that many bytes of
 //! JSON, at most [`LIMIT`].
 
+use crate::stream::{Moved, Stream};
 use gradus_error::{Error, Result};
-use rustix::io::Errno;
-use rustix::net::{RecvFlags, SendFlags};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use std::os::fd::AsFd;
 
 /// Bytes of JSON in one message. The largest that is sent holds two settings' fingerprints and a sentence.
 pub(crate) const LIMIT: usize = 64 * 1024;
@@ -39,7 +37,7 @@ pub(crate) fn decode<T: DeserializeOwned>(body: &[u8]) -> Result<T> {
         .map_err(|error| Error::corrupt("cannot understand a message").with_source(error))
 }
 
-/// Reads one frame from a socket that never blocks, taking no byte beyond its end.
+/// Reads one frame from a connection that never blocks, taking no byte beyond its end.
 #[derive(Default)]
 pub(crate) struct Reader {
     bytes: Vec<u8>,
@@ -59,8 +57,8 @@ impl Reader {
     /// Takes what has arrived.
     ///
     /// # Errors
-    /// `Corrupt` when the length is beyond [`LIMIT`].
-    pub(crate) fn read(&mut self, socket: impl AsFd) -> Result<Progress> {
+    /// `Corrupt` when the length is beyond [`LIMIT`]; what TLS finds wrong; the system's failure.
+    pub(crate) fn read(&mut self, stream: &mut Stream) -> Result<Progress> {
         loop {
             let wanted = self.wanted()?;
             if self.bytes.len() >= PREFIX && wanted == self.bytes.len() {
@@ -70,13 +68,13 @@ impl Reader {
             }
             let have = self.bytes.len();
             self.bytes.resize(wanted, 0);
-            let received = rustix::net::recv(&socket, &mut self.bytes[have..], RecvFlags::DONTWAIT);
-            self.bytes.truncate(have + received.map_or(0, |(_, count)| count));
-            match received {
-                Ok((_, 0)) => return Ok(Progress::Ended),
-                Ok(_) | Err(Errno::INTR) => {}
-                Err(Errno::AGAIN) => return Ok(Progress::Waiting),
-                Err(_) => return Ok(Progress::Ended),
+            let received = stream.receive(&mut self.bytes[have..]);
+            let count = if let Ok(Moved::Bytes(count)) = received { count } else { 0 };
+            self.bytes.truncate(have + count);
+            match received? {
+                Moved::Bytes(_) => {}
+                Moved::Nothing => return Ok(Progress::Waiting),
+                Moved::Ended => return Ok(Progress::Ended),
             }
         }
     }
@@ -92,19 +90,18 @@ impl Reader {
     }
 }
 
-/// Sends a whole message at once; a socket that cannot take it is as good as lost.
+/// Sends a whole message at once; a connection that cannot take it is as good as lost.
 ///
-/// Frames are small beside any socket's buffer, and few are sent on one socket.
+/// Frames are small beside any socket's buffer, and few are sent on one connection.
 ///
 /// # Errors
-/// The system's failure.
-pub(crate) fn send(socket: impl AsFd, bytes: &[u8]) -> std::result::Result<(), Errno> {
+/// `Closed` when it is lost.
+pub(crate) fn send(stream: &mut Stream, bytes: &[u8]) -> Result<()> {
     let mut sent = 0;
     while sent < bytes.len() {
-        match rustix::net::send(&socket, &bytes[sent..], SendFlags::NOSIGNAL | SendFlags::DONTWAIT) {
-            Ok(count) => sent += count,
-            Err(Errno::INTR) => {}
-            Err(error) => return Err(error),
+        match stream.send(&bytes[sent..])? {
+            Moved::Bytes(count) => sent += count,
+            Moved::Nothing | Moved::Ended => return Err(Error::closed("a message found no room")),
         }
     }
     Ok(())
@@ -115,46 +112,55 @@ mod tests {
     use super::*;
     use gradus_error::Kind;
     use proptest::prelude::*;
-    use std::io::Write;
+    use std::io::{Read, Write};
     use std::os::unix::net::UnixStream;
+
+    /// A connection that reads what is written to the other end.
+    fn pair() -> (UnixStream, Stream) {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        (ours, Stream::plain(theirs.into()).unwrap())
+    }
 
     #[test]
     fn a_frame_arrives_in_pieces_and_takes_nothing_beyond_its_end() {
-        let (mut ours, theirs) = UnixStream::pair().unwrap();
+        let (mut ours, mut theirs) = pair();
         let mut reader = Reader::default();
         let bytes = encode(&"hello").unwrap();
         for byte in &bytes {
-            assert!(matches!(reader.read(&theirs).unwrap(), Progress::Waiting));
+            assert!(matches!(reader.read(&mut theirs).unwrap(), Progress::Waiting));
             ours.write_all(&[*byte]).unwrap();
         }
         ours.write_all(b"rest").unwrap();
-        let Progress::Frame(body) = reader.read(&theirs).unwrap() else { panic!("the frame is whole") };
+        let Progress::Frame(body) = reader.read(&mut theirs).unwrap() else { panic!("the frame is whole") };
         assert_eq!(decode::<String>(&body).unwrap(), "hello");
-        let mut rest = [0; 4];
-        assert_eq!(rustix::net::recv(&theirs, &mut rest[..], RecvFlags::empty()).unwrap().1, 4);
         drop(ours);
-        assert!(matches!(reader.read(&theirs).unwrap(), Progress::Ended));
+        let mut rest = UnixStream::from(theirs.into_plain().unwrap());
+        let mut left = Vec::new();
+        rest.read_to_end(&mut left).unwrap();
+        assert_eq!(left, b"rest");
+        assert!(matches!(reader.read(&mut Stream::plain(rest.into()).unwrap()).unwrap(), Progress::Ended));
     }
 
     #[test]
     fn too_long_is_refused_on_both_sides() {
         assert_eq!(*encode(&"x".repeat(LIMIT)).unwrap_err().kind(), Kind::Invalid);
-        let (mut ours, theirs) = UnixStream::pair().unwrap();
+        let (mut ours, mut theirs) = pair();
         ours.write_all(&u32::MAX.to_le_bytes()).unwrap();
-        assert_eq!(*Reader::default().read(&theirs).err().unwrap().kind(), Kind::Corrupt);
+        assert_eq!(*Reader::default().read(&mut theirs).err().unwrap().kind(), Kind::Corrupt);
     }
 
     proptest! {
         #[test]
         fn random_bytes_never_panic(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
-            let (mut ours, theirs) = UnixStream::pair().unwrap();
+            let (mut ours, mut theirs) = pair();
             ours.write_all(&bytes).unwrap();
             let mut reader = Reader::default();
-            while let Ok(Progress::Frame(body)) = reader.read(&theirs) {
+            while let Ok(Progress::Frame(body)) = reader.read(&mut theirs) {
                 let _ = decode::<crate::rendezvous::Hello>(&body);
             }
             let _ = decode::<crate::rendezvous::Hello>(&bytes);
             let _ = decode::<crate::rendezvous::Answer>(&bytes);
+            let _ = decode::<crate::rendezvous::Member>(&bytes);
         }
     }
 }

@@ -9,6 +9,7 @@
 //!
 //! Reading is pure: the environment comes in as a function.
 
+use crate::secret::Secret;
 use crate::slurm;
 use gradus_error::{Error, Result};
 use std::net::IpAddr;
@@ -19,6 +20,9 @@ const DEFAULT_PORT: u16 = 29500;
 
 /// The variable that names an inherited, already listening socket for rank 0's rendezvous.
 pub const RENDEZVOUS_FD: &str = "GRADUS_RENDEZVOUS_FD";
+
+/// The variable in which people list interfaces for NCCL.
+pub(crate) const INTERFACES: &str = "NCCL_SOCKET_IFNAME";
 
 /// The variable that overrides every other port.
 const MASTER_PORT: &str = "GRADUS_MASTER_PORT";
@@ -42,6 +46,12 @@ pub struct Launch {
     pub master_port: u16,
     /// Descriptor of a socket that listens at that port already; only rank 0 looks at it.
     pub rendezvous_fd: Option<i32>,
+    /// What the ranks prove to each other. Reading a launcher's words leaves it empty, for it may stand in a file:
+    /// [`Secret::from_environment`] reads it.
+    pub secret: Secret,
+    /// Interfaces to be reached at, as [`INTERFACES`] lists them; counts where settings name none and rank 0 is not met
+    /// on loopback.
+    pub interfaces: String,
     /// Which variables said so, for a person.
     pub origin: String,
 }
@@ -63,8 +73,15 @@ impl Launch {
             master_address: "127.0.0.1".to_owned(),
             master_port,
             rendezvous_fd: None,
+            secret: Secret::default(),
+            interfaces: String::new(),
             origin: "this host alone".to_owned(),
         }
+    }
+
+    /// Whether rank 0 is met on the loopback interface.
+    pub(crate) fn meets_on_loopback(&self) -> bool {
+        is_loopback(&self.master_address)
     }
 
     /// Reads the environment through `lookup`; `None` when no launcher left a word.
@@ -218,6 +235,8 @@ impl Found {
             master_address: self.master_address(variables, local_world_size)?,
             master_port: self.master_port(variables)?,
             rendezvous_fd: variables.number(RENDEZVOUS_FD)?,
+            secret: Secret::default(),
+            interfaces: variables.text(INTERFACES).unwrap_or_default(),
             origin: self.origin.to_owned(),
         })
     }

@@ -166,3 +166,10 @@ fn a_handed_on_listener_is_noticed() {
     assert_eq!(launch.rendezvous_fd, Some(0));
     assert_eq!(Launch::local(1, 2, 5).rendezvous_fd, None);
 }
+
+#[test]
+fn lists_of_interfaces_are_taken_along() {
+    let launch = read("RANK=0 WORLD_SIZE=2 NCCL_SOCKET_IFNAME=^lo,docker").unwrap().unwrap();
+    assert_eq!(launch.interfaces, "^lo,docker");
+    assert_eq!(read("RANK=0 WORLD_SIZE=2").unwrap().unwrap().interfaces, "");
+}

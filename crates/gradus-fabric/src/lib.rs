@@ -1,32 +1,46 @@
-//! How ranks find and reach each other.
+//! How ranks find, trust and reach each other.
 //!
 //! - [`Launch`] is who this process is, read from what launchers leave in the environment.
 //! - The *rendezvous* is how ranks that know only rank 0's address get to know each other, or all learn why not.
+//! - A [`Secret`], and perhaps certificates ([`TlsSettings`]), are what every connection proves on both ends before a
+//!   byte of what it says is believed.
 //! - A [`Transport`] is an ordered stream of bytes from each rank to each other, over shared memory or TCP, moved
 //!   without blocking, so that one executor serves all of them.
 //!
 //! [`connect`] goes the whole way. Invariants: nothing that comes from outside is believed or waited for without bound;
-//! a rank that dies is noticed by all others in bounded time and named; only the interface that leads to rank 0 is
-//! listened on; no end of a process leaves anything behind, in whatever way it comes.
+//! a rank that dies is noticed by all others in bounded time and named; one interface is listened on, beyond loopback only
+//! when told and with a secret; no end of a process leaves anything behind, in whatever way it comes.
 
 mod connect;
 mod control;
 mod dial;
 mod frame;
 mod gate;
+mod handshake;
 mod host;
+mod interface;
 mod launch;
 pub mod membership;
 mod mesh;
+mod private;
 mod rendezvous;
 mod ring;
+mod seat;
+mod secret;
 mod settings;
 mod shm;
 mod slurm;
+mod stream;
 mod tcp;
+mod tls;
 mod transport;
+mod trust;
 
 pub use connect::connect;
+pub use interface::interface_of;
 pub use launch::{Launch, RENDEZVOUS_FD};
+pub use seat::Seat;
+pub use secret::{SECRET, SECRET_FILE, Secret};
 pub use settings::{NetworkSettings, TransportKind};
+pub use tls::TlsSettings;
 pub use transport::{Alone, Direction, Interest, Transport};

@@ -1,13 +1,16 @@
 //! Connections between every two ranks of a table.
 //!
-//! Each rank first calls all ranks below it and says who it is, then lets in all above it and answers, then hears the
-//! answers. Nobody waits for an answer before it listens, so nobody waits in a circle. The job's token, which only
-//! members of the rendezvous know, proves on both ends who is on the line.
+//! Each rank first calls all ranks below it, proves itself, says who it is and hears the answer, then lets in all above
+//! it. Who is waited for is always of a lower rank, so nobody waits in a circle. That both ends know the run's secret is
+//! proven before ([`Trust`]); the job's token, which only members of the rendezvous know, tells this world from others
+//! that share the secret.
 
 use crate::dial;
 use crate::frame::{self, Reader};
-use crate::gate::{Gate, frame_until};
-use gradus_error::{Error, IoContext, Result};
+use crate::gate::{Arrival, Gate, frame_until};
+use crate::stream::Stream;
+use crate::trust::Trust;
+use gradus_error::{Error, Kind, Result};
 use gradus_host::Clock;
 use serde::{Deserialize, Serialize};
 use std::os::fd::OwnedFd;
@@ -27,6 +30,7 @@ pub(crate) struct Mesh<'a> {
     pub(crate) rank: usize,
     pub(crate) world_size: usize,
     pub(crate) job: &'a str,
+    pub(crate) trust: Trust,
     /// Connections between every two ranks.
     pub(crate) lines: usize,
     pub(crate) clock: &'a dyn Clock,
@@ -34,58 +38,58 @@ pub(crate) struct Mesh<'a> {
 }
 
 impl Mesh<'_> {
-    /// Connects; the sockets, non-blocking, by peer and line (none to ourselves).
+    /// Connects; the connections by peer and line (none to ourselves).
     ///
     /// # Errors
-    /// `PeerLost` or `Unavailable` naming the rank that cannot be reached or does not call, `Corrupt` when somebody
-    /// else answers.
+    /// `PeerLost` or `Unavailable` naming the rank that cannot be reached or does not call, `Denied` when it is not
+    /// believed, `Corrupt` when somebody else answers.
     pub(crate) fn connect(
         &self,
         listener: OwnedFd,
         call: &dyn Fn(usize) -> Result<OwnedFd>,
-    ) -> Result<Vec<Vec<OwnedFd>>> {
-        let mut sockets: Vec<Vec<Option<OwnedFd>>> =
+    ) -> Result<Vec<Vec<Stream>>> {
+        let mut streams: Vec<Vec<Option<Stream>>> =
             (0..self.world_size).map(|_| (0..self.lines).map(|_| None).collect()).collect();
-        for (peer, lines) in sockets.iter_mut().enumerate().take(self.rank) {
-            for (line, socket) in lines.iter_mut().enumerate() {
-                *socket = Some(self.introduce(peer, line, call(peer)?)?);
+        for (peer, lines) in streams.iter_mut().enumerate().take(self.rank) {
+            for (line, stream) in lines.iter_mut().enumerate() {
+                *stream = Some(self.introduce(peer, line, call(peer)?)?);
             }
         }
-        self.let_in(&mut sockets, Gate::new(listener, self.clock)?)?;
-        for (peer, lines) in sockets.iter().enumerate().take(self.rank) {
-            for (line, socket) in lines.iter().flatten().enumerate() {
-                self.hear_answer(peer, line, socket)?;
-            }
-        }
-        Ok(sockets.into_iter().map(|lines| lines.into_iter().flatten().collect()).collect())
+        self.let_in(&mut streams, Gate::new(listener, self.trust.clone(), self.clock)?)?;
+        Ok(streams.into_iter().map(|lines| lines.into_iter().flatten().collect()).collect())
     }
 
     fn introduction(&self, line: usize) -> Result<Vec<u8>> {
         frame::encode(&Introduction { job: self.job.to_owned(), rank: self.rank, line })
     }
 
-    fn introduce(&self, peer: usize, line: usize, socket: OwnedFd) -> Result<OwnedFd> {
-        let describe = || format!("cannot speak to rank {peer}");
-        rustix::io::ioctl_fionbio(&socket, true).context(describe)?;
-        dial::send_all(&socket, &self.introduction(line)?, self.clock).map_err(|_| lost(peer))?;
-        Ok(socket)
+    fn introduce(&self, peer: usize, line: usize, socket: OwnedFd) -> Result<Stream> {
+        let whom = format!("rank {peer}");
+        let mut stream = self.trust.call(socket, &whom, self.clock, self.until).map_err(|error| {
+            if *error.kind() == Kind::Closed { lost(peer).with_source(error) } else { error }
+        })?;
+        let said = dial::send_all(&mut stream, &self.introduction(line)?, self.clock);
+        said.map_err(|error| lost(peer).with_source(error))?;
+        self.hear_answer(peer, line, &mut stream)?;
+        Ok(stream)
     }
 
-    fn let_in(&self, sockets: &mut [Vec<Option<OwnedFd>>], mut gate: Gate) -> Result<()> {
+    fn let_in(&self, streams: &mut [Vec<Option<Stream>>], mut gate: Gate) -> Result<()> {
         loop {
-            let waiting = sockets.iter().enumerate().skip(self.rank + 1);
+            let waiting = streams.iter().enumerate().skip(self.rank + 1);
             let missing = waiting.clone().find(|(_, lines)| lines.iter().any(Option::is_none));
             let Some((missing, _)) = missing else { return Ok(()) };
             if self.clock.now() >= self.until {
-                return Err(Error::unavailable(format!(
-                    "rank {missing} did not connect to rank {} in time",
-                    self.rank
-                )));
+                let missing = format!("rank {missing} did not connect to rank {} in time", self.rank);
+                return Err(gate.explain(Error::unavailable(missing)));
             }
-            for (socket, body) in gate.arrivals(self.until)? {
-                let Some((peer, line)) = self.recognise(&body) else { continue };
-                dial::send_all(&socket, &self.introduction(line)?, self.clock).map_err(|_| lost(peer))?;
-                sockets[peer][line] = Some(socket);
+            for Arrival { mut stream, rank, frame } in gate.arrivals(self.until)? {
+                let Some((peer, line)) = self.recognise(&frame).filter(|(peer, _)| *peer == rank) else {
+                    continue;
+                };
+                let said = dial::send_all(&mut stream, &self.introduction(line)?, self.clock);
+                said.map_err(|error| lost(peer).with_source(error))?;
+                streams[peer][line] = Some(stream);
             }
         }
     }
@@ -97,10 +101,10 @@ impl Mesh<'_> {
         expected.then_some((rank, line))
     }
 
-    fn hear_answer(&self, peer: usize, line: usize, socket: &OwnedFd) -> Result<()> {
+    fn hear_answer(&self, peer: usize, line: usize, stream: &mut Stream) -> Result<()> {
         let mut reader = Reader::default();
         let within = |error: Error| error.within(format!("rank {peer} on line {line}"));
-        let Some(body) = frame_until(socket, &mut reader, self.clock, self.until).map_err(within)? else {
+        let Some(body) = frame_until(stream, &mut reader, self.clock, self.until).map_err(within)? else {
             return Err(lost(peer));
         };
         let answer: Introduction = frame::decode(&body).map_err(within)?;

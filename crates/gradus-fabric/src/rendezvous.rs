@@ -6,25 +6,21 @@
 //! Strangers who connect by chance, stay silent or speak nonsense are dropped and hold nobody up.
 
 use crate::frame::{self, Reader};
-use crate::gate::{Gate, frame_until};
+use crate::gate::{Arrival, Gate, frame_until, peer_address};
+use crate::interface::Wish;
 use crate::launch::Launch;
 use crate::settings::TransportKind;
-use crate::{dial, host};
+use crate::stream::Stream;
+use crate::trust::Trust;
+use crate::{dial, host, interface};
 use gradus_error::{Error, IoContext, Kind, Result};
 use gradus_host::{Clock, random};
 use rustix::event::{PollFd, PollFlags, poll};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
-use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
-use std::os::fd::OwnedFd;
+use std::net::{IpAddr, SocketAddr, TcpListener};
 use std::os::unix::net::UnixListener;
 use std::time::Duration;
-
-/// Versions of this crate that differ here cannot meet.
-const PROTOCOL: u32 = 1;
-
-/// What marks a message as ours.
-const MAGIC: &str = "gradus rendezvous";
 
 /// How much longer a rank waits for rank 0's answer than rank 0 waits for ranks: it is to hear who is missing.
 const GRACE: Duration = Duration::from_secs(10);
@@ -35,34 +31,12 @@ const LAST_HEARING: Duration = Duration::from_secs(2);
 /// What a rank says first.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct Hello {
-    magic: String,
-    protocol: u32,
-    #[serde(default)]
     version: String,
-    #[serde(default)]
     rank: usize,
-    #[serde(default)]
     world_size: usize,
-    #[serde(default)]
     fingerprint: String,
-    #[serde(default)]
     transport: TransportKind,
-    #[serde(default)]
-    host: String,
-    #[serde(default)]
-    processors: String,
-    /// Where the rank listens for its peers, at the address that rank 0 sees it come from.
-    #[serde(default)]
-    port: u16,
-    #[serde(default)]
-    socket: String,
-}
-
-impl Hello {
-    fn member(&self, address: SocketAddr) -> Member {
-        let Self { host, processors, socket, .. } = self.clone();
-        Member { address, host, processors, socket }
-    }
+    member: Member,
 }
 
 /// A rank, as all others know it.
@@ -101,7 +75,8 @@ pub(crate) struct Table {
 /// The sockets at which a rank's peers find it.
 pub(crate) struct Doors {
     pub(crate) tcp: TcpListener,
-    port: u16,
+    /// Where that is.
+    pub(crate) address: SocketAddr,
     /// For peers that can share memory, if this process can.
     pub(crate) local: Option<UnixListener>,
     socket: String,
@@ -109,19 +84,37 @@ pub(crate) struct Doors {
 }
 
 impl Doors {
-    /// Opens them: TCP at `here` only.
-    fn open(here: IpAddr, transport: TransportKind) -> Result<Self> {
+    /// Opens them: TCP at one address only, `here` or the one that is wished for.
+    fn open(here: IpAddr, terms: &Terms) -> Result<Self> {
+        let here = match &terms.wish {
+            Some((wish, source)) => wish.choose(&interface::of_this_host()?, here, source)?.address,
+            None => here,
+        };
+        terms.trust.secret.permits(here, "the address to be reached at")?;
         let tcp = TcpListener::bind((here, 0)).context(|| format!("cannot listen on {here}"))?;
-        let port = dial::port(&tcp)?;
-        let host = if transport == TransportKind::Tcp { String::new() } else { host::identity() };
+        let address = dial::own_address(&tcp)?;
+        let host = if terms.transport == TransportKind::Tcp { String::new() } else { host::identity() };
         let (local, socket) = if host.is_empty() { (None, String::new()) } else { dial::local_door()? };
-        Ok(Self { tcp, port, local, socket, host })
+        Ok(Self { tcp, address, local, socket, host })
+    }
+
+    fn member(&self) -> Member {
+        let Self { address, host, socket, .. } = self;
+        Member {
+            address: *address,
+            host: host.clone(),
+            processors: host::processors(),
+            socket: socket.clone(),
+        }
     }
 }
 
 /// What a rank brings.
 pub(crate) struct Terms<'a> {
     pub(crate) launch: &'a Launch,
+    pub(crate) trust: Trust,
+    /// What is wished about interfaces, and where.
+    pub(crate) wish: Option<(Wish, &'static str)>,
     pub(crate) transport: TransportKind,
     pub(crate) fingerprint: &'a str,
     pub(crate) timeout: Duration,
@@ -132,7 +125,8 @@ pub(crate) struct Terms<'a> {
 ///
 /// # Errors
 /// `Invalid` where ranks disagree, the port is taken or the address is wrong, `Unavailable` when ranks do not come in
-/// time, `PeerLost` when one leaves meanwhile.
+/// time, `Denied` when those who came instead are not believed or rank 0 does not believe us, `PeerLost` when one leaves
+/// meanwhile.
 pub(crate) fn meet(terms: &Terms) -> Result<Table> {
     let until = terms.clock.now() + terms.timeout;
     if terms.launch.rank == 0 { host_meeting(terms, until) } else { join_meeting(terms, until) }
@@ -141,17 +135,12 @@ pub(crate) fn meet(terms: &Terms) -> Result<Table> {
 impl Terms<'_> {
     fn hello(&self, doors: &Doors) -> Hello {
         Hello {
-            magic: MAGIC.to_owned(),
-            protocol: PROTOCOL,
             version: env!("CARGO_PKG_VERSION").to_owned(),
             rank: self.launch.rank,
             world_size: self.launch.world_size,
             fingerprint: self.fingerprint.to_owned(),
             transport: self.transport,
-            host: doors.host.clone(),
-            processors: host::processors(),
-            port: doors.port,
-            socket: doors.socket.clone(),
+            member: doors.member(),
         }
     }
 
@@ -162,23 +151,21 @@ impl Terms<'_> {
 
 /// A rank that has said hello and waits for the answer.
 struct Guest {
-    socket: OwnedFd,
+    stream: Stream,
     hello: Hello,
-    address: SocketAddr,
 }
 
 fn host_meeting(terms: &Terms, until: Duration) -> Result<Table> {
     let entrance = dial::entrance(terms.launch)?;
-    let here = entrance.local_addr().context(|| "cannot read the rendezvous' own address".to_owned())?.ip();
-    let doors = Doors::open(here, terms.transport)?;
+    let doors = Doors::open(dial::own_address(&entrance)?.ip(), terms)?;
     let unheard = (1..terms.launch.world_size).collect();
     let mut meeting = Meeting { terms, own: terms.hello(&doors), guests: Vec::new(), unheard };
     meeting.guests.resize_with(terms.launch.world_size, || None);
     let gate = entrance.try_clone().context(|| "cannot prepare the rendezvous".to_owned())?;
-    let outcome = meeting.gather(Gate::new(gate.into(), terms.clock)?, until);
+    let outcome = meeting.gather(Gate::new(gate.into(), terms.trust.clone(), terms.clock)?, until);
     // The descriptor may be held elsewhere too (by the launcher that handed it on): end it for all.
     let _ = rustix::net::shutdown(&entrance, rustix::net::Shutdown::Both);
-    match outcome.and_then(|()| meeting.welcome(SocketAddr::new(here, doors.port))) {
+    match outcome.and_then(|()| meeting.welcome()) {
         Ok((members, job)) => Ok(Table { members, job, doors }),
         Err(error) => {
             meeting.refuse(&error);
@@ -203,10 +190,10 @@ impl Meeting<'_> {
         while !self.unheard.is_empty() {
             let now = self.terms.clock.now();
             if now >= until {
-                return verdict.and_then(|()| Err(self.missing()));
+                return verdict.and_then(|()| Err(gate.explain(self.missing())));
             }
-            for (socket, body) in gate.arrivals(until.min(now + Duration::from_millis(200)))? {
-                if let Err(error) = self.hear(socket, &body).and_then(|()| self.all_there())
+            for arrival in gate.arrivals(until.min(now + Duration::from_millis(200)))? {
+                if let Err(error) = self.hear(arrival).and_then(|()| self.all_there())
                     && verdict.is_ok()
                 {
                     verdict = Err(error);
@@ -220,19 +207,15 @@ impl Meeting<'_> {
         verdict
     }
 
-    fn hear(&mut self, socket: OwnedFd, body: &[u8]) -> Result<()> {
-        let Ok(hello) = frame::decode::<Hello>(body) else { return Ok(()) };
-        let Some(address) = dial::peer_address(&socket).filter(|_| hello.magic == MAGIC) else {
-            return Ok(());
-        };
-        let address = SocketAddr::new(address.ip(), hello.port);
-        let rank = hello.rank;
+    fn hear(&mut self, Arrival { mut stream, rank, frame }: Arrival) -> Result<()> {
+        let Ok(hello) = frame::decode::<Hello>(&frame) else { return Ok(()) };
+        let Some(from) = peer_address(&stream).filter(|_| hello.rank == rank) else { return Ok(()) };
         self.unheard.remove(&rank);
-        if let Err(error) = self.judge(&hello, address.ip()) {
-            let _ = frame::send(&socket, &frame::encode(&Answer::from(&error))?);
+        if let Err(error) = self.judge(&hello, from.ip()) {
+            let _ = frame::send(&mut stream, &frame::encode(&Answer::from(&error))?);
             return Err(error);
         }
-        self.guests[rank] = Some(Guest { socket, hello, address });
+        self.guests[rank] = Some(Guest { stream, hello });
         Ok(())
     }
 
@@ -243,7 +226,7 @@ impl Meeting<'_> {
                 "rank {rank} (at {from}) was started with {what} {theirs:?}, rank 0 with {ours:?}: start all ranks alike"
             )))
         };
-        if (hello.protocol, &hello.version) != (own.protocol, &own.version) {
+        if hello.version != own.version {
             return differs("version", &hello.version, &own.version);
         }
         if hello.world_size != own.world_size {
@@ -272,7 +255,7 @@ impl Meeting<'_> {
     fn all_there(&self) -> Result<()> {
         let guests: Vec<&Guest> = self.guests.iter().flatten().collect();
         let mut sockets: Vec<_> =
-            guests.iter().map(|guest| PollFd::new(&guest.socket, PollFlags::IN)).collect();
+            guests.iter().map(|guest| PollFd::new(&guest.stream, PollFlags::IN)).collect();
         let now = crate::gate::timespec(Duration::ZERO);
         if !matches!(poll(&mut sockets, Some(&now)), Ok(count) if count > 0) {
             return Ok(());
@@ -298,25 +281,25 @@ impl Meeting<'_> {
         ))
     }
 
-    fn welcome(&self, own: SocketAddr) -> Result<(Vec<Member>, String)> {
+    fn welcome(&mut self) -> Result<(Vec<Member>, String)> {
         let job = format!("{:016x}{:016x}", random::seed_from_system(), random::seed_from_system());
-        let guests = self.guests.iter().flatten().map(|guest| guest.hello.member(guest.address));
-        let members: Vec<Member> = std::iter::once(self.own.member(own)).chain(guests).collect();
+        let guests = self.guests.iter().flatten().map(|guest| guest.hello.member.clone());
+        let members: Vec<Member> = std::iter::once(self.own.member.clone()).chain(guests).collect();
         let mut bytes = frame::encode(&Answer::Welcome { world_size: members.len(), job: job.clone() })?;
         for member in &members {
             bytes.extend(frame::encode(member)?);
         }
-        for guest in self.guests.iter().flatten() {
-            dial::send_all(&guest.socket, &bytes, self.terms.clock)
+        for guest in self.guests.iter_mut().flatten() {
+            dial::send_all(&mut guest.stream, &bytes, self.terms.clock)
                 .map_err(|_| lost(guest.hello.rank, "left the rendezvous before the answer"))?;
         }
         Ok((members, job))
     }
 
-    fn refuse(&self, error: &Error) {
+    fn refuse(&mut self, error: &Error) {
         let Ok(bytes) = frame::encode(&Answer::from(error)) else { return };
-        for guest in self.guests.iter().flatten() {
-            let _ = frame::send(&guest.socket, &bytes);
+        for guest in self.guests.iter_mut().flatten() {
+            let _ = frame::send(&mut guest.stream, &bytes);
         }
     }
 }
@@ -337,20 +320,30 @@ impl From<&Error> for Answer {
 }
 
 fn join_meeting(terms: &Terms, until: Duration) -> Result<Table> {
-    let stream = dial::reach(terms.launch, terms.clock, until)?;
-    let here = stream.local_addr().context(|| format!("cannot read the way to {}", terms.place()))?.ip();
-    let doors = Doors::open(here, terms.transport)?;
+    let way = || format!("cannot prepare the way to {}", terms.place());
+    let socket = dial::reach(terms.launch, terms.clock, until)?;
+    let doors = Doors::open(socket.local_addr().context(way)?.ip(), terms)?;
+    let rank_0 = socket.peer_addr().context(way)?.ip();
     let hello = frame::encode(&terms.hello(&doors))?;
-    stream.set_nonblocking(true).context(|| format!("cannot prepare the way to {}", terms.place()))?;
     // Rank 0 may have come later than we: it waits as long as we do, from then on.
     let until = terms.clock.now() + terms.timeout + GRACE;
+    let whom = format!("what answers at {} as rank 0", terms.place());
+    let called = terms.trust.call(socket.into(), &whom, terms.clock, until);
+    let mut stream = called.map_err(|error| match error.kind() {
+        Kind::Closed => lost(0, "closed the rendezvous without an answer").with_source(error),
+        _ => error,
+    })?;
     // A failure to send shows as the end of the stream, after any answer that has come before it.
-    let _ = dial::send_all(&stream, &hello, terms.clock);
-    let (members, job) = read_table(terms, &stream, until)?;
+    let _ = dial::send_all(&mut stream, &hello, terms.clock);
+    let (mut members, job) = read_table(terms, &mut stream, until)?;
+    if members[0].address.ip().is_unspecified() {
+        // Rank 0 listens on every address: it is reached where we have reached it.
+        members[0].address.set_ip(rank_0);
+    }
     Ok(Table { members, job, doors })
 }
 
-fn read_table(terms: &Terms, stream: &TcpStream, until: Duration) -> Result<(Vec<Member>, String)> {
+fn read_table(terms: &Terms, stream: &mut Stream, until: Duration) -> Result<(Vec<Member>, String)> {
     let mut reader = Reader::default();
     let mut next = || {
         let foreign =
@@ -371,10 +364,7 @@ fn read_table(terms: &Terms, stream: &TcpStream, until: Duration) -> Result<(Vec
             terms.launch.world_size
         )));
     }
-    let mut members: Vec<Member> = (0..world_size).map(|_| frame::decode(&next()?)).collect::<Result<_>>()?;
-    // Rank 0 may listen on every address and so not know its own: it is reached where we have reached it.
-    let host = stream.peer_addr().context(|| format!("cannot read the way to {}", terms.place()))?;
-    members[0].address.set_ip(host.ip());
+    let members: Vec<Member> = (0..world_size).map(|_| frame::decode(&next()?)).collect::<Result<_>>()?;
     Ok((members, job))
 }
 

@@ -1,5 +1,8 @@
 //! What a person can choose about the fabric.
 
+use crate::interface::Wish;
+use crate::launch::{INTERFACES, Launch};
+use crate::tls::TlsSettings;
 use gradus_error::{Error, Result};
 use serde::{Deserialize, Serialize};
 
@@ -11,6 +14,9 @@ const LONGEST_RENDEZVOUS_S: u64 = 24 * 60 * 60;
 
 /// Beyond this no system grants a socket's buffer; the number must fit the 31 bits of `SO_SNDBUF`, which doubles it.
 const LARGEST_SOCKET_BUFFER: usize = 1 << 30;
+
+/// The setting that lists interfaces.
+const INTERFACE: &str = "network.interface";
 
 /// How bytes travel between ranks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -35,11 +41,22 @@ pub struct NetworkSettings {
     pub ring_bytes: usize,
     /// Send and receive buffer that the system is asked for on each TCP connection, bytes; 0 leaves it to the system.
     pub socket_buffer_bytes: usize,
+    /// Interfaces to be reached at: names between commas, each the beginning of one (`eth`), exactly (`=eth0`) or all but
+    /// these (`^lo,docker`); empty: as `NCCL_SOCKET_IFNAME` says, else the one that leads to rank 0.
+    pub interface: String,
+    /// TLS on every TCP connection.
+    pub tls: TlsSettings,
 }
 
 impl Default for NetworkSettings {
     fn default() -> Self {
-        Self { rendezvous_timeout_s: 60, ring_bytes: 0, socket_buffer_bytes: 1 << 20 }
+        Self {
+            rendezvous_timeout_s: 60,
+            ring_bytes: 0,
+            socket_buffer_bytes: 1 << 20,
+            interface: String::new(),
+            tls: TlsSettings::default(),
+        }
     }
 }
 
@@ -49,7 +66,7 @@ impl NetworkSettings {
     /// # Errors
     /// `Invalid`, naming the key and its range.
     pub fn check(&self) -> Result<()> {
-        let Self { rendezvous_timeout_s: timeout, ring_bytes: ring, socket_buffer_bytes: buffer } = self;
+        let Self { rendezvous_timeout_s: timeout, ring_bytes: ring, socket_buffer_bytes: buffer, .. } = self;
         if !(1..=LONGEST_RENDEZVOUS_S).contains(timeout) {
             return Err(Error::invalid(format!(
                 "network.rendezvous_timeout_s is {timeout}: give 1 to {LONGEST_RENDEZVOUS_S} (a day)"
@@ -66,7 +83,26 @@ impl NetworkSettings {
                 "network.socket_buffer_bytes is {buffer}: give at most 1 GiB"
             )));
         }
-        Ok(())
+        if !self.interface.is_empty() {
+            Wish::parse(&self.interface, INTERFACE)?;
+        }
+        self.tls.check()
+    }
+
+    /// What is wished about interfaces, and where that was said; `launch` counts where the settings are silent.
+    ///
+    /// # Errors
+    /// `Invalid` when it cannot be understood.
+    pub(crate) fn wish(&self, launch: &Launch) -> Result<Option<(Wish, &'static str)>> {
+        let (list, source) = match (self.interface.is_empty(), launch.meets_on_loopback()) {
+            (false, _) => (&self.interface, INTERFACE),
+            (true, false) => (&launch.interfaces, INTERFACES),
+            (true, true) => return Ok(None),
+        };
+        if list.is_empty() {
+            return Ok(None);
+        }
+        Ok(Some((Wish::parse(list, source)?, source)))
     }
 }
 
@@ -78,7 +114,10 @@ mod tests {
     fn impossible_values_are_named() {
         let default = NetworkSettings::default;
         default().check().unwrap();
+        let tls = TlsSettings { key: "key.pem".into(), ..TlsSettings::default() };
         let wrong = [
+            ("network.interface", NetworkSettings { interface: "^".into(), ..default() }),
+            ("network.tls.certificate", NetworkSettings { tls, ..default() }),
             ("rendezvous_timeout_s", NetworkSettings { rendezvous_timeout_s: 0, ..default() }),
             ("rendezvous_timeout_s", NetworkSettings { rendezvous_timeout_s: u64::MAX, ..default() }),
             ("ring_bytes", NetworkSettings { ring_bytes: 5000, ..default() }),

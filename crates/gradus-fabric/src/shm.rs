@@ -19,7 +19,9 @@ use crate::gate::timespec;
 use crate::mesh::Mesh;
 use crate::rendezvous::Table;
 use crate::ring::{COUNTER_BYTES, Consumer, Place, Producer};
+use crate::stream::Stream;
 use crate::transport::{Direction, Interest, Transport};
+use crate::trust::Trust;
 use gradus_error::{Error, IoContext, Result};
 use gradus_host::{Clock, RealClock};
 use gradus_memory::Segment;
@@ -30,6 +32,7 @@ use rustix::net::{
 use rustix::thread::futex;
 use std::io::{IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
+use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release, SeqCst};
@@ -133,6 +136,7 @@ struct Peer {
 /// The transport; see the module.
 pub(crate) struct SharedMemory {
     rank: usize,
+    address: SocketAddr,
     peers: Vec<Option<Peer>>,
     bell: Bell,
     lines: Lines,
@@ -148,18 +152,18 @@ impl SharedMemory {
     /// `Exhausted` when memory is short, `PeerLost` or `Unavailable` naming a rank that does not take part, `Invalid`
     /// where settings differ.
     pub(crate) fn connect(
-        rank: usize,
+        trust: Trust,
         table: &mut Table,
         asked_ring_bytes: usize,
         spin: bool,
         clock: &dyn Clock,
         until: Duration,
     ) -> Result<Self> {
-        let world_size = table.members.len();
+        let (rank, world_size) = (trust.rank, table.members.len());
         let plan = Plan { world_size, ring_bytes: ring_bytes(asked_ring_bytes, world_size) };
         let inbox = Arc::new(Segment::create(&format!("gradus-inbox-{rank}"), plan.len())?);
         inbox.populate(0, plan.len());
-        let sockets = connect_sockets(rank, table, clock, until)?;
+        let sockets = connect_sockets(trust, table, clock, until)?;
         for (peer, lines) in sockets.iter().enumerate() {
             for socket in lines {
                 hand_over(socket, &inbox).map_err(|error| error.within(format!("rank {peer}")))?;
@@ -176,10 +180,18 @@ impl SharedMemory {
                 error.within(format!("rank {rank} cannot take over the inbox of rank {peer}"))
             })?;
             peers.push(Some(Peer::new(plan, rank, peer, &inbox, Arc::new(theirs))));
-            lines.push(Some(Line::to_local_process(socket)));
+            lines.push(Some(Line::to_local_process(Stream::plain(socket)?)));
         }
         let lines = Lines::new(rank, lines);
-        Ok(Self { rank, peers, bell: Bell(inbox), lines, spin, clock: RealClock::new() })
+        Ok(Self {
+            rank,
+            address: table.doors.address,
+            peers,
+            bell: Bell(inbox),
+            lines,
+            spin,
+            clock: RealClock::new(),
+        })
     }
 
     fn peer(&mut self, peer: usize) -> &mut Peer {
@@ -262,6 +274,10 @@ impl Transport for SharedMemory {
         "shared memory"
     }
 
+    fn address(&self) -> Option<SocketAddr> {
+        Some(self.address)
+    }
+
     fn try_send(&mut self, peer: usize, bytes: &[u8]) -> Result<usize> {
         let Peer { producer, bell, .. } = self.peer(peer);
         producer.write(bytes, || bell.ring()).map_err(|error| error.within(format!("to rank {peer}")))
@@ -309,20 +325,23 @@ impl Transport for SharedMemory {
 }
 
 fn connect_sockets(
-    rank: usize,
+    trust: Trust,
     table: &mut Table,
     clock: &dyn Clock,
     until: Duration,
 ) -> Result<Vec<Vec<OwnedFd>>> {
+    let rank = trust.rank;
     let Some(listener) = table.doors.local.take() else {
         return Err(Error::unavailable(format!("rank {rank} has no socket to hand out shared memory")));
     };
-    let mesh = Mesh { rank, world_size: table.members.len(), job: &table.job, lines: 1, clock, until };
-    mesh.connect(listener.into(), &|peer| {
+    let mesh = Mesh { rank, world_size: table.members.len(), job: &table.job, trust, lines: 1, clock, until };
+    let streams = mesh.connect(listener.into(), &|peer| {
         dial::reach_local(&table.members[peer].socket, until.saturating_sub(clock.now())).map_err(|error| {
             Error::peer_lost(peer, format!("rank {peer} cannot be reached on this host")).with_source(error)
         })
-    })
+    })?;
+    let plain = |lines: Vec<Stream>| lines.into_iter().filter_map(Stream::into_plain).collect();
+    Ok(streams.into_iter().map(plain).collect())
 }
 
 /// Sends the inbox' file along with one byte, which carries it.

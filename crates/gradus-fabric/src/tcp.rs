@@ -1,19 +1,23 @@
 //! Ranks anywhere, over TCP: two connections between every two ranks, one for data and one as a line of life.
 //!
 //! What arrives is read into a bounded buffer for each peer and handed out from there; what is sent goes straight from
-//! the caller's memory to the kernel. Signals are never raised: a closed connection is an error like others.
+//! the caller's memory to the kernel. Signals are never raised: a closed connection is an error like others. Under TLS
+//! some of what was taken may be held back, encrypted, until there is room: waiting moves it, and so does dropping.
 
 use crate::control::{Line, Lines};
 use crate::dial;
 use crate::gate::timespec;
 use crate::mesh::Mesh;
 use crate::rendezvous::Table;
+use crate::stream::{Moved, Stream};
 use crate::transport::{Direction, Interest, Transport};
+use crate::trust::Trust;
 use gradus_error::{Error, IoContext, Result};
-use gradus_host::Clock;
+use gradus_host::{Clock, RealClock};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
-use rustix::net::{RecvFlags, SendFlags, sockopt};
+use rustix::net::sockopt;
+use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::time::Duration;
 
@@ -32,6 +36,9 @@ const YIELDS: usize = 20;
 /// The longest sleep in one call.
 const NAP: Duration = Duration::from_secs(1);
 
+/// How long a transport that is dropped waits for room for what it still holds.
+const LAST_BYTES: Duration = Duration::from_secs(10);
+
 /// A silent connection is probed after [`PROBE_IDLE`], every [`PROBE_INTERVAL`], and given up after [`PROBES`]: a host
 /// that vanished is noticed in 25 seconds.
 const PROBE_IDLE: Duration = Duration::from_secs(10);
@@ -39,34 +46,31 @@ const PROBE_INTERVAL: Duration = Duration::from_secs(5);
 const PROBES: u32 = 3;
 
 struct Peer {
-    socket: OwnedFd,
+    stream: Stream,
     buffer: Vec<u8>,
     /// What of the buffer has arrived and is not taken.
     filled: std::ops::Range<usize>,
 }
 
 impl Peer {
-    fn new(socket: OwnedFd) -> Self {
-        Self { socket, buffer: vec![0; BUFFER_BYTES], filled: 0..0 }
+    fn new(stream: Stream) -> Self {
+        Self { stream, buffer: vec![0; BUFFER_BYTES], filled: 0..0 }
     }
 
     /// Reads what has arrived into the empty buffer; `false` when the stream has ended.
     fn fill(&mut self) -> Result<bool> {
-        match rustix::net::recv(&self.socket, &mut self.buffer[..], RecvFlags::DONTWAIT) {
-            Ok((_, 0)) | Err(Errno::CONNRESET | Errno::TIMEDOUT | Errno::PIPE) => Ok(false),
-            Ok((_, count)) => {
-                self.filled = 0..count;
-                Ok(true)
-            }
-            Err(Errno::AGAIN | Errno::INTR) => Ok(true),
-            Err(error) => Err(Error::io("cannot receive", error.into())),
+        let moved = self.stream.receive(&mut self.buffer)?;
+        if let Moved::Bytes(count) = moved {
+            self.filled = 0..count;
         }
+        Ok(moved != Moved::Ended)
     }
 }
 
 /// The transport; see the module.
 pub(crate) struct Tcp {
     rank: usize,
+    address: SocketAddr,
     peers: Vec<Option<Peer>>,
     lines: Lines,
     spins: usize,
@@ -78,15 +82,17 @@ impl Tcp {
     /// # Errors
     /// `PeerLost` or `Unavailable` naming a rank that does not take part.
     pub(crate) fn connect(
-        rank: usize,
+        trust: Trust,
         table: Table,
         socket_buffer_bytes: usize,
         spin: bool,
         clock: &dyn Clock,
         until: Duration,
     ) -> Result<Self> {
-        let mesh = Mesh { rank, world_size: table.members.len(), job: &table.job, lines: 2, clock, until };
-        let sockets = mesh.connect(table.doors.tcp.into(), &|peer| {
+        let rank = trust.rank;
+        let (world_size, address) = (table.members.len(), table.doors.address);
+        let mesh = Mesh { rank, world_size, job: &table.job, trust, lines: 2, clock, until };
+        let streams = mesh.connect(table.doors.tcp.into(), &|peer| {
             let address = table.members[peer].address;
             dial::try_once(address, clock, until).map(OwnedFd::from).map_err(|error| {
                 Error::peer_lost(peer, format!("rank {rank} cannot reach rank {peer} at {address}"))
@@ -94,9 +100,9 @@ impl Tcp {
             })
         })?;
         let (mut peers, mut lines) = (Vec::new(), Vec::new());
-        for sockets in sockets {
-            let mut sockets = sockets.into_iter();
-            let pair = sockets.next().zip(sockets.next());
+        for streams in streams {
+            let mut streams = streams.into_iter();
+            let pair = streams.next().zip(streams.next());
             if let Some((data, control)) = &pair {
                 tune(data, socket_buffer_bytes)?;
                 watch(control)?;
@@ -106,11 +112,20 @@ impl Tcp {
             lines.push(line);
         }
         let spins = if spin { SPINS } else { 0 };
-        Ok(Self { rank, peers, lines: Lines::new(rank, lines), spins })
+        Ok(Self { rank, address, peers, lines: Lines::new(rank, lines), spins })
     }
 
     fn peer(&mut self, peer: usize) -> &mut Peer {
         self.peers[peer].as_mut().expect("a rank has no stream to itself")
+    }
+
+    /// Moves what streams hold.
+    fn flush(&mut self) -> Result<()> {
+        let holding = self.peers.iter_mut().enumerate();
+        for (peer, stream) in holding.filter_map(|(rank, peer)| Some((rank, &mut peer.as_mut()?.stream))) {
+            stream.flush().map_err(|error| error.within(format!("to rank {peer}")))?;
+        }
+        Ok(())
     }
 
     /// Sleeps until there is news, `limit` at most; whether there was any about the interests, and about the lines.
@@ -122,21 +137,35 @@ impl Tcp {
                 return Ok((true, false));
             }
             let way = if *direction == Direction::Send { PollFlags::OUT } else { PollFlags::IN };
-            sockets.push(PollFd::new(&peer.socket, way));
+            sockets.push(PollFd::new(&peer.stream, way));
         }
+        let wanted = sockets.len();
         sockets.extend(self.lines.watched());
+        let holding = self.peers.iter().flatten().filter(|peer| peer.stream.is_holding());
+        sockets.extend(holding.map(|peer| PollFd::new(&peer.stream, PollFlags::OUT)));
         match poll(&mut sockets, Some(limit)) {
             Ok(0) | Err(Errno::INTR) => return Ok((false, false)),
             Ok(_) => {}
             Err(error) => return Err(Error::io("cannot wait for the other ranks", error.into())),
         }
         let any = |fds: &[PollFd]| fds.iter().any(|fd| !fd.revents().is_empty());
-        Ok((any(&sockets[..interests.len()]), any(&sockets[interests.len()..])))
+        Ok((any(&sockets[..wanted]), any(&sockets[wanted..])))
+    }
+}
+
+impl Drop for Tcp {
+    /// What was taken is still to reach its peer, before the lines say goodbye.
+    fn drop(&mut self) {
+        let clock = RealClock::new();
+        let until = clock.now() + LAST_BYTES;
+        for peer in self.peers.iter_mut().flatten() {
+            let _ = dial::finish(&mut peer.stream, &clock, until);
+        }
     }
 }
 
 /// For bulk: no waiting for more, and buffers of the size asked for, if one is (the system may grant less).
-fn tune(socket: &OwnedFd, buffer_bytes: usize) -> Result<()> {
+fn tune(socket: &Stream, buffer_bytes: usize) -> Result<()> {
     let describe = || "cannot prepare a connection".to_owned();
     sockopt::set_tcp_nodelay(socket, true).context(describe)?;
     if buffer_bytes == 0 {
@@ -147,7 +176,7 @@ fn tune(socket: &OwnedFd, buffer_bytes: usize) -> Result<()> {
 }
 
 /// For a line of life.
-fn watch(socket: &OwnedFd) -> Result<()> {
+fn watch(socket: &Stream) -> Result<()> {
     let describe = || "cannot watch a connection".to_owned();
     sockopt::set_tcp_nodelay(socket, true).context(describe)?;
     sockopt::set_socket_keepalive(socket, true).context(describe)?;
@@ -169,15 +198,19 @@ impl Transport for Tcp {
         "TCP"
     }
 
+    fn address(&self) -> Option<SocketAddr> {
+        Some(self.address)
+    }
+
     fn try_send(&mut self, peer: usize, bytes: &[u8]) -> Result<usize> {
         if bytes.is_empty() {
             return Ok(0);
         }
-        match rustix::net::send(&self.peer(peer).socket, bytes, SendFlags::NOSIGNAL | SendFlags::DONTWAIT) {
-            Ok(count) => Ok(count),
-            Err(Errno::AGAIN | Errno::INTR) => Ok(0),
-            Err(Errno::PIPE | Errno::CONNRESET | Errno::TIMEDOUT) => Err(self.lines.explain(peer)),
-            Err(error) => Err(Error::io(format!("cannot send to rank {peer}"), error.into())),
+        match self.peer(peer).stream.send(bytes) {
+            Ok(Moved::Bytes(count)) => Ok(count),
+            Ok(Moved::Nothing) => Ok(0),
+            Ok(Moved::Ended) => Err(self.lines.explain(peer)),
+            Err(error) => Err(error.within(format!("to rank {peer}"))),
         }
     }
 
@@ -203,6 +236,7 @@ impl Transport for Tcp {
     }
 
     fn wait(&mut self, interests: &[Interest], limit: Duration) -> Result<()> {
+        self.flush()?;
         let at_once = timespec(Duration::ZERO);
         for look in 0..self.spins + YIELDS {
             match self.look(interests, &at_once)? {

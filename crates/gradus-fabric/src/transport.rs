@@ -1,6 +1,7 @@
 //! What every transport offers: an ordered stream of bytes from each rank to each other, moved without blocking.
 
 use gradus_error::{Error, Result};
+use std::net::SocketAddr;
 use std::time::Duration;
 
 /// The way of bytes that someone waits for.
@@ -37,6 +38,11 @@ pub trait Transport: Send {
 
     /// The kind, as shown to a person.
     fn name(&self) -> &'static str;
+
+    /// Where peers reach this rank; `None` where there are none.
+    fn address(&self) -> Option<SocketAddr> {
+        None
+    }
 
     /// Moves bytes towards `peer`; returns how many it took, 0 when it would block (or was given none).
     ///

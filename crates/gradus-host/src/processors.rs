@@ -5,9 +5,9 @@ pub fn available() -> usize {
     std::thread::available_parallelism().map_or(1, std::num::NonZero::get)
 }
 
-/// Threads for each of `local_world_size` ranks that share this host: an even share, at least one.
-pub fn share(local_world_size: usize) -> usize {
-    (available() / local_world_size.max(1)).max(1)
+/// Threads for each of `sharers` processes that share the same processors: an even share, at least one.
+pub fn share(sharers: usize) -> usize {
+    (available() / sharers.max(1)).max(1)
 }
 
 /// A field of `/proc/meminfo` or `/proc/self/status`, in bytes, if the kernel offers it.

@@ -68,14 +68,22 @@ impl Stream {
     }
 }
 
-/// A seed from the operating system, for names that must differ between processes.
+/// Fills `bytes` with what nobody can guess: for secrets, nonces and names that must differ between processes.
 ///
 /// # Panics
 /// If the system offers no `/dev/urandom`, which Linux guarantees.
+pub fn fill_from_system(bytes: &mut [u8]) {
+    let mut source = File::open("/dev/urandom").expect("Linux offers /dev/urandom");
+    source.read_exact(bytes).expect("/dev/urandom never ends");
+}
+
+/// A seed from the operating system, for names that must differ between processes.
+///
+/// # Panics
+/// As [`fill_from_system`].
 pub fn seed_from_system() -> u64 {
     let mut bytes = [0; 8];
-    let mut source = File::open("/dev/urandom").expect("Linux offers /dev/urandom");
-    source.read_exact(&mut bytes).expect("/dev/urandom never ends");
+    fill_from_system(&mut bytes);
     u64::from_le_bytes(bytes)
 }
 
@@ -104,5 +112,12 @@ mod tests {
     fn purposes_differ_and_seeds_repeat() {
         assert_ne!(Stream::new(1, 2).next_u64(), Stream::new(1, 3).next_u64());
         assert_eq!(Stream::new(1, 2).next_u64(), Stream::new(1, 2).next_u64());
+    }
+
+    #[test]
+    fn what_the_system_gives_differs_every_time() {
+        let mut draws = [[0; 32]; 2];
+        draws.iter_mut().for_each(|draw| fill_from_system(draw));
+        assert!(draws[0] != draws[1] && draws[0] != [0; 32]);
     }
 }

@@ -1,6 +1,7 @@
 //! Membership over real sockets, files and processes: this test binary, started again, plays coordinator and members.
 
 use gradus_error::Kind;
+use gradus_fabric::Secret;
 use gradus_fabric::membership::{
     ClientSettings, CoordinatorNote, CoordinatorServer, Epoch, GroupSettings, Identity, MemberNote,
     MembershipClient, Timeouts,
@@ -34,6 +35,7 @@ fn client_settings(coordinator: &str, settings: GroupSettings, name: &str) -> Cl
         settings,
         identity,
         timeouts: timeouts(),
+        secret: Secret::default(),
     }
 }
 
@@ -45,9 +47,13 @@ fn next(client: &MembershipClient) -> MemberNote {
 
 /// Runs `body` beside a coordinator, whose notes are returned.
 fn beside_a_coordinator(body: impl FnOnce(&str)) -> Vec<CoordinatorNote> {
+    beside_a_coordinator_with(&Secret::default(), body)
+}
+
+fn beside_a_coordinator_with(secret: &Secret, body: impl FnOnce(&str)) -> Vec<CoordinatorNote> {
     let folder = tempfile::tempdir().unwrap();
     let mut server =
-        CoordinatorServer::open("127.0.0.1:0", &folder.path().join("state"), timeouts()).unwrap();
+        CoordinatorServer::open("127.0.0.1:0", &folder.path().join("state"), timeouts(), secret).unwrap();
     let address = server.address().to_string();
     let (stop, stopped) = UnixStream::pair().unwrap();
     std::thread::scope(|scope| {
@@ -108,15 +114,29 @@ fn who_wants_another_group_is_refused_and_strangers_hold_nobody_up() {
 }
 
 #[test]
+fn only_who_knows_the_secret_is_a_member() {
+    let secret = Secret::make();
+    beside_a_coordinator_with(&secret, |address| {
+        let of = |name: &str| client_settings(address, GroupSettings::fixed(1), name);
+        for other in [Secret::make(), Secret::default()] {
+            let stranger = MembershipClient::join(ClientSettings { secret: other, ..of("stranger") });
+            assert_eq!(*stranger.err().unwrap().kind(), Kind::Denied);
+        }
+        let member = MembershipClient::join(ClientSettings { secret: secret.clone(), ..of("member") }).unwrap();
+        assert!(matches!(next(&member), MemberNote::Formed { .. }));
+    });
+}
+
+#[test]
 fn a_second_coordinator_and_addresses_beyond_loopback_are_denied() {
     let folder = tempfile::tempdir().unwrap();
-    let open = |address: &str| CoordinatorServer::open(address, &folder.path().join("state"), timeouts());
+    let open = |address: &str| CoordinatorServer::open(address, &folder.path().join("state"), timeouts(), &Secret::default());
     let _first = open("127.0.0.1:0").unwrap();
     assert_eq!(*open("127.0.0.1:0").err().unwrap().kind(), Kind::Denied);
     assert_eq!(*open("0.0.0.0:0").err().unwrap().kind(), Kind::Denied);
     assert_eq!(*open("nonsense").err().unwrap().kind(), Kind::Invalid);
     std::fs::write(folder.path().join("torn"), "{\"version\":1,").unwrap();
-    let torn = CoordinatorServer::open("127.0.0.1:0", &folder.path().join("torn"), timeouts());
+    let torn = CoordinatorServer::open("127.0.0.1:0", &folder.path().join("torn"), timeouts(), &Secret::default());
     assert_eq!(*torn.err().unwrap().kind(), Kind::Corrupt);
 }
 
@@ -208,7 +228,7 @@ fn say(line: &str) {
 }
 
 fn play_coordinator(address: &str, state: &Path) {
-    let mut server = CoordinatorServer::open(address, state, timeouts()).unwrap();
+    let mut server = CoordinatorServer::open(address, state, timeouts(), &Secret::default()).unwrap();
     say(&format!("listening {}", server.address()));
     server.run(std::io::stdin(), |_| {}).unwrap();
 }

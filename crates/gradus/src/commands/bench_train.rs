@@ -8,7 +8,7 @@ use anyhow::{Context, Result, bail};
 use gradus_collective::Communicator;
 use gradus_compute::{Device, Precision};
 use gradus_error::Error;
-use gradus_fabric::{Launch, NetworkSettings, TransportKind, connect};
+use gradus_fabric::{NetworkSettings, TransportKind, connect};
 use gradus_host::{Clock, RealClock};
 use gradus_model::{Batch, Family, ModelConfig, Transformer, hugging_face};
 use gradus_train::{Learner, LearnerSizes, Microbatches, OptimizerSettings, ScheduleKind};
@@ -65,7 +65,7 @@ pub struct BenchTrainArguments {
 /// # Errors
 /// What is wrong with the folder or the file; a rank's failure.
 pub fn run(arguments: &BenchTrainArguments) -> Result<()> {
-    let launch = Launch::from_environment(&|name| std::env::var(name).ok())?;
+    let launch = super::place_in_the_world()?;
     if launch.is_none() && arguments.ranks > 1 {
         return launch_ranks(arguments.ranks);
     }

@@ -4,6 +4,7 @@ use crate::logging;
 use crate::settings::parse_duration;
 use anyhow::Result;
 use gradus_error::IoContext;
+use gradus_fabric::Secret;
 use gradus_fabric::membership::{CoordinatorNote, CoordinatorServer, Timeouts};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use std::os::unix::net::UnixStream;
@@ -13,7 +14,8 @@ use std::time::Duration;
 /// What the command line says.
 #[derive(Debug, clap::Args)]
 pub struct CoordinatorArguments {
-    /// Where members find it, HOST:PORT on loopback; port 0 takes any that is free.
+    /// Where members find it, HOST:PORT; port 0 takes any that is free. Beyond loopback it wants a secret, in
+    /// GRADUS_SECRET or in the file that GRADUS_SECRET_FILE names.
     #[arg(long, default_value = "127.0.0.1:29600")]
     pub listen: String,
     /// The file from which it goes on after a restart; a lock is kept beside it.
@@ -30,8 +32,9 @@ pub struct CoordinatorArguments {
 /// What is wrong with the address or the file, or another coordinator that has taken over.
 pub fn run(arguments: &CoordinatorArguments) -> Result<()> {
     let timeouts = Timeouts::from(arguments.failure_detection)?;
+    let secret = Secret::from_environment(&|name| std::env::var(name).ok())?;
     let stop = stop_signals()?;
-    let mut server = CoordinatorServer::open(&arguments.listen, &arguments.state, timeouts)?;
+    let mut server = CoordinatorServer::open(&arguments.listen, &arguments.state, timeouts, &secret)?;
     logging::print(format_args!("listening on {}", server.address()))?;
     server.run(&stop, report)?;
     Ok(())

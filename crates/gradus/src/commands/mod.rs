@@ -14,6 +14,7 @@ pub mod train;
 use crate::run_settings::Settings;
 use gradus_compute::{CpuDevice, Precision};
 use gradus_error::{Error, Kind, Result};
+use gradus_fabric::{Launch, SECRET, Secret};
 use gradus_host::processors;
 use gradus_model::{Transformer, hugging_face};
 use std::path::Path;
@@ -31,8 +32,8 @@ fn device_capacity() -> usize {
 }
 
 /// The host's device with `threads` threads, or its fair share where that is 0.
-fn open_device(threads: usize, local_world_size: usize, precision: Precision) -> Result<CpuDevice> {
-    let threads = if threads > 0 { threads } else { processors::share(local_world_size) };
+fn open_device(threads: usize, sharers: usize, precision: Precision) -> Result<CpuDevice> {
+    let threads = if threads > 0 { threads } else { processors::share(sharers) };
     if threads > MOST_THREADS {
         return Err(Error::invalid(format!(
             "{threads} threads: choose at most {MOST_THREADS} (train.threads)"
@@ -63,6 +64,18 @@ fn first_model(settings: &Settings, device: CpuDevice, tokens: usize) -> Result<
 fn read_weights(folder: &Path, model: &Transformer) -> Result<()> {
     let put = &mut |span, values: &[f32]| model.put(span, values);
     hugging_face::read_weights(folder, model.config(), model.parameters(), put)
+}
+
+/// This process' place as a launcher left it in the environment, with the run's secret; `None` without a launcher. The
+/// secret is then taken out of the environment, so that what this process starts does not inherit it.
+fn place_in_the_world() -> Result<Option<Launch>> {
+    let lookup = |name: &str| std::env::var(name).ok();
+    let Some(launch) = Launch::from_environment(&lookup)? else { return Ok(None) };
+    let secret = Secret::from_environment(&lookup)?;
+    // SAFETY: subcommands begin on the main thread, before any of them has started another that could read the
+    // environment meanwhile.
+    unsafe { std::env::remove_var(SECRET) };
+    Ok(Some(Launch { secret, ..launch }))
 }
 
 /// Reads a precision off the command line.

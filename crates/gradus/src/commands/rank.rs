@@ -9,10 +9,10 @@ use crate::run_settings::Settings;
 use crate::settings::{Resolved, render};
 use crate::sinks::{Many, MetricsFile, Progress, TensorBoard};
 use anyhow::{Context, Result};
-use gradus_collective::Communicator;
+use gradus_collective::{Collective, Communicator};
 use gradus_compute::Device;
 use gradus_error::{Error, Kind};
-use gradus_fabric::{Launch, connect};
+use gradus_fabric::{Launch, NetworkSettings, Seat, TlsSettings, Transport, connect, interface_of};
 use gradus_host::{Clock, RealClock, disk};
 use gradus_model::Transformer;
 use gradus_store::{Dataset, Tokenizer};
@@ -33,8 +33,7 @@ pub fn run(resolved: &Resolved<Settings>, launch: Option<Launch>, resume: bool) 
     settings.check(launch.as_ref().map_or(1, |launch| launch.world_size))?;
     // Ranks meet first: one that never comes is missed now, not after the data are prepared.
     let mut communicator = communicator(settings, launch.as_ref())?;
-    let local_world_size = launch.as_ref().map_or(1, |launch| launch.local_world_size);
-    let opened = open(resolved, local_world_size, resume, &mut communicator);
+    let opened = open(resolved, resume, &mut communicator);
     let opened = opened.inspect_err(|error| communicator.give_up(&as_told(error)))?;
     let Opened { folder, run, model, dataset, tokenizer, mut observer, peak_flops_per_s, stop } = opened;
     let clock: Arc<dyn Clock> = Arc::new(RealClock::new());
@@ -62,16 +61,16 @@ struct Opened {
 
 fn open(
     resolved: &Resolved<Settings>,
-    local_world_size: usize,
     resume: bool,
     communicator: &mut Communicator,
 ) -> Result<Opened> {
     let settings = &resolved.settings;
     let first = communicator.rank() == 0;
     let dataset = Dataset::open(&prepare::run(settings)?.folder)?;
-    let device = open_device(settings.train.threads, local_world_size, settings.train.precision)?;
     // Others may have more to prepare than we.
     communicator.patient_barrier()?;
+    let sharers = sharers(communicator)?;
+    let device = open_device(settings.train.threads, sharers, settings.train.precision)?;
     agree(communicator, "the data", &dataset.digest())?;
     agree(communicator, "the kernels", &kernels(&device.describe()))?;
     // Until here a signal simply ends the process: there is nothing to save yet.
@@ -121,9 +120,25 @@ fn stop_on_signals() -> Result<Arc<AtomicBool>> {
 fn communicator(settings: &Settings, launch: Option<&Launch>) -> Result<Communicator> {
     let Some(launch) = launch else { return Ok(Communicator::alone()) };
     let transport = connect(launch, settings.transport()?, &settings.network, &terms(settings)?)?;
+    show_place(launch, &*transport);
     let mut communicator = Communicator::new(transport, settings.stall_timeout()?);
     record_flight(&mut communicator)?;
     Ok(communicator)
+}
+
+/// Says where this rank is reached: on every rank where hosts differ, else on rank 0 for all.
+fn show_place(launch: &Launch, transport: &dyn Transport) {
+    let Some(address) = transport.address() else { return };
+    if address.ip().is_loopback() && launch.rank != 0 {
+        return;
+    }
+    logging::say(format_args!(
+        "  rank {} of {} is reached at {address} ({}), over {}",
+        launch.rank,
+        launch.world_size,
+        interface_of(address.ip()),
+        transport.name()
+    ));
 }
 
 /// Where ranks leave what they did last, for `gradus flight`: on a failure, and on SIGUSR1.
@@ -140,9 +155,12 @@ fn record_flight(communicator: &mut Communicator) -> Result<()> {
     Ok(())
 }
 
-/// The settings that all ranks must share, one a line: all but how this rank was started.
+/// The settings that all ranks must share, one a line: all but how this rank was started, its own interfaces and its
+/// files of TLS.
 fn terms(settings: &Settings) -> Result<String> {
-    let agreed = Settings { launch: Default::default(), ..settings.clone() };
+    let network =
+        NetworkSettings { interface: String::new(), tls: TlsSettings::default(), ..settings.network.clone() };
+    let agreed = Settings { launch: Default::default(), network, ..settings.clone() };
     let mut lines = Vec::new();
     let table = toml::Table::try_from(&agreed).context("cannot write the settings as TOML")?;
     for (section, value) in table {
@@ -150,6 +168,15 @@ fn terms(settings: &Settings) -> Result<String> {
         lines.extend(keys.map(|(key, value)| format!("{section}.{key} = {value}")));
     }
     Ok(lines.join("\n"))
+}
+
+/// Ranks that share this one's processors, itself included.
+fn sharers(communicator: &mut Communicator) -> Result<usize> {
+    let own = Seat::of_this_process();
+    let mut words = vec![0i64; Seat::WORDS * communicator.world_size()];
+    communicator.run(&Collective::all_gather(), &own.to_words(), &mut words)?;
+    let all: Vec<Seat> = words.as_chunks().0.iter().map(Seat::from_words).collect();
+    Ok(own.sharers(&all))
 }
 
 /// Holds what this rank has against what rank 0 has: with other data or kernels that round differently the ranks would

@@ -1,6 +1,6 @@
 //! `gradus train`: under somebody's launcher one rank; otherwise the launcher of local ranks, or the only rank.
 
-use super::{prepare, rank};
+use super::{place_in_the_world, prepare, rank};
 use crate::exit;
 use crate::launcher::{ExitStatusSummary, launch_local};
 use crate::logging;
@@ -37,7 +37,7 @@ pub fn run(arguments: &TrainArguments, overrides: &[(String, String)]) -> Result
         resolved.origins.insert("launch.nproc_per_node".into(), Origin::CommandLine);
     }
     prefer_command_line_length(&mut resolved);
-    let launch = Launch::from_environment(&|name| std::env::var(name).ok())?;
+    let launch = place_in_the_world()?;
     check_nproc(arguments.nproc_per_node, launch.as_ref())?;
     match launch {
         Some(launch) => rank::run(&resolved, Some(launch), arguments.resume),

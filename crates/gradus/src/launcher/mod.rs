@@ -5,6 +5,9 @@
 //! listener is bound here, to a port that the system chooses, and handed on to rank 0 as an open descriptor
 //! ([`RENDEZVOUS_FD`]), so no port is raced for.
 //!
+//! The run's secret is made here, where nobody has set one, and handed on by the environment: on a command line every user
+//! of the host could read it.
+//!
 //! Each rank leads a process group of its own. A terminal's Ctrl-C then reaches the launcher alone, which passes it on
 //! exactly once, whoever sent it and however.
 //!
@@ -21,6 +24,7 @@ mod tests;
 
 use crate::exit;
 use gradus_error::{Error, IoContext, Result};
+use gradus_fabric::Secret;
 use gradus_host::RealClock;
 use signals::Signals;
 use std::ffi::OsString;
@@ -156,7 +160,7 @@ impl Launch {
     /// the *thread* that started them ends.
     ///
     /// # Errors
-    /// `Invalid` for no rank or more than 1024, or a program that is not there; else the system's failure to bind,
+    /// `Invalid` for no rank or more than 1024, a program that is not there, or a secret that is none; else the system's failure to bind,
     /// start or wait. No rank is left alive.
     pub fn run(&self) -> Result<ExitStatusSummary> {
         let stderr = std::io::stderr();
@@ -174,10 +178,29 @@ impl Launch {
                 self.ranks
             )));
         }
-        let describe = || "cannot bind the rendezvous to 127.0.0.1".to_owned();
-        let rendezvous = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).context(describe)?;
-        let port = rendezvous.local_addr().context(describe)?.port();
         // Dropped at the end: once rank 0 has it, its death must close the port.
-        (0..self.ranks).map(|number| rank::Rank::start(self, number, &rendezvous, port, clear)).collect()
+        let meeting = Meeting::prepare()?;
+        (0..self.ranks).map(|number| rank::Rank::start(self, number, &meeting, clear)).collect()
+    }
+}
+
+/// What ranks need to meet.
+#[derive(Debug)]
+struct Meeting {
+    listener: TcpListener,
+    port: u16,
+    /// Made here; `None` where ranks inherit one from this process' environment.
+    secret: Option<Secret>,
+}
+
+impl Meeting {
+    fn prepare() -> Result<Self> {
+        let describe = || "cannot bind the rendezvous to 127.0.0.1".to_owned();
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).context(describe)?;
+        let port = listener.local_addr().context(describe)?.port();
+        // Read here only to refuse a wrong one once, not in every rank.
+        let given = Secret::from_environment(&|name| std::env::var(name).ok())?;
+        let secret = given.is_empty().then(Secret::make);
+        Ok(Self { listener, port, secret })
     }
 }

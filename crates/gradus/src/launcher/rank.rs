@@ -2,12 +2,12 @@
 
 use super::last_word::{Ear, LAST_WORD_FD, LastWord};
 use super::lines::Lines;
-use super::{Ending, Launch, RENDEZVOUS_FD};
+use super::{Ending, Launch, Meeting, RENDEZVOUS_FD};
 use gradus_error::{IoContext, Result};
+use gradus_fabric::SECRET;
 use rustix::io::{Errno, FdFlags, fcntl_setfd, ioctl_fionbio};
 use rustix::process::{Pid, PidfdFlags, Signal, kill_process_group, pidfd_open};
 use std::io::{ErrorKind, Read, Write};
-use std::net::TcpListener;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::process::{Child, ChildStderr, ChildStdout, Command, Stdio};
@@ -45,21 +45,15 @@ enum OutputPipe {
 }
 
 impl Rank {
-    /// Starts rank `number`; rank 0 inherits `rendezvous`, which is bound to `port`.
+    /// Starts rank `number`; rank 0 inherits the meeting's listener.
     ///
     /// # Errors
     /// `Invalid` if the program is not there; else the system's failure to start it.
-    pub fn start(
-        launch: &Launch,
-        number: usize,
-        rendezvous: &TcpListener,
-        port: u16,
-        clear: bool,
-    ) -> Result<Self> {
-        let mut command = command(launch, number, port);
+    pub(super) fn start(launch: &Launch, number: usize, meeting: &Meeting, clear: bool) -> Result<Self> {
+        let mut command = command(launch, number, meeting);
         let (ear, mouth) = Ear::open()?;
         command.env(LAST_WORD_FD, mouth.as_raw_fd().to_string());
-        let rendezvous = (number == 0).then(|| rendezvous.as_raw_fd());
+        let rendezvous = (number == 0).then(|| meeting.listener.as_raw_fd());
         let inherited = [Some(mouth.as_raw_fd()), rendezvous];
         match rendezvous {
             Some(descriptor) => command.env(RENDEZVOUS_FD, descriptor.to_string()),
@@ -204,7 +198,7 @@ impl AsFd for OutputPipe {
     }
 }
 
-fn command(launch: &Launch, number: usize, port: u16) -> Command {
+fn command(launch: &Launch, number: usize, meeting: &Meeting) -> Command {
     let mut command = Command::new(&launch.program);
     // Rank 0 stands for the whole run, also towards whoever feeds it.
     let stdin = if number == 0 { Stdio::inherit() } else { Stdio::null() };
@@ -212,7 +206,10 @@ fn command(launch: &Launch, number: usize, port: u16) -> Command {
     let (number, world) = (number.to_string(), launch.ranks.to_string());
     command.env("RANK", &number).env("WORLD_SIZE", &world);
     command.env("LOCAL_RANK", &number).env("LOCAL_WORLD_SIZE", &world).env("GROUP_RANK", "0");
-    command.env("MASTER_ADDR", "127.0.0.1").env("MASTER_PORT", port.to_string());
+    command.env("MASTER_ADDR", "127.0.0.1").env("MASTER_PORT", meeting.port.to_string());
+    if let Some(secret) = &meeting.secret {
+        command.env(SECRET, secret.as_value());
+    }
     command.envs(launch.environment.iter().map(|(name, value)| (name, value)));
     command
 }

@@ -104,6 +104,24 @@ fn ranks_find_their_place_in_the_environment() {
 }
 
 #[test]
+fn ranks_share_a_secret_that_no_command_line_shows() {
+    let directory = tempfile::tempdir().unwrap();
+    let script =
+        "printf %s $GRADUS_SECRET > $OUT/$RANK; cat /proc/$PPID/cmdline /proc/$$/cmdline > $OUT/c$RANK";
+    let secrets = [0, 1].map(|_| {
+        let mut launch = launch(script, 2);
+        launch.environment.push(("OUT".into(), directory.path().into()));
+        assert_eq!(supervised(&launch, &Signals::none(), |_| {}).0, ExitStatusSummary::Done);
+        let read = |name: &str| fs::read_to_string(directory.path().join(name)).unwrap();
+        let secret = read("0");
+        assert!(secret.len() == 64 && secret == read("1"));
+        assert!(!read("c0").contains(&secret) && !read("c1").contains(&secret));
+        secret
+    });
+    assert_ne!(secrets[0], secrets[1]);
+}
+
+#[test]
 fn lines_of_other_ranks_carry_their_name() {
     let (summary, text) = run("[ $RANK = 0 ] || { echo out; printf 'half' >&2; }", 3);
     assert_eq!(summary, ExitStatusSummary::Done);

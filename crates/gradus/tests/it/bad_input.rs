@@ -2,6 +2,7 @@
 
 use crate::corpus::Place;
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 
 /// Runs and expects a failure whose message names `culprits`, once.
 fn refused(place: &Place, arguments: &[&str], code: i32, culprits: &[&str]) {
@@ -33,6 +34,8 @@ fn settings_that_are_wrong_are_named() {
         2,
         &["carrier-pigeon"],
     );
+    refused(&place, &train(&["--network.interface", "a,^b"]), 2, &["network.interface", "a,^b"]);
+    refused(&place, &train(&["--network.tls.key", "key.pem"]), 2, &["network.tls.certificate"]);
     refused(&place, &train(&["--resume"]), 2, &["--resume"]);
     refused(&place, &train(&["--nproc-per-node", "0"]), 2, &["launch.nproc_per_node"]);
     refused(&place, &train(&["--train.duration", "0s", "--train.steps", "0"]), 2, &["train.duration"]);
@@ -86,6 +89,31 @@ fn what_ranks_find_is_said_once_however_many_ranks() {
     fs::write(&moments, whole).unwrap();
     fs::write(place.path().join("file"), "").unwrap();
     refused(&place, &two(&["--run.dir", "file"]), 2, &["file is no folder"]);
+}
+
+#[test]
+fn secrets_that_are_wrong_are_refused_once_and_not_shown() {
+    let place = Place::new();
+    let file = place.path().join("secret");
+    fs::write(&file, "hidden away from everybody\n").unwrap();
+    let with = |name: &str, value: &str| {
+        let mut command = place.command(["train", "run.toml", "--nproc-per-node", "2"]);
+        let output = command.env(name, value).output().unwrap();
+        let text = String::from_utf8(output.stderr).unwrap();
+        assert!(!text.contains("hidden"), "{text}");
+        assert!(text.matches("error: ").count() <= 1, "{text}");
+        (output.status.code(), text)
+    };
+    let path = file.to_str().unwrap();
+    let private = |mode| fs::set_permissions(&file, fs::Permissions::from_mode(mode)).unwrap();
+    private(0o644);
+    let (code, text) = with("GRADUS_SECRET_FILE", path);
+    assert!(code == Some(1) && text.contains(&format!("chmod 600 {path}")), "{text}");
+    private(0o600);
+    let (code, text) = with("GRADUS_SECRET_FILE", path);
+    assert_eq!(code, Some(0), "{text}");
+    let (code, text) = with("GRADUS_SECRET", "hidden");
+    assert!(code == Some(2) && text.contains("GRADUS_SECRET"), "{text}");
 }
 
 #[test]

@@ -38,7 +38,7 @@ fn it_ends_in_good_order_and_goes_on_from_its_file() {
 fn what_cannot_be_ends_with_a_reason() {
     let directory = tempfile::tempdir().unwrap();
     let cases: [(&[&str], i32, &str); 4] = [
-        (&["--state", "state", "--listen", "0.0.0.0:0"], 1, "beyond loopback"),
+        (&["--state", "state", "--listen", "0.0.0.0:0"], 1, "GRADUS_SECRET"),
         (&["--state", "state", "--listen", "nonsense"], 2, "nonsense"),
         (&["--state", "state", "--failure-detection", "1ms"], 2, "failure_detection"),
         (&["--state", "state", "--failure-detection", "soon"], 2, "soon"),

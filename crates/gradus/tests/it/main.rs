@@ -5,6 +5,7 @@
 mod bad_input;
 mod coordinator;
 mod corpus;
+mod hosts;
 mod program;
 mod ranks;
 mod resume;

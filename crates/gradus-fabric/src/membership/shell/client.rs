@@ -6,7 +6,8 @@ use super::super::timeouts::Timeouts;
 use super::door::reach;
 use super::link::Link;
 use crate::gate::timespec;
-use gradus_error::{Error, IoContext, Result};
+use crate::secret::Secret;
+use gradus_error::{Error, IoContext, Kind, Result};
 use gradus_host::machine::{Action, Event, EventOf, Machine};
 use gradus_host::{Clock, RealClock};
 use rustix::event::{PollFd, PollFlags, poll};
@@ -30,6 +31,8 @@ pub struct ClientSettings {
     pub identity: Identity,
     /// The spans, the same as the coordinator's.
     pub timeouts: Timeouts,
+    /// What the coordinator knows too; the empty one serves on loopback only.
+    pub secret: Secret,
 }
 
 /// The epoch in which the member may act, and until when by the client's clock.
@@ -52,7 +55,7 @@ impl MembershipClient {
     /// Reaches the coordinator and begins to join. Blocks for `failure_detection` at most.
     ///
     /// # Errors
-    /// `Unavailable` when the coordinator cannot be reached, or the system's failure to make a thread.
+    /// `Unavailable` when the coordinator cannot be reached, `Denied` when it has another secret, or the system's failure to make a thread.
     pub fn join(settings: ClientSettings) -> Result<Self> {
         let clock = RealClock::new();
         let link = reach_at_first(&settings, &clock)?;
@@ -64,12 +67,13 @@ impl MembershipClient {
         let (commands, to_obey) = channel();
         let (to_tell, events) = channel();
         let licence = Arc::new(Mutex::new(None));
-        let ClientSettings { coordinator, group, settings, identity, timeouts } = settings;
+        let ClientSettings { coordinator, group, settings, identity, timeouts, secret } = settings;
         let keeper = Keeper {
             member: Member::new(&group, settings, identity, timeouts),
             link: Some(link),
             coordinator,
             timeouts,
+            secret,
             commands: to_obey,
             bell: rope,
             events: to_tell,
@@ -131,7 +135,8 @@ impl Drop for MembershipClient {
 fn reach_at_first(settings: &ClientSettings, clock: &RealClock) -> Result<Link> {
     let until = clock.now() + settings.timeouts.detection;
     loop {
-        match reach(&settings.coordinator, settings.timeouts.connect) {
+        match reach(&settings.coordinator, &settings.secret, settings.timeouts.connect) {
+            Err(error) if *error.kind() == Kind::Denied => return Err(error),
             Err(_) if clock.now() < until => clock.sleep(settings.timeouts.heartbeat),
             reached => return reached,
         }
@@ -144,6 +149,7 @@ struct Keeper {
     link: Option<Link>,
     coordinator: String,
     timeouts: Timeouts,
+    secret: Secret,
     commands: Receiver<MemberCommand>,
     bell: UnixStream,
     events: Sender<MemberNote>,
@@ -214,7 +220,7 @@ impl Keeper {
     /// What cannot be said now is said again with the next heartbeat, over a new connection.
     fn send(&mut self, message: &super::super::Request) {
         if self.link.is_none() {
-            self.link = reach(&self.coordinator, self.timeouts.connect).ok();
+            self.link = reach(&self.coordinator, &self.secret, self.timeouts.connect).ok();
         }
         if let Some(link) = &mut self.link
             && link.send(message).is_err()

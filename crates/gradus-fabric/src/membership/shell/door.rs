@@ -1,8 +1,11 @@
-//! Where a connection between member and coordinator begins, on either side: the one place that decides who is let in.
+//! Where a connection between member and coordinator begins, on either side: with a proof of the secret that they share.
 
 use super::super::message::Request;
 use super::link::Link;
 use crate::gate::Gate;
+use crate::handshake::Purpose;
+use crate::secret::Secret;
+use crate::trust::Trust;
 use crate::{dial, frame};
 use gradus_error::{Error, IoContext, Result};
 use gradus_host::{Clock, RealClock};
@@ -22,25 +25,32 @@ const MOST_ARRIVALS: usize = 1024;
 const ONE_WAIT: Duration = Duration::from_secs(1);
 const REST: Duration = Duration::from_millis(100);
 
+/// What the coordinator, number 0, and its members, who are told apart by what they say, bring to a connection.
+pub(super) fn trust(secret: &Secret, number: usize) -> Trust {
+    Trust { secret: secret.clone(), tls: None, purpose: Purpose::Membership, rank: number }
+}
+
 /// Connects to a coordinator.
 ///
 /// # Errors
-/// `Unavailable` when it cannot be reached within `limit`.
-pub(super) fn reach(address: &str, limit: Duration) -> Result<Link> {
+/// `Unavailable` when it cannot be reached within `limit`, `Denied` when it has another secret.
+pub(super) fn reach(address: &str, secret: &Secret, limit: Duration) -> Result<Link> {
     let clock = RealClock::new();
-    let stream = dial::try_once(address, &clock, clock.now() + limit).map_err(|error| {
+    let until = clock.now() + limit;
+    let socket = dial::try_once(address, &clock, until).map_err(|error| {
         Error::unavailable(format!("cannot reach the coordinator at {address}: is it running there?"))
             .with_source(error)
     })?;
-    Link::new(stream.into())
+    let whom = format!("the coordinator at {address}");
+    Link::new(trust(secret, 1).call(socket.into(), &whom, &clock, until)?)
 }
 
 /// A socket on which members are awaited.
 ///
 /// # Errors
-/// `Denied` for an address beyond loopback: connections prove nothing about who connects. `Invalid` when the address is
-/// none, is taken or is not this host's.
-pub(super) fn listen(address: &str) -> Result<TcpListener> {
+/// `Denied` for an address beyond loopback without a secret. `Invalid` when the address is none, is taken or is not this
+/// host's.
+pub(super) fn listen(address: &str, secret: &Secret) -> Result<TcpListener> {
     let unusable = |error: std::io::Error| {
         let mend = match error.kind() {
             ErrorKind::AddrInUse => "another program uses it, choose another port",
@@ -49,11 +59,7 @@ pub(super) fn listen(address: &str) -> Result<TcpListener> {
         Error::invalid(format!("cannot listen on {address}: {mend}")).with_source(error)
     };
     let found: Vec<_> = address.to_socket_addrs().map_err(unusable)?.collect();
-    if let Some(beyond) = found.iter().find(|found| !found.ip().is_loopback()) {
-        return Err(Error::denied(format!(
-            "{address} is {beyond}, beyond loopback: a coordinator listens on 127.0.0.1 or [::1] only"
-        )));
-    }
+    found.iter().try_for_each(|found| secret.permits(found.ip(), "the coordinator's address"))?;
     TcpListener::bind(&found[..]).map_err(unusable)
 }
 
@@ -76,7 +82,7 @@ impl Door {
     ///
     /// # Errors
     /// The system's failure to make a socket or a thread.
-    pub(super) fn open(listener: TcpListener) -> Result<Self> {
+    pub(super) fn open(listener: TcpListener, trust: Trust) -> Result<Self> {
         let describe = || "cannot open the door for members".to_owned();
         let (bell, rope) = UnixStream::pair().context(describe)?;
         bell.set_nonblocking(true).context(describe)?;
@@ -85,7 +91,7 @@ impl Door {
         let gate = OwnedFd::from(listener.try_clone().context(describe)?);
         let thread = std::thread::Builder::new()
             .name("gradus-door".into())
-            .spawn(move || let_in(gate, &sender, rope))
+            .spawn(move || let_in(gate, trust, &sender, rope))
             .context(describe)?;
         Ok(Self { arrivals, bell, listener: listener.into(), thread: Some(thread) })
     }
@@ -118,17 +124,17 @@ impl Drop for Door {
 }
 
 /// Lets callers in until nobody takes them any more or the bell's other end is closed.
-fn let_in(listener: OwnedFd, arrivals: &SyncSender<Arrival>, mut rope: UnixStream) {
+fn let_in(listener: OwnedFd, trust: Trust, arrivals: &SyncSender<Arrival>, mut rope: UnixStream) {
     let clock = RealClock::new();
-    let Ok(mut gate) = Gate::new(listener, &clock) else { return };
+    let Ok(mut gate) = Gate::new(listener, trust, &clock) else { return };
     loop {
         let callers = gate.arrivals(clock.now() + ONE_WAIT).unwrap_or_else(|_| {
             clock.sleep(REST);
             Vec::new()
         });
-        for (socket, body) in callers {
-            let Ok(request) = frame::decode(&body) else { continue };
-            let Ok(link) = Link::new(socket) else { continue };
+        for caller in callers {
+            let Ok(request) = frame::decode(&caller.frame) else { continue };
+            let Ok(link) = Link::new(caller.stream) else { continue };
             if arrivals.send(Arrival { link, request }).is_err() {
                 return;
             }

@@ -1,34 +1,33 @@
 //! A connection that carries frames, never blocks and holds a bounded number of bytes.
 
 use crate::frame::{self, Progress, Reader};
+use crate::stream::{Moved, Stream};
 use gradus_error::{Error, Result};
 use rustix::event::PollFlags;
-use rustix::io::Errno;
-use rustix::net::{SendFlags, sockopt};
+use rustix::net::sockopt;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd};
 
 /// Bytes that the other side may leave lying: the pages of the largest table take 30 MB at most.
 const MOST_UNSENT: usize = 32 << 20;
 
 /// One end of a connection.
 pub(super) struct Link {
-    socket: OwnedFd,
+    stream: Stream,
     reader: Reader,
     unsent: Vec<u8>,
 }
 
 impl Link {
-    /// A link over a connected socket.
+    /// A link over a connection whose other end is proven.
     ///
     /// # Errors
     /// The system's failure to prepare it.
-    pub(super) fn new(socket: OwnedFd) -> Result<Self> {
-        let failed = |error: Errno| Error::io("cannot prepare a connection", error.into());
-        rustix::io::ioctl_fionbio(&socket, true).map_err(failed)?;
-        sockopt::set_tcp_nodelay(&socket, true).map_err(failed)?;
-        Ok(Self { socket, reader: Reader::default(), unsent: Vec::new() })
+    pub(super) fn new(stream: Stream) -> Result<Self> {
+        sockopt::set_tcp_nodelay(&stream, true)
+            .map_err(|error| Error::io("cannot prepare a connection", error.into()))?;
+        Ok(Self { stream, reader: Reader::default(), unsent: Vec::new() })
     }
 
     /// Sends a message, or keeps what the other side cannot take yet.
@@ -49,17 +48,14 @@ impl Link {
     /// # Errors
     /// `Closed` when the connection is of no more use.
     pub(super) fn flush(&mut self) -> Result<()> {
+        let broke = |error| Error::closed("the connection broke").with_source(error);
+        self.stream.flush().map_err(broke)?;
         let mut sent = 0;
         while sent < self.unsent.len() {
-            match rustix::net::send(
-                &self.socket,
-                &self.unsent[sent..],
-                SendFlags::NOSIGNAL | SendFlags::DONTWAIT,
-            ) {
-                Ok(count) => sent += count,
-                Err(Errno::INTR) => {}
-                Err(Errno::AGAIN) => break,
-                Err(error) => return Err(Error::closed("the connection broke").with_source(error)),
+            match self.stream.send(&self.unsent[sent..]).map_err(broke)? {
+                Moved::Bytes(count) => sent += count,
+                Moved::Nothing => break,
+                Moved::Ended => return Err(Error::closed("the other side has gone")),
             }
         }
         self.unsent.drain(..sent);
@@ -71,7 +67,7 @@ impl Link {
     /// # Errors
     /// `Closed` when the other side has gone, `Corrupt` when it speaks nonsense.
     pub(super) fn receive<T: DeserializeOwned>(&mut self) -> Result<Option<T>> {
-        match self.reader.read(&self.socket)? {
+        match self.reader.read(&mut self.stream)? {
             Progress::Frame(body) => frame::decode(&body).map(Some),
             Progress::Waiting => Ok(None),
             Progress::Ended => Err(Error::closed("the other side has gone")),
@@ -80,13 +76,13 @@ impl Link {
 
     /// What to wait for.
     pub(super) fn interest(&self) -> PollFlags {
-        if self.unsent.is_empty() { PollFlags::IN } else { PollFlags::IN | PollFlags::OUT }
+        self.stream.news(if self.unsent.is_empty() { PollFlags::IN } else { PollFlags::IN | PollFlags::OUT })
     }
 }
 
 impl AsFd for Link {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.socket.as_fd()
+        self.stream.as_fd()
     }
 }
 
@@ -100,7 +96,8 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let ours = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
         let theirs = listener.accept().unwrap().0;
-        (Link::new(ours.into()).unwrap(), Link::new(theirs.into()).unwrap())
+        let link = |socket: TcpStream| Link::new(Stream::plain(socket.into()).unwrap()).unwrap();
+        (link(ours), link(theirs))
     }
 
     fn next(link: &mut Link) -> Result<String> {

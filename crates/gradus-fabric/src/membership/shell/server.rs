@@ -3,10 +3,11 @@
 use super::super::coordinator::{Coordinator, CoordinatorNote};
 use super::super::message::{Reply, Request};
 use super::super::timeouts::Timeouts;
-use super::door::{Arrival, Door, listen};
+use super::door::{Arrival, Door, listen, trust};
 use super::link::Link;
 use super::state_file::StateFile;
 use crate::gate::timespec;
+use crate::secret::Secret;
 use gradus_error::{Error, IoContext, Kind, Result};
 use gradus_host::machine::{Action, ActionOf, Event, EventOf, Machine, Peer};
 use gradus_host::{Clock, RealClock};
@@ -46,20 +47,21 @@ pub struct CoordinatorServer {
 }
 
 impl CoordinatorServer {
-    /// Listens on `address` (`host:port`, port 0 for any) and goes on from what `state` holds, if it exists.
+    /// Listens on `address` (`host:port`, port 0 for any) and goes on from what `state` holds, if it exists. Members prove
+    /// that they know `secret`.
     ///
     /// # Errors
-    /// `Invalid` for an address that cannot be listened on, `Denied` for one beyond loopback or a file that another
+    /// `Invalid` for an address that cannot be listened on, `Denied` for one beyond loopback without a secret or a file that another
     /// coordinator uses, `Corrupt` for a file that no coordinator wrote, or the system's failure.
-    pub fn open(address: &str, state: &Path, timeouts: Timeouts) -> Result<Self> {
-        let listener = listen(address)?;
+    pub fn open(address: &str, state: &Path, timeouts: Timeouts, secret: &Secret) -> Result<Self> {
+        let listener = listen(address, secret)?;
         let (file, stored) = StateFile::open(state)?;
         let within = |error: Error| error.within(format!("{} is of no use", state.display()));
         Ok(Self {
             machine: Coordinator::open(stored.as_deref(), timeouts).map_err(within)?,
             file,
             address: listener.local_addr().context(|| "cannot read a socket's own address".to_owned())?,
-            door: Door::open(listener)?,
+            door: Door::open(listener, trust(secret, 0))?,
             visitors: BTreeMap::new(),
             last_peer: 0,
             patience: timeouts.detection * 4,

@@ -1,0 +1,81 @@
+//! Where a rank computes: its host, and the processors that it may use there.
+//!
+//! Launchers differ: some bind each rank to processors of its own (Open MPI's mpirun, srun), some let all ranks of a host
+//! use all (torchrun, ours). Who shares with whom shows when ranks lay their seats side by side.
+
+use rustix::thread::sched_getaffinity;
+
+/// Words of 64 processors in a mask: as many as the system's own mask holds.
+const WORDS: usize = 16;
+
+/// A rank's host and processors; as words, to be exchanged.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Seat([u64; Seat::WORDS]);
+
+impl Seat {
+    /// Words of a seat: one for the host, the others for its processors.
+    pub const WORDS: usize = 1 + WORDS;
+
+    /// This process' own. Where the system does not tell, it is a host and processors that nobody shares.
+    pub fn of_this_process() -> Self {
+        let mut words = [0; Self::WORDS];
+        words[0] = host();
+        if let Ok(set) = sched_getaffinity(None) {
+            for (index, word) in words[1..].iter_mut().enumerate() {
+                *word = (0..64).filter(|bit| set.is_set(index * 64 + bit)).fold(0, |word, bit| word | 1 << bit);
+            }
+        }
+        Self(words)
+    }
+
+    /// As numbers for a collective.
+    pub fn to_words(self) -> [i64; Self::WORDS] {
+        self.0.map(u64::cast_signed)
+    }
+
+    /// From what another rank sent; any words are a seat.
+    pub fn from_words(words: &[i64; Self::WORDS]) -> Self {
+        Self(words.map(i64::cast_unsigned))
+    }
+
+    /// How many of `all` ranks' seats share processors with this one, itself included; at least one.
+    pub fn sharers(&self, all: &[Self]) -> usize {
+        let overlaps = |other: &&Self| {
+            other.0[0] == self.0[0] && self.0[1..].iter().zip(&other.0[1..]).any(|(ours, theirs)| ours & theirs != 0)
+        };
+        all.iter().filter(overlaps).count().max(1)
+    }
+}
+
+/// The first half of the number that the kernel drew when it started; 0 where it does not tell.
+fn host() -> u64 {
+    let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+    let digits: String = boot.chars().filter(char::is_ascii_hexdigit).take(16).collect();
+    u64::from_str_radix(&digits, 16).unwrap_or(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn seat(host: u64, processors: u64) -> Seat {
+        let mut words = [0; Seat::WORDS];
+        (words[0], words[Seat::WORDS - 1]) = (host, processors);
+        Seat(words)
+    }
+
+    #[test]
+    fn ranks_share_with_those_whose_processors_overlap_on_their_host() {
+        let all = [seat(1, 0b0011), seat(1, 0b0011), seat(1, 0b1100), seat(2, 0b0011)];
+        let sharers: Vec<usize> = all.iter().map(|seat| seat.sharers(&all)).collect();
+        assert_eq!(sharers, [2, 2, 1, 1]);
+        assert_eq!(seat(1, 0).sharers(&all), 1, "who knows nothing is alone");
+    }
+
+    #[test]
+    fn a_seat_survives_the_wire() {
+        let own = Seat::of_this_process();
+        assert_eq!(Seat::from_words(&own.to_words()), own);
+        assert_eq!(own.sharers(&[own, own]), 2);
+    }
+}

@@ -1,0 +1,10 @@
+//! Ranks as threads: rendezvous, trust and transports, end to end.
+
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
+mod certificates;
+mod meeting;
+mod membership;
+mod parity;
+mod trust;
+mod world;

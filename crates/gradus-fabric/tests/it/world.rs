@@ -1,0 +1,98 @@
+//! Ranks as threads of this process.
+
+use crate::certificates::Authority;
+use gradus_error::Result;
+use gradus_fabric::{Direction, Interest, Launch, NetworkSettings, Transport, TransportKind, connect};
+use std::net::TcpListener;
+use std::os::fd::AsRawFd;
+use std::time::Duration;
+
+/// A way for bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Way {
+    SharedMemory,
+    Tcp,
+    Tls,
+}
+
+pub const WAYS: [Way; 3] = [Way::SharedMemory, Way::Tcp, Way::Tls];
+
+/// What a rank starts with; tests change it.
+pub struct Start {
+    pub launch: Launch,
+    pub kind: TransportKind,
+    pub settings: NetworkSettings,
+    pub fingerprint: String,
+}
+
+/// Starts ranks as threads; `change` sees what each starts with, `body` runs with what it comes to.
+pub fn run<T: Send>(
+    world_size: usize,
+    change: impl Fn(usize, &mut Start) + Sync,
+    body: impl Fn(usize, Result<Box<dyn Transport>>) -> T + Sync,
+) -> Vec<T> {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    std::thread::scope(|scope| {
+        let start = |rank: usize| {
+            let mut launch = Launch::local(rank, world_size, port);
+            launch.rendezvous_fd = (rank == 0).then(|| listener.as_raw_fd());
+            let mut start = Start {
+                launch,
+                kind: TransportKind::Auto,
+                settings: NetworkSettings::default(),
+                fingerprint: "same".into(),
+            };
+            change(rank, &mut start);
+            let (change_done, body) = (start, &body);
+            scope.spawn(move || {
+                let Start { launch, kind, settings, fingerprint } = change_done;
+                body(rank, connect(&launch, kind, &settings, &fingerprint))
+            })
+        };
+        let ranks: Vec<_> = (0..world_size).map(start).collect();
+        ranks.into_iter().map(|rank| rank.join().unwrap()).collect()
+    })
+}
+
+/// Ranks that go one way.
+pub fn on(way: Way) -> impl Fn(usize, &mut Start) + Sync {
+    let files = (way == Way::Tls).then(|| Authority::new().member());
+    move |_, start| {
+        start.kind = if way == Way::SharedMemory { TransportKind::SharedMemory } else { TransportKind::Tcp };
+        if let Some(files) = &files {
+            start.settings.tls = files.settings.clone();
+        }
+    }
+}
+
+pub fn send_all(transport: &mut dyn Transport, peer: usize, bytes: &[u8]) -> Result<()> {
+    let mut sent = 0;
+    while sent < bytes.len() {
+        sent += transport.try_send(peer, &bytes[sent..])?;
+        if sent < bytes.len() {
+            transport.wait(&[Interest { peer, direction: Direction::Send }], Duration::from_secs(1))?;
+        }
+    }
+    Ok(())
+}
+
+pub fn receive(transport: &mut dyn Transport, peer: usize, len: usize) -> Result<Vec<u8>> {
+    let mut out = Vec::new();
+    loop {
+        transport.try_receive(peer, &mut |from, available| {
+            let count = available.min(len - out.len());
+            // SAFETY: the transport hands out `available` valid bytes.
+            out.extend((0..count).map(|i| unsafe { from.add(i).read() }));
+            count
+        })?;
+        if out.len() == len {
+            return Ok(out);
+        }
+        transport.wait(&[Interest { peer, direction: Direction::Receive }], Duration::from_secs(1))?;
+    }
+}
+
+pub fn pattern(from: usize, to: usize, len: usize) -> Vec<u8> {
+    (0..len).map(|i| (i * 31 + from * 7 + to * 13) as u8).collect()
+}
