@@ -22,7 +22,8 @@ impl Seat {
         words[0] = host();
         if let Ok(set) = sched_getaffinity(None) {
             for (index, word) in words[1..].iter_mut().enumerate() {
-                *word = (0..64).filter(|bit| set.is_set(index * 64 + bit)).fold(0, |word, bit| word | 1 << bit);
+                *word =
+                    (0..64).filter(|bit| set.is_set(index * 64 + bit)).fold(0, |word, bit| word | 1 << bit);
             }
         }
         Self(words)
@@ -41,7 +42,8 @@ impl Seat {
     /// How many of `all` ranks' seats share processors with this one, itself included; at least one.
     pub fn sharers(&self, all: &[Self]) -> usize {
         let overlaps = |other: &&Self| {
-            other.0[0] == self.0[0] && self.0[1..].iter().zip(&other.0[1..]).any(|(ours, theirs)| ours & theirs != 0)
+            other.0[0] == self.0[0]
+                && self.0[1..].iter().zip(&other.0[1..]).any(|(ours, theirs)| ours & theirs != 0)
         };
         all.iter().filter(overlaps).count().max(1)
     }

@@ -122,7 +122,8 @@ fn only_who_knows_the_secret_is_a_member() {
             let stranger = MembershipClient::join(ClientSettings { secret: other, ..of("stranger") });
             assert_eq!(*stranger.err().unwrap().kind(), Kind::Denied);
         }
-        let member = MembershipClient::join(ClientSettings { secret: secret.clone(), ..of("member") }).unwrap();
+        let member =
+            MembershipClient::join(ClientSettings { secret: secret.clone(), ..of("member") }).unwrap();
         assert!(matches!(next(&member), MemberNote::Formed { .. }));
     });
 }
@@ -130,13 +131,16 @@ fn only_who_knows_the_secret_is_a_member() {
 #[test]
 fn a_second_coordinator_and_addresses_beyond_loopback_are_denied() {
     let folder = tempfile::tempdir().unwrap();
-    let open = |address: &str| CoordinatorServer::open(address, &folder.path().join("state"), timeouts(), &Secret::default());
+    let open = |address: &str| {
+        CoordinatorServer::open(address, &folder.path().join("state"), timeouts(), &Secret::default())
+    };
     let _first = open("127.0.0.1:0").unwrap();
     assert_eq!(*open("127.0.0.1:0").err().unwrap().kind(), Kind::Denied);
     assert_eq!(*open("0.0.0.0:0").err().unwrap().kind(), Kind::Denied);
     assert_eq!(*open("nonsense").err().unwrap().kind(), Kind::Invalid);
     std::fs::write(folder.path().join("torn"), "{\"version\":1,").unwrap();
-    let torn = CoordinatorServer::open("127.0.0.1:0", &folder.path().join("torn"), timeouts(), &Secret::default());
+    let torn =
+        CoordinatorServer::open("127.0.0.1:0", &folder.path().join("torn"), timeouts(), &Secret::default());
     assert_eq!(*torn.err().unwrap().kind(), Kind::Corrupt);
 }
 

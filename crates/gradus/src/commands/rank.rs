@@ -59,11 +59,7 @@ struct Opened {
     stop: Arc<AtomicBool>,
 }
 
-fn open(
-    resolved: &Resolved<Settings>,
-    resume: bool,
-    communicator: &mut Communicator,
-) -> Result<Opened> {
+fn open(resolved: &Resolved<Settings>, resume: bool, communicator: &mut Communicator) -> Result<Opened> {
     let settings = &resolved.settings;
     let first = communicator.rank() == 0;
     let dataset = Dataset::open(&prepare::run(settings)?.folder)?;

@@ -35,9 +35,7 @@ fn hosts_can_be_made() -> bool {
 }
 
 fn ip(words: &str) {
-    try_ip(words).unwrap_or_else(|reason| {
-        panic!("`ip {words}` failed: {reason}")
-    });
+    try_ip(words).unwrap_or_else(|reason| panic!("`ip {words}` failed: {reason}"));
 }
 
 /// Namespaces that are joined by a bridge in one more; gone when this is dropped.
