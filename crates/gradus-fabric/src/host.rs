@@ -4,7 +4,7 @@ use gradus_memory::Segment;
 use std::fmt::Write;
 
 /// Words of 64 processors in a mask: as many as the system's own mask holds.
-const WORDS: usize = 16;
+pub(crate) const WORDS: usize = 16;
 
 /// The same for two processes exactly if they can hand each other memory: one kernel, one network namespace (in which
 /// the sockets live over which memory is handed), one user. Empty if this process cannot share memory at all.
@@ -17,12 +17,17 @@ pub(crate) fn identity() -> String {
     format!("{} {} {}", boot.trim(), network.display(), rustix::process::geteuid().as_raw())
 }
 
-/// The processors that this process may use, as a mask in hexadecimal, the first 64 first; empty if unknown.
+/// The processors that this process may use, as a mask, the first 64 first; none if unknown.
+pub(crate) fn mask() -> [u64; WORDS] {
+    let Ok(set) = rustix::thread::sched_getaffinity(None) else { return [0; WORDS] };
+    std::array::from_fn(|word| {
+        (0..64).filter(|bit| set.is_set(word * 64 + bit)).fold(0, |mask, bit| mask | 1 << bit)
+    })
+}
+
+/// The same in hexadecimal; empty if unknown.
 pub(crate) fn processors() -> String {
-    let Ok(set) = rustix::thread::sched_getaffinity(None) else { return String::new() };
-    let words = (0..WORDS)
-        .map(|word| (0..64).filter(|bit| set.is_set(word * 64 + bit)).fold(0u64, |w, bit| w | 1 << bit));
-    let words: Vec<u64> = words.collect();
+    let words = mask();
     let used = words.iter().rposition(|word| *word != 0).map_or(0, |last| last + 1);
     words[..used].iter().fold(String::new(), |mut text, word| {
         let _ = write!(text, "{word:016x}");

@@ -3,10 +3,7 @@
 //! Launchers differ: some bind each rank to processors of its own (Open MPI's mpirun, srun), some let all ranks of a host
 //! use all (torchrun, ours). Who shares with whom shows when ranks lay their seats side by side.
 
-use rustix::thread::sched_getaffinity;
-
-/// Words of 64 processors in a mask: as many as the system's own mask holds.
-const WORDS: usize = 16;
+use crate::host::{WORDS, mask};
 
 /// A rank's host and processors; as words, to be exchanged.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -20,12 +17,7 @@ impl Seat {
     pub fn of_this_process() -> Self {
         let mut words = [0; Self::WORDS];
         words[0] = host();
-        if let Ok(set) = sched_getaffinity(None) {
-            for (index, word) in words[1..].iter_mut().enumerate() {
-                *word =
-                    (0..64).filter(|bit| set.is_set(index * 64 + bit)).fold(0, |word, bit| word | 1 << bit);
-            }
-        }
+        words[1..].copy_from_slice(&mask());
         Self(words)
     }
 

@@ -63,12 +63,15 @@ impl TrainSettings {
         if self.microbatch > 0 {
             return self.microbatch;
         }
-        let even = self.global_batch.div_ceil(world_size.max(1)).max(1);
-        let leaves_no_rank_idle = |size: &usize| self.global_batch.div_ceil(*size) >= world_size;
-        let fullest_rank =
-            |size: &usize| size * self.global_batch.div_ceil(*size).div_ceil(world_size.max(1));
-        // Of equals the first counts, which is the largest.
-        (1..=even).rev().filter(leaves_no_rank_idle).min_by_key(fullest_rank).unwrap_or(1)
+        let world_size = world_size.max(1);
+        // No rank can have less than this; single sequences reach it, and so the search ends. It goes on beyond the first
+        // sizes only where the batch is not much larger than the world squared.
+        let even = self.global_batch.div_ceil(world_size);
+        let is_even = |size: &usize| {
+            let count = self.global_batch.div_ceil(*size);
+            count >= world_size && size * count.div_ceil(world_size) == even
+        };
+        (1..=even).rev().find(is_even).unwrap_or(1)
     }
 
     /// Microbatches of one step.
@@ -243,6 +246,12 @@ mod tests {
             let alone = TrainSettings { global_batch, ..TrainSettings::default() };
             assert_eq!(alone.microbatch_sequences(1), global_batch);
         }
+        let enormous = TrainSettings { global_batch: usize::MAX / 2, ..TrainSettings::default() };
+        assert_eq!(
+            enormous.microbatch_sequences(1),
+            enormous.global_batch,
+            "found at once, not by counting down"
+        );
         assert!(TrainSettings { steps: 1, ..TrainSettings::default() }.check(0).is_err());
         assert!(TrainSettings { steps: 1, ..TrainSettings::default() }.check(9).is_err());
     }
