@@ -6,6 +6,7 @@
 //! - [`fingerprint`] does so for thousands of ranks, by hashes of symbols.
 //! - [`cost`] predicts what a plan takes on given links.
 //! - [`tuner`] measures links and chooses algorithms by price; [`choose`] does so where nothing was measured.
+//! - [`one_sided`] is what ranks of one host do instead, which reach each other's memory.
 //! - The executor runs plans over any [`gradus_fabric::Transport`], several at a time, without blocking.
 //! - [`flight`] remembers what was done lately, and says who waits for whom.
 //! - [`Communicator`] is what the trainer holds, [`Collective`] what it asks of it.
@@ -31,6 +32,7 @@ mod graph;
 mod group;
 mod header;
 mod memory;
+pub mod one_sided;
 mod operation;
 mod parts;
 pub mod plan;

@@ -60,7 +60,7 @@ pub fn connect(
     tracing::debug!(rank = launch.rank, world_size = launch.world_size, spin, "all ranks have come");
     if shares_memory(kind, &table.members)? {
         let trust = trust.towards(Purpose::Memory);
-        Ok(Box::new(SharedMemory::connect(trust, &mut table, settings.ring_bytes, spin, &clock, until)?))
+        Ok(Box::new(SharedMemory::connect(trust, &mut table, settings, spin, &clock, until)?))
     } else {
         let trust = trust.towards(Purpose::Stream);
         Ok(Box::new(Tcp::connect(trust, table, settings.socket_buffer_bytes, spin, &clock, until)?))

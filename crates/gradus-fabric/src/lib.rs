@@ -11,6 +11,8 @@
 //! a rank that dies is noticed by all others in bounded time and named; one interface is listened on, beyond loopback only
 //! when told and with a secret; no end of a process leaves anything behind, in whatever way it comes.
 
+mod bell;
+mod board;
 mod connect;
 mod control;
 mod dial;
@@ -22,6 +24,7 @@ mod interface;
 mod launch;
 pub mod membership;
 mod mesh;
+mod neighbours;
 mod private;
 mod rendezvous;
 mod ring;
@@ -36,11 +39,13 @@ mod tls;
 mod transport;
 mod trust;
 
+pub use board::{HEADER_WORDS, NOTE_WORDS, Note, STAGING_BYTES, STAGING_SLOTS};
 pub use connect::connect;
 pub use interface::interface_of;
 pub use launch::{Launch, RENDEZVOUS_FD};
+pub use neighbours::{Location, Neighbours};
 pub use seat::Seat;
 pub use secret::{SECRET, SECRET_FILE, Secret};
-pub use settings::{NetworkSettings, TransportKind};
+pub use settings::{NetworkSettings, PeerMemory, TransportKind};
 pub use tls::TlsSettings;
 pub use transport::{Alone, Direction, Interest, Transport};

@@ -9,5 +9,7 @@ pub mod machine;
 pub mod processors;
 pub mod random;
 pub mod simulation;
+mod ticks;
 
 pub use clock::{Clock, RealClock};
+pub use ticks::{TickRate, TickScale, Ticks};

@@ -5,6 +5,7 @@
 mod algorithms;
 mod groups;
 mod measure;
+mod one_sided;
 mod operations;
 mod parity;
 mod plans;
