@@ -104,7 +104,14 @@ impl Command {
     /// `Invalid`, naming the first.
     pub fn check_overrides(&self, overrides: &[(String, String)]) -> Result<()> {
         match (self, overrides.first()) {
-            (Self::Train(_) | Self::Prepare { .. } | Self::Config { .. } | Self::Plan { .. }, _)
+            (
+                Self::Train(_)
+                | Self::Prepare { .. }
+                | Self::Config { .. }
+                | Self::Coordinator(_)
+                | Self::Plan { .. },
+                _,
+            )
             | (_, None) => Ok(()),
             (_, Some((key, _))) => Err(Error::invalid(format!(
                 "--{key} is a setting of a run: only train, prepare and config take settings"
