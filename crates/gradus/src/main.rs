@@ -62,6 +62,7 @@ fn run() -> Result<u8> {
             logging::print(format_args!("{}\n{}", files.page.display(), files.loss.display()))?;
         }
         Command::Coordinator(arguments) => commands::coordinator::run(arguments, &overrides)?,
+        Command::Preflight(arguments) => return commands::preflight::run(arguments, &overrides),
         Command::Doctor => commands::doctor::run()?,
         Command::Plan { what: Plan::Collective(arguments) } => {
             commands::plan_collective::run(arguments, &overrides)?;

@@ -8,6 +8,7 @@ mod measure;
 mod operations;
 mod parity;
 mod plans;
+mod preflight;
 mod processes;
 mod recorder;
 mod shares;
