@@ -5,6 +5,7 @@
 //! - [`checker`] proves on symbols that a plan does what it should, for any world and length.
 //! - [`fingerprint`] does so for thousands of ranks, by hashes of symbols.
 //! - [`cost`] predicts what a plan takes on given links.
+//! - [`preflight`] measures every pair of ranks and names those that stand out.
 //! - [`tuner`] measures links and chooses algorithms by price; [`choose`] does so where nothing was measured.
 //! - [`one_sided`] is what ranks of one host do instead, which reach each other's memory.
 //! - The executor runs plans over any [`gradus_fabric::Transport`], several at a time, without blocking.
@@ -36,6 +37,7 @@ pub mod one_sided;
 mod operation;
 mod parts;
 pub mod plan;
+pub mod preflight;
 mod select;
 mod shape;
 mod threads;

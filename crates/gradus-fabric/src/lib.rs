@@ -4,6 +4,7 @@
 //! - The *rendezvous* is how ranks that know only rank 0's address get to know each other, or all learn why not.
 //! - A [`Secret`], and perhaps certificates ([`TlsSettings`]), are what every connection proves on both ends before a
 //!   byte of what it says is believed.
+//! - [`membership`] is who belongs to a group as of when, kept by a coordinator in a file or in etcd ([`EtcdAddress`]).
 //! - A [`Transport`] is an ordered stream of bytes from each rank to each other, over shared memory or TCP, moved
 //!   without blocking, so that one executor serves all of them.
 //!
@@ -16,6 +17,7 @@ mod board;
 mod connect;
 mod control;
 mod dial;
+mod etcd;
 mod frame;
 mod gate;
 mod handshake;
@@ -41,6 +43,8 @@ mod trust;
 
 pub use board::{HEADER_WORDS, NOTE_WORDS, Note, STAGING_BYTES, STAGING_SLOTS};
 pub use connect::connect;
+pub use etcd::EtcdAddress;
+pub use host::host_mark;
 pub use interface::interface_of;
 pub use launch::{Launch, RENDEZVOUS_FD};
 pub use neighbours::{Location, Neighbours};

@@ -10,7 +10,7 @@
 mod candidates;
 mod fit;
 mod measure;
-mod pipe;
+pub(crate) mod pipe;
 
 pub(crate) use candidates::ring;
 pub use fit::{Measurements, Sample, fit, fit_link};

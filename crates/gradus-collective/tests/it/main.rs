@@ -9,6 +9,7 @@ mod one_sided;
 mod operations;
 mod parity;
 mod plans;
+mod preflight;
 mod processes;
 mod recorder;
 mod shares;

@@ -1,17 +1,19 @@
-//! What a coordinator must not forget, as bytes in a file.
+//! What a coordinator must not forget, as bytes in a file or in etcd.
 
 use super::message::{Epoch, GroupSettings, Table};
 use gradus_error::{Error, Result};
 use serde::{Deserialize, Serialize};
 
-/// The form of the file; a coordinator reads its own only.
-const VERSION: u32 = 1;
+/// The form of the bytes; a coordinator reads its own only.
+const VERSION: u32 = 2;
 
 /// What outlives a coordinator.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Saved {
     version: u32,
+    /// `failure_detection` of the coordinator that wrote it, from which the leases of its members follow, milliseconds.
+    pub(super) failure_detection_ms: u64,
     /// The coordinator's lives so far.
     pub(super) term: u64,
     /// The greatest epoch given to any group.
@@ -20,7 +22,7 @@ pub(super) struct Saved {
     pub(super) groups: Vec<SavedGroup>,
 }
 
-/// A group in the file.
+/// A group, as it is stored.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct SavedGroup {
@@ -32,11 +34,16 @@ pub(super) struct SavedGroup {
 impl Saved {
     /// The state of a coordinator that has never lived.
     pub(super) fn first() -> Self {
-        Self::new(0, Epoch::NONE, Vec::new())
+        Self::new(0, 0, Epoch::NONE, Vec::new())
     }
 
-    pub(super) fn new(term: u64, last_epoch: Epoch, groups: Vec<SavedGroup>) -> Self {
-        Self { version: VERSION, term, last_epoch, groups }
+    pub(super) fn new(
+        failure_detection_ms: u64,
+        term: u64,
+        last_epoch: Epoch,
+        groups: Vec<SavedGroup>,
+    ) -> Self {
+        Self { version: VERSION, failure_detection_ms, term, last_epoch, groups }
     }
 
     pub(super) fn to_bytes(&self) -> Vec<u8> {
@@ -74,7 +81,7 @@ mod tests {
     fn example() -> Saved {
         let table = Table { epoch: Epoch(7), members: Vec::new() };
         let group = SavedGroup { name: "g".into(), settings: GroupSettings::fixed(2), table };
-        Saved::new(3, Epoch(7), vec![group])
+        Saved::new(1000, 3, Epoch(7), vec![group])
     }
 
     #[test]
@@ -89,7 +96,7 @@ mod tests {
     #[test]
     fn what_no_coordinator_wrote_is_refused() {
         let impossible: [fn(&mut Saved); 3] = [
-            |saved| saved.version = 2,
+            |saved| saved.version = 1,
             |saved| saved.last_epoch = Epoch(6),
             |saved| saved.groups[0].settings.min_size = 0,
         ];

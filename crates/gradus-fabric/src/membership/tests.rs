@@ -263,3 +263,22 @@ fn old_terms_and_other_lives_are_not_believed() {
     assert_eq!(member.hear(12, 3, News::Fenced), [Action::Note(MemberNote::Fenced)]);
     assert!(!member.acts(12) && member.0.has_ended());
 }
+
+#[test]
+fn a_coordinator_with_shorter_spans_than_its_members_does_not_start() {
+    let mut desk = Desk::open();
+    let actions = desk.join(0, 1, "a", pair());
+    let stored = |action| match action {
+        Action::Persist(bytes) => Some(bytes),
+        _ => None,
+    };
+    let with_members = actions.into_iter().find_map(stored).unwrap();
+    let other = Timeouts::from(DETECTION / 2).unwrap();
+    let error = Coordinator::open(Some(&with_members), other).err().unwrap();
+    assert_eq!(*error.kind(), gradus_error::Kind::Invalid);
+    assert!(error.to_string().contains("8000 ms"), "{error}");
+    let mut first = Coordinator::open(None, timeouts()).unwrap();
+    let without = first.step(Event::Wake, seconds(0)).into_iter().find_map(stored).unwrap();
+    assert_eq!(Coordinator::open(Some(&without), other).unwrap().term(), 2);
+    assert_eq!(Coordinator::open(Some(&with_members), timeouts()).unwrap().term(), 2);
+}

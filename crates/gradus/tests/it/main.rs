@@ -6,6 +6,7 @@ mod bad_input;
 mod coordinator;
 mod corpus;
 mod hosts;
+mod preflight;
 mod program;
 mod ranks;
 mod resume;

@@ -137,7 +137,7 @@ fn steps_without_a_finite_gradient_are_skipped_and_too_many_end_the_run() {
 }
 
 /// A port that was free a moment ago: foreign launchers choose ports just so.
-fn free_port() -> String {
+pub fn free_port() -> String {
     std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port().to_string()
 }
 

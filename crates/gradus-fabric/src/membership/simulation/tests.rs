@@ -65,6 +65,11 @@ fn acting_without_a_lease_would_be_found() {
 }
 
 #[test]
+fn a_term_that_begins_twice_would_be_found() {
+    finds(Planted::KeepsItsTerm, "begins after");
+}
+
+#[test]
 fn believing_an_old_term_would_be_found() {
     finds(Planted::BelievesOldTerms, "old term");
 }
