@@ -4,6 +4,7 @@
 //! - The *rendezvous* is how ranks that know only rank 0's address get to know each other, or all learn why not.
 //! - A [`Secret`], and perhaps certificates ([`TlsSettings`]), are what every connection proves on both ends before a
 //!   byte of what it says is believed.
+//! - [`simulated`] is a transport in virtual time, on which everything that goes wrong follows from a seed.
 //! - A [`Transport`] is an ordered stream of bytes from each rank to each other, over shared memory or TCP, moved
 //!   without blocking, so that one executor serves all of them.
 //!
@@ -15,6 +16,8 @@ mod connect;
 mod control;
 mod dial;
 mod frame;
+#[cfg(feature = "fuzzing")]
+pub mod fuzzing;
 mod gate;
 mod handshake;
 mod host;
@@ -29,6 +32,7 @@ mod seat;
 mod secret;
 mod settings;
 mod shm;
+pub mod simulated;
 mod slurm;
 mod stream;
 mod tcp;

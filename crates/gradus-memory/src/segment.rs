@@ -8,6 +8,7 @@
 use gradus_error::{Error, IoContext, Result};
 use rustix::fs::{self, FallocateFlags, MemfdFlags, SealFlags};
 use rustix::mm::{self, Advice, MapFlags, ProtFlags};
+use rustix::process::{Resource, getrlimit};
 use std::ffi::c_void;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::ptr::NonNull;
@@ -32,6 +33,12 @@ impl Segment {
     /// `Exhausted` when the memory cannot be reserved; the system's failure otherwise.
     pub fn create(name: &str, len: usize) -> Result<Self> {
         let describe = || format!("cannot reserve {len} bytes of shared memory for {name}");
+        // Growing a file beyond this limit raises a signal that ends the process without a word.
+        if let Some(limit) = getrlimit(Resource::Fsize).current.filter(|limit| (len as u64) > *limit) {
+            let message =
+                format!("{}: files may have {limit} bytes: raise the limit (ulimit -f)", describe());
+            return Err(Error::exhausted(message));
+        }
         let file =
             fs::memfd_create(name, MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING).context(describe)?;
         fs::ftruncate(&file, len as u64).context(describe)?;
