@@ -3,13 +3,19 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
 mod algorithms;
+mod delay_line;
+mod far;
+mod faults;
 mod groups;
+mod leaks;
 mod measure;
+mod namespaces;
 mod operations;
 mod parity;
 mod plans;
 mod processes;
 mod recorder;
+mod scarcity;
 mod shares;
 mod trouble;
 mod two_rings;
