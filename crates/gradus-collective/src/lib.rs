@@ -7,6 +7,7 @@
 //! - [`cost`] predicts what a plan takes on given links.
 //! - [`tuner`] measures links and chooses algorithms by price; [`choose`] does so where nothing was measured.
 //! - The executor runs plans over any [`gradus_fabric::Transport`], several at a time, without blocking.
+//! - [`simulation`] runs whole programs of collectives in virtual time, under every fault that a seed can draw.
 //! - [`flight`] remembers what was done lately, and says who waits for whom.
 //! - [`Communicator`] is what the trainer holds, [`Collective`] what it asks of it.
 //!
@@ -26,6 +27,8 @@ mod executor;
 pub mod fingerprint;
 pub mod flight;
 mod flights;
+#[cfg(feature = "fuzzing")]
+pub mod fuzzing;
 pub mod generate;
 mod graph;
 mod group;
@@ -36,6 +39,7 @@ mod parts;
 pub mod plan;
 mod select;
 mod shape;
+pub mod simulation;
 mod threads;
 pub mod tuner;
 

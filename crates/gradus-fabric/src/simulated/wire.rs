@@ -110,11 +110,11 @@ impl Wire {
     /// # Errors
     /// `Closed` when it has crashed, `Internal` when the world is over.
     pub(super) fn check(&self, rank: usize, now: Duration) -> Result<()> {
-        if self.hosts[rank].gone.is_some() {
-            return Err(Error::closed(format!("rank {rank} has crashed")));
-        }
         if now >= self.end {
             return Err(Error::internal(format!("rank {rank} has come to the end of simulated time")));
+        }
+        if self.hosts[rank].gone.is_some() {
+            return Err(Error::closed(format!("rank {rank} has crashed")));
         }
         Ok(())
     }
