@@ -155,25 +155,16 @@ struct Guest {
     hello: Hello,
 }
 
-/// Where rank 0 is found, until this is dropped: also where it fails early, nobody is to knock in vain.
-struct Entrance(TcpListener);
-
-impl Drop for Entrance {
-    fn drop(&mut self) {
-        // The descriptor may be held elsewhere too (by the launcher that handed it on): end it for all.
-        let _ = rustix::net::shutdown(&self.0, rustix::net::Shutdown::Both);
-    }
-}
-
 fn host_meeting(terms: &Terms, until: Duration) -> Result<Table> {
-    let entrance = Entrance(dial::entrance(terms.launch)?);
-    let doors = Doors::open(dial::own_address(&entrance.0)?.ip(), terms)?;
+    let entrance = dial::entrance(terms.launch)?;
+    let doors = Doors::open(dial::own_address(&entrance)?.ip(), terms)?;
     let unheard = (1..terms.launch.world_size).collect();
     let mut meeting = Meeting { terms, own: terms.hello(&doors), guests: Vec::new(), unheard };
     meeting.guests.resize_with(terms.launch.world_size, || None);
-    let gate = entrance.0.try_clone().context(|| "cannot prepare the rendezvous".to_owned())?;
+    let gate = entrance.try_clone().context(|| "cannot prepare the rendezvous".to_owned())?;
     let outcome = meeting.gather(Gate::new(gate.into(), terms.trust.clone(), terms.clock)?, until);
-    drop(entrance);
+    // The descriptor may be held elsewhere too (by the launcher that handed it on): end it for all.
+    let _ = rustix::net::shutdown(&entrance, rustix::net::Shutdown::Both);
     match outcome.and_then(|()| meeting.welcome()) {
         Ok((members, job)) => Ok(Table { members, job, doors }),
         Err(error) => {

@@ -142,7 +142,7 @@ fn collective(name: &str, rank: usize, world_size: usize) -> Collective {
         "all-to-all" => Collective::all_to_all(),
         "barrier" => Collective::barrier(),
         // Between pairs, the victim's own and another.
-        _ if rank % 2 == 0 => Collective::send((rank + 1) % world_size),
+        _ if rank.is_multiple_of(2) => Collective::send((rank + 1) % world_size),
         _ => Collective::receive(rank - 1),
     }
 }
@@ -392,7 +392,7 @@ fn a_host_cut_off_in_any_collective_over_tcp_ends_the_wait_of_all() {
 #[test]
 fn the_judge_finds_what_is_wrong() {
     let good = "PeerLost { rank: 1 } in gather number 3 of 7 i32 to rank 0: rank 1 has died".to_owned();
-    assert_eq!(judge("gather", Fault::Killed, &[good.clone()]), Ok(()));
+    assert_eq!(judge("gather", Fault::Killed, std::slice::from_ref(&good)), Ok(()));
     let wrong = [
         (good.replace("rank: 1", "rank: 2"), "another kind"),
         (good.replace("number 3", "some"), "no rank, or no collective with its number"),
