@@ -24,6 +24,12 @@ pub(super) enum Planted {
     /// Who is lost is not told of, and nobody minds a stall.
     #[cfg(test)]
     WaitsForEver,
+    /// A loss is called something else.
+    #[cfg(test)]
+    MistakesTheKind,
+    /// Every pause is a stall.
+    #[cfg(test)]
+    HasNoPatience,
 }
 
 impl Planted {
@@ -47,7 +53,11 @@ impl Planted {
 
     #[cfg(test)]
     pub(super) fn stall_limit(self, limit: Duration) -> Duration {
-        if self == Self::WaitsForEver { Duration::MAX } else { limit }
+        match self {
+            Self::WaitsForEver => Duration::MAX,
+            Self::HasNoPatience => Duration::from_millis(1),
+            _ => limit,
+        }
     }
 }
 
@@ -64,6 +74,9 @@ impl Broken {
         match error.kind() {
             Kind::PeerLost { rank } if self.bug == Planted::BlamesTheNext => {
                 Error::peer_lost((rank + 1) % self.inner.world_size(), error.to_string())
+            }
+            Kind::PeerLost { .. } if self.bug == Planted::MistakesTheKind => {
+                Error::corrupt(error.to_string())
             }
             _ => error,
         }

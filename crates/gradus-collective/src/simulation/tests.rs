@@ -1,6 +1,7 @@
 //! Many seeds, and bugs that some of them must find.
 
 use super::*;
+use gradus_error::Error;
 
 const SEEDS: u64 = 1000;
 
@@ -52,4 +53,32 @@ fn blaming_the_innocent_would_be_found() {
 #[test]
 fn waiting_for_ever_would_be_found() {
     finds(Planted::WaitsForEver, "ended only after");
+}
+
+#[test]
+fn another_kind_than_a_loss_would_be_found() {
+    finds(Planted::MistakesTheKind, "no fault explains");
+}
+
+#[test]
+fn failing_without_need_would_be_found() {
+    finds(Planted::HasNoPatience, "nothing harmful happened");
+}
+
+/// What the judge says of a world of two in which rank 1 crashes, or nothing happens, and rank 0 ends with an error.
+fn sentence(crashed: bool, error: Error) -> Vec<String> {
+    let program = Program::draw(&mut Stream::new(1, PROGRAM));
+    let crash = Strike { at: HEAL, fault: Fault::Crash { node: 1, power_loss: false, down: None } };
+    let faults = Faults { strikes: if crashed { vec![crash] } else { Vec::new() }, ..Faults::none() };
+    let ending = |error| Ending { at: HEAL, done: 0, wrong: Vec::new(), error };
+    judge(&program, &faults, true, &[ending(Some(error)), ending(None)])
+}
+
+#[test]
+fn an_error_without_a_place_or_a_cause_is_found() {
+    let lost = |text| Error::peer_lost(1, text);
+    assert_eq!(sentence(true, lost("in barrier number 3: rank 1 has died")), Vec::<String>::new());
+    assert!(sentence(true, lost("rank 1 has died"))[0].contains("does not say in which collective"));
+    let waited = Error::unavailable("in barrier number 3: rank 0 waits for rank 1");
+    assert!(sentence(false, waited)[0].contains("nothing went wrong"));
 }
