@@ -9,6 +9,7 @@ use crate::memory::{Buffer, Memory};
 use crate::operation::Ready;
 use gradus_error::{Error, Kind, Result};
 use gradus_fabric::{Alone, Transport};
+use gradus_host::{Clock, RealClock};
 use gradus_memory::{RawRange, SharedHeap};
 use std::path::PathBuf;
 use std::sync::atomic::AtomicBool;
@@ -78,8 +79,13 @@ impl Communicator {
     /// A communicator over a transport. A wait in which not a single byte moves for `stall_limit` fails: it must be
     /// longer than ranks may be apart in their computation.
     pub fn new(transport: Box<dyn Transport>, stall_limit: Duration) -> Self {
+        Self::with_clock(transport, stall_limit, Arc::new(RealClock::new()))
+    }
+
+    /// As [`Communicator::new`], by another clock: that of a simulated transport.
+    pub fn with_clock(transport: Box<dyn Transport>, stall_limit: Duration, clock: Arc<dyn Clock>) -> Self {
         let group = Group::world(transport.rank(), transport.world_size());
-        Self { core: Arc::new(Mutex::new(Core::new(transport, stall_limit))), group }
+        Self { core: Arc::new(Mutex::new(Core::new(transport, stall_limit, clock))), group }
     }
 
     /// The communicator of a world of one: every collective is over at once.

@@ -10,7 +10,7 @@ use crate::select::{Neighbourhood, Way, may_use_registered, way};
 use crate::shape::Shape;
 use gradus_error::{Error, Kind, Result};
 use gradus_fabric::{Interest, Location, Transport};
-use gradus_host::{Clock, RealClock, Ticks};
+use gradus_host::{Clock, Ticks};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -45,8 +45,7 @@ pub(crate) struct Core {
 }
 
 impl Core {
-    pub(crate) fn new(transport: Box<dyn Transport>, stall_limit: Duration) -> Self {
-        let clock: Arc<dyn Clock> = Arc::new(RealClock::new());
+    pub(crate) fn new(transport: Box<dyn Transport>, stall_limit: Duration, clock: Arc<dyn Clock>) -> Self {
         Self {
             executor: Executor::new(transport, Recorder::new(Arc::clone(&clock))),
             flight_folder: None,
@@ -208,22 +207,25 @@ impl Core {
     }
 
     fn stalled(&self, interests: &[Interest]) -> Error {
-        let (seconds, rank) = (self.stall_limit.as_secs_f32(), self.executor.transport().rank());
+        let seconds = self.stall_limit.as_secs_f32();
+        Error::unavailable(match self.awaited(interests) {
+            None => format!(
+                "nothing has moved for {seconds} s: this rank waits for its own memory to become ready"
+            ),
+            Some(waits) => format!(
+                "nothing has moved for {seconds} s: {waits}, which lives but takes no part; look at its log, or allow \
+                 more time (launch.stall_timeout)"
+            ),
+        })
+    }
+
+    /// Whom this rank waits for, as a sentence; `None` when for nobody.
+    fn awaited(&self, interests: &[Interest]) -> Option<String> {
         let mut peers: Vec<usize> = interests.iter().map(|interest| interest.peer).collect();
         peers.dedup();
         let names: Vec<String> = peers.iter().map(usize::to_string).collect();
-        let what = self.describe();
-        Error::unavailable(if names.is_empty() {
-            format!(
-                "{what} has not moved for {seconds} s: rank {rank} waits for its own memory to become ready"
-            )
-        } else {
-            format!(
-                "{what} has not moved for {seconds} s: rank {rank} waits for rank {}, which lives but takes no part; \
-                 look at its log, or allow more time (launch.stall_timeout)",
-                names.join(", ")
-            )
-        })
+        let rank = self.executor.transport().rank();
+        (!names.is_empty()).then(|| format!("rank {rank} waits for rank {}", names.join(", ")))
     }
 
     pub(crate) fn check_failure(&self) -> Result<()> {
@@ -235,10 +237,19 @@ impl Core {
         }
     }
 
-    /// Says what was in flight when a peer was lost or gave up; other failures say so themselves.
+    /// Says what was in flight, unless the error does so itself. Where another rank has given up, it also says whom this
+    /// one waited for: who is told of a stall may itself wait for the rank that stands still, which the first to give up
+    /// need not know of.
     fn fail_in_flight(&mut self, error: Error) -> Error {
         let error = match (error.kind(), self.executor.oldest()) {
-            (Kind::Invalid | Kind::Unavailable | Kind::Internal, _) | (_, None) => error,
+            (Kind::Invalid | Kind::Internal, _) | (_, None) => error,
+            (Kind::Unavailable, Some(oldest)) if error.is_told() => {
+                let interests = self.executor.interests();
+                match self.awaited(&interests) {
+                    Some(waits) => error.within(format!("in {oldest}, in which {waits}")),
+                    None => error.within(format!("in {oldest}")),
+                }
+            }
             (_, Some(oldest)) => error.within(format!("in {oldest}")),
         };
         self.fail(error)

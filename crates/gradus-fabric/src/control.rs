@@ -24,7 +24,7 @@ const AFTERWORD: Duration = Duration::from_secs(2);
 /// A last word.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-enum LastWord {
+pub(crate) enum LastWord {
     /// The peer leaves in good order.
     Goodbye,
     /// The peer gives up.
@@ -34,7 +34,7 @@ enum LastWord {
 /// An error's kind, on the wire.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-enum Reason {
+pub(crate) enum Reason {
     Invalid,
     Denied,
     Unavailable,

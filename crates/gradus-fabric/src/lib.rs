@@ -5,6 +5,7 @@
 //! - A [`Secret`], and perhaps certificates ([`TlsSettings`]), are what every connection proves on both ends before a
 //!   byte of what it says is believed.
 //! - [`membership`] is who belongs to a group as of when, kept by a coordinator in a file or in etcd ([`EtcdAddress`]).
+//! - [`simulated`] is a transport in virtual time, on which everything that goes wrong follows from a seed.
 //! - A [`Transport`] is an ordered stream of bytes from each rank to each other, over shared memory or TCP, moved
 //!   without blocking, so that one executor serves all of them.
 //!
@@ -19,6 +20,8 @@ mod control;
 mod dial;
 mod etcd;
 mod frame;
+#[cfg(feature = "fuzzing")]
+pub mod fuzzing;
 mod gate;
 mod handshake;
 mod host;
@@ -34,6 +37,7 @@ mod seat;
 mod secret;
 mod settings;
 mod shm;
+pub mod simulated;
 mod slurm;
 mod stream;
 mod tcp;

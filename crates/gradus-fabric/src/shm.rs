@@ -22,9 +22,10 @@ use crate::trust::Trust;
 use gradus_error::{Error, IoContext, Result};
 use gradus_host::{Clock, RealClock};
 use gradus_memory::{PeerHeap, Segment, SharedHeap};
+use rustix::io::Errno;
 use rustix::net::{
-    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage,
-    SendFlags,
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer,
+    SendAncillaryMessage, SendFlags,
 };
 use std::io::{IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
@@ -372,9 +373,8 @@ fn connect_sockets(
     };
     let mesh = Mesh { rank, world_size: table.members.len(), job: &table.job, trust, lines: 1, clock, until };
     let streams = mesh.connect(listener.into(), &|peer| {
-        dial::reach_local(&table.members[peer].socket, until.saturating_sub(clock.now())).map_err(|error| {
-            Error::peer_lost(peer, format!("rank {peer} cannot be reached on this host")).with_source(error)
-        })
+        let socket = dial::reach_local(&table.members[peer].socket, until.saturating_sub(clock.now()));
+        socket.map_err(|error| dial::unreachable(rank, peer, "on this host", error.into()))
     })?;
     let plain = |lines: Vec<Stream>| lines.into_iter().filter_map(Stream::into_plain).collect();
     Ok(streams.into_iter().map(plain).collect())
@@ -408,7 +408,11 @@ fn take_over(socket: &OwnedFd, len: usize, clock: &dyn Clock, until: Duration) -
         &mut ancillary,
         RecvFlags::CMSG_CLOEXEC,
     );
-    received.context(|| "no shared memory arrived".to_owned())?;
+    let received = received.context(|| "no shared memory arrived".to_owned())?;
+    if received.flags.contains(ReturnFlags::CTRUNC) {
+        // The kernel had no place for the descriptor and has dropped it.
+        return Err(Error::io("shared memory arrived and could not be taken", Errno::MFILE.into()));
+    }
     let files = ancillary.drain().filter_map(|message| match message {
         RecvAncillaryMessage::ScmRights(files) => Some(files),
         _ => None,

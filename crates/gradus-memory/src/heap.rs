@@ -5,7 +5,7 @@
 //! what it has mapped. Offsets are never given twice; the memory of a range that is dropped goes back to the system at
 //! once, and a peer that still writes there writes into the file, not into what the owner has in its place by then.
 
-use crate::segment::reserved_file;
+use crate::segment::{check_file_limit, reserved_file};
 use gradus_error::{Error, IoContext, Result};
 use rustix::fs::{self, FallocateFlags, SealFlags};
 use rustix::mm::{self, Advice, MapFlags, ProtFlags};
@@ -131,6 +131,7 @@ impl File {
         let mut ranges = self.ranges();
         let offset = ranges.end;
         let describe = || format!("cannot reserve {len} bytes of shared memory");
+        check_file_limit(offset.saturating_add(len)).map_err(|error| error.within(describe()))?;
         fs::fallocate(&self.descriptor, FallocateFlags::empty(), offset as u64, len as u64)
             .context(describe)?;
         ranges.end = offset + len;

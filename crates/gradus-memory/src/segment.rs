@@ -8,6 +8,7 @@
 use gradus_error::{Error, IoContext, Result};
 use rustix::fs::{self, FallocateFlags, MemfdFlags, SealFlags};
 use rustix::mm::{self, Advice, MapFlags, ProtFlags};
+use rustix::process::{Resource, getrlimit};
 use std::ffi::c_void;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::ptr::NonNull;
@@ -129,6 +130,7 @@ impl Segment {
 /// A file in memory of `len` zero bytes, which are reserved, with seals.
 pub(crate) fn reserved_file(name: &str, len: usize, seals: SealFlags) -> Result<OwnedFd> {
     let describe = || format!("cannot reserve {len} bytes of shared memory for {name}");
+    check_file_limit(len).map_err(|error| error.within(describe()))?;
     let file = fs::memfd_create(name, MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING).context(describe)?;
     fs::ftruncate(&file, len as u64).context(describe)?;
     if len > 0 {
@@ -136,6 +138,20 @@ pub(crate) fn reserved_file(name: &str, len: usize, seals: SealFlags) -> Result<
     }
     fs::fcntl_add_seals(&file, seals).context(describe)?;
     Ok(file)
+}
+
+/// Whether this process may have a file of `len` bytes: growing one beyond the limit raises a signal that ends the process
+/// without a word.
+///
+/// # Errors
+/// `Exhausted`, naming the limit.
+pub(crate) fn check_file_limit(len: usize) -> Result<()> {
+    match getrlimit(Resource::Fsize).current.filter(|limit| (len as u64) > *limit) {
+        Some(limit) => {
+            Err(Error::exhausted(format!("files may have {limit} bytes: raise the limit (ulimit -f)")))
+        }
+        None => Ok(()),
+    }
 }
 
 impl Drop for Segment {

@@ -103,7 +103,8 @@ fn receive(pipe: &mut Pipe<'_>) -> Result<LinkFigures> {
     decode(&pipe.receive_record(0, MOST_BYTES)?)
 }
 
-fn decode(record: &[u8]) -> Result<LinkFigures> {
+/// Figures from the JSON that rank 0 sends.
+pub(crate) fn decode(record: &[u8]) -> Result<LinkFigures> {
     let wrong = |why: String| Error::corrupt(format!("rank 0 sent no figures of links: {why}"));
     let figures: LinkFigures = serde_json::from_slice(record).map_err(|error| wrong(error.to_string()))?;
     figures.validate().map_err(|error| wrong(error.to_string()))?;

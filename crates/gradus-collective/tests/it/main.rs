@@ -3,8 +3,13 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
 mod algorithms;
+mod delay_line;
+mod far;
+mod faults;
 mod groups;
+mod leaks;
 mod measure;
+mod namespaces;
 mod one_sided;
 mod operations;
 mod parity;
@@ -12,6 +17,7 @@ mod plans;
 mod preflight;
 mod processes;
 mod recorder;
+mod scarcity;
 mod shares;
 mod trouble;
 mod two_rings;

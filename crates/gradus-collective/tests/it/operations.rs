@@ -1,6 +1,6 @@
 //! Every operation, every element, every reduction, over real transports, against a sequential reference.
 
-use crate::world::{BOTH, contribution, is_near, reference, run};
+use crate::world::{ALL, contribution, is_near, reference, run};
 use gradus_collective::{Collective, Communicator, Number, Reduction, bf16, f16};
 use gradus_fabric::{NetworkSettings, PeerMemory, TransportKind};
 use proptest::prelude::*;
@@ -221,7 +221,7 @@ pub fn all_types(communicator: &mut Communicator, len: usize, in_place: bool) ->
 
 #[test]
 fn every_operation_type_and_reduction_in_every_world_to_nine() {
-    for kind in BOTH {
+    for kind in ALL {
         for world_size in 1..=9 {
             let results = run(world_size, kind, &NetworkSettings::default(), |mut communicator| {
                 let mut bits = Vec::new();
@@ -341,7 +341,7 @@ fn what_is_no_number_is_one_nan_everywhere() {
 
 #[test]
 fn messages_pass_between_two() {
-    for kind in BOTH {
+    for kind in ALL {
         run(3, kind, &NetworkSettings::default(), |mut communicator| {
             let rank = communicator.rank();
             for round in 0..20i32 {

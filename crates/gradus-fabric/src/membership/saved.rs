@@ -7,6 +7,10 @@ use serde::{Deserialize, Serialize};
 /// The form of the bytes; a coordinator reads its own only.
 const VERSION: u32 = 2;
 
+/// The most that terms and epochs count to: at a million a second the age of the earth is not enough, and there is room
+/// above for those to come.
+const MOST_COUNTED: u64 = 1 << 62;
+
 /// What outlives a coordinator.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -58,6 +62,9 @@ impl Saved {
         if saved.version != VERSION {
             return Err(Error::corrupt(format!("it has version {}, not {VERSION}", saved.version)));
         }
+        if saved.term > MOST_COUNTED || saved.last_epoch.0 > MOST_COUNTED {
+            return Err(Error::corrupt("it counts terms or epochs that no coordinator lives to see"));
+        }
         saved.groups.iter().try_for_each(|group| saved.check(group))?;
         Ok(saved)
     }
@@ -95,9 +102,11 @@ mod tests {
 
     #[test]
     fn what_no_coordinator_wrote_is_refused() {
-        let impossible: [fn(&mut Saved); 3] = [
+        let impossible: [fn(&mut Saved); 5] = [
             |saved| saved.version = 1,
             |saved| saved.last_epoch = Epoch(6),
+            |saved| saved.last_epoch = Epoch(u64::MAX),
+            |saved| saved.term = u64::MAX,
             |saved| saved.groups[0].settings.min_size = 0,
         ];
         for change in impossible {

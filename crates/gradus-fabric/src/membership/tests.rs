@@ -226,6 +226,7 @@ fn a_lease_counts_from_when_the_sign_of_life_was_sent() {
 fn a_table_is_known_when_its_last_page_has_come() {
     let mut member = Listener::acting();
     assert_eq!(member.page(10, 7, 2, &["e"]), []);
+    assert_eq!(member.page(10, 7, u32::MAX, &["beyond", "all", "ranks"]), []);
     assert_eq!(member.page(10, 6, 0, &["a", "b", "x"]).len(), 2);
     assert_eq!(member.0.proposed().unwrap().epoch, Epoch(6));
     assert_eq!(member.page(10, 7, 0, &["a", "d"]), [], "pages of epoch 7 were given up for those of 6");

@@ -11,7 +11,7 @@ fn no_seed_violates_an_invariant() {
         let report = run(seed, Recording::Nothing);
         assert!(
             report.violations.is_empty(),
-            "seed {seed} (cargo x sim --seed {seed}): {:#?}",
+            "seed {seed} (cargo x sim membership --seed {seed}): {:#?}",
             report.violations
         );
         epochs += report.epochs as u64;
