@@ -8,7 +8,7 @@ use crate::generate::{
 };
 use crate::header::Operation;
 use crate::one_sided::{
-    Agenda, Program, Sum, flat_all_reduce, flat_barrier, pull_all_reduce, push_all_reduce,
+    Agenda, Program, Sum, flat_all_reduce, flat_barrier, pull_all_reduce, push_all_reduce, staged_all_reduce,
 };
 use crate::operation::Prepared;
 use crate::parts::Parts;
@@ -49,7 +49,7 @@ pub(crate) fn way(shape: &Shape, neighbourhood: Option<Neighbourhood>) -> Way {
 /// Ranks that meet at once: beyond, what each must read of all others outweighs the hops saved.
 const MOST_AT_ONCE: usize = 16;
 
-/// Bytes that all ranks together stage for one flat hop.
+/// Bytes that a rank reads of all others together for one flat hop: beyond, reading its share only is worth a second hop.
 const FLAT_BYTES: usize = STAGING_BYTES;
 
 /// Registered memory below this is better staged: one hop less.
@@ -74,7 +74,10 @@ fn program(shape: &Shape, neighbourhood: Neighbourhood) -> Option<Program> {
     match shape.operation {
         Operation::Barrier => Some(flat_barrier(rank, world_size)),
         Operation::AllReduce if shape.registered => Some(push_all_reduce(rank, world_size, sum)),
-        Operation::AllReduce if bytes <= FLAT_BYTES => Some(flat_all_reduce(rank, world_size, sum)),
+        Operation::AllReduce if bytes * (world_size - 1) <= FLAT_BYTES => {
+            Some(flat_all_reduce(rank, world_size, sum))
+        }
+        Operation::AllReduce if bytes <= STAGING_BYTES => Some(staged_all_reduce(rank, world_size, sum)),
         Operation::AllReduce if neighbourhood.reads_private && PULL_BYTES.contains(&bytes) => {
             Some(pull_all_reduce(rank, world_size, sum))
         }

@@ -15,6 +15,9 @@ const EAGER_LOOKS: usize = 256;
 /// The first of them, without a pause: most peers come now.
 const BRISK_LOOKS: usize = 64;
 
+/// Looks where ranks share processors: each lets another run.
+const EAGER_YIELDS: usize = 20;
+
 /// What meetings need of this rank.
 #[derive(Default)]
 pub(super) struct Meetings {
@@ -74,7 +77,8 @@ impl Executor {
     fn look(&mut self, meeting: &mut Meeting) -> Result<()> {
         let Self { transport, meetings, .. } = self;
         let Some(neighbours) = transport.neighbours() else { return Ok(()) };
-        let looks = if neighbours.spins() { EAGER_LOOKS } else { 1 };
+        let spins = neighbours.spins();
+        let looks = if spins { EAGER_LOOKS } else { EAGER_YIELDS };
         let Meetings { slots, bounce, .. } = meetings;
         let mut around = Surroundings { neighbours, slots, bounce };
         for look in 0..looks {
@@ -82,8 +86,10 @@ impl Executor {
             if meeting.is_over() {
                 break;
             }
-            if look > BRISK_LOOKS {
-                std::hint::spin_loop();
+            match (spins, look > BRISK_LOOKS) {
+                (true, false) => {}
+                (true, true) => std::hint::spin_loop(),
+                (false, _) => std::thread::yield_now(),
             }
         }
         Ok(())

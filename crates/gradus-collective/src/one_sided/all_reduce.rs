@@ -3,6 +3,7 @@
 //! | | what ranks read | hops | for |
 //! |---|---|---|---|
 //! | [`flat_all_reduce`] | everything that all others staged, or that came along with their signals | 1 | few bytes |
+//! | [`staged_all_reduce`] | of what all others staged their own share, then all others' shares of the sum | 2 | some KiB among three or more |
 //! | [`pull_all_reduce`] | of all others' buffers their own share, then all others' shares of the sum | 3 | buffers that others may read |
 //! | [`push_all_reduce`] | of all others' buffers their own share; the sum they write to all | 2 | buffers that others may write |
 
@@ -68,6 +69,10 @@ fn carried(program: &mut Program, rank: usize, world_size: usize, sum: Sum) {
     let signal = |peer| Act::Signal { peer, carries: Some(source) };
     program.acts.extend(others(rank, world_size).map(signal));
     program.acts.extend(others(rank, world_size).map(|peer| Act::Hear { peer, to: Some(shelf(peer)) }));
+    if world_size > 2 && rank > 0 {
+        // What this rank brings may lie where the sum begins.
+        program.copy(source, shelf(rank));
+    }
     add_up(program, rank, world_size, source, shelf);
 }
 
@@ -75,11 +80,15 @@ fn staged(program: &mut Program, rank: usize, world_size: usize, sum: Sum) {
     let source = Place::own(sum.source(), sum.all());
     program.copy(source, Place::own(Store::Staging, sum.all()));
     program.meet(others(rank, world_size));
-    let shown = |peer| Place::of(peer, Store::Staging, sum.all());
-    add_up(program, rank, world_size, source, shown);
+    add_up(program, rank, world_size, source, |peer| staged_by(peer, rank, sum.all()));
 }
 
-/// Sums what all brought into the output: that of rank 0 first, which two ranks need not mind, for a + b = b + a.
+/// What a rank has staged, as rank `rank` names it.
+fn staged_by(peer: usize, rank: usize, span: Span) -> Place {
+    Place { peer: (peer != rank).then_some(peer), store: Store::Staging, span }
+}
+
+/// Sums what all have shown into the output: that of rank 0 first, which two ranks need not mind, for a + b = b + a.
 fn add_up(
     program: &mut Program,
     rank: usize,
@@ -96,16 +105,30 @@ fn add_up(
         others(rank, world_size).for_each(|peer| program.combine(shown(peer), output));
         return;
     }
-    // What this rank brings may lie where the sum goes: it waits aside.
-    let aside = Place::own(Store::Scratch, Span::new(world_size * source.span.len, source.span.len));
-    let ours = if source.store == Store::Output { aside } else { source };
-    if ours == aside {
-        program.copy(source, aside);
-    }
     program.copy(shown(first), output);
-    (1..world_size).for_each(|peer| {
-        program.combine(if peer == rank { ours } else { shown(peer) }, output);
-    });
+    (1..world_size).for_each(|peer| program.combine(shown(peer), output));
+}
+
+/// Everybody stages everything, sums its own share of what all have staged, stages that too, and takes the others' shares.
+pub fn staged_all_reduce(rank: usize, world_size: usize, sum: Sum) -> Program {
+    let mut program = Program::default();
+    let (whole, own) = (Place::own(sum.source(), sum.all()), share(sum.all(), world_size, rank));
+    let output = |span| Place::own(Store::Output, span);
+    program.copy(whole, Place::own(Store::Staging, sum.all()));
+    program.meet(others(rank, world_size));
+    if !sum.in_place {
+        program.copy(Place::own(Store::Input, own), output(own));
+    }
+    others(rank, world_size).for_each(|peer| program.combine(staged_by(peer, rank, own), output(own)));
+    program.divide(sum.mean, own, world_size);
+    // Nobody else reads this share of what was staged before.
+    program.copy(output(own), Place::own(Store::Staging, own));
+    program.meet(others(rank, world_size));
+    for peer in others(rank, world_size) {
+        let theirs = share(sum.all(), world_size, peer);
+        program.copy(staged_by(peer, rank, theirs), output(theirs));
+    }
+    program
 }
 
 /// Bytes that are combined, or copied out of a peer, at a time: they are in the first-level cache when they are wanted again.

@@ -4,13 +4,13 @@ use gradus_collective::checker::one_sided::verify;
 use gradus_collective::checker::{Expectation, Fault};
 use gradus_collective::one_sided::{
     Act, INLINE_BYTES, Place, Program, Store, Sum, flat_all_reduce, flat_barrier, pull_all_reduce,
-    push_all_reduce,
+    push_all_reduce, staged_all_reduce,
 };
 use gradus_memory::Span;
 
 type Generator = fn(usize, usize, Sum) -> Program;
 
-const ALL: [Generator; 3] = [flat_all_reduce, pull_all_reduce, push_all_reduce];
+const ALL: [Generator; 4] = [flat_all_reduce, staged_all_reduce, pull_all_reduce, push_all_reduce];
 
 /// Elements so wide that a few of them are a block.
 const WIDE: usize = 8 << 10;
