@@ -72,11 +72,12 @@ fn batch(
     ending: &mut Ending,
 ) -> Result<()> {
     let rank = communicator.rank();
-    // Whatever fails, nothing of a batch is in flight when its memory goes: see `Communicator`.
     let mut in_flight = Vec::new();
     for number in numbers {
         clock.sleep(program.pauses[number][rank]);
-        in_flight.extend(start(&program.tasks[number], number, communicator)?);
+        // Whatever fails, nothing of a batch may be in flight when its memory goes; what is refused has not failed yet.
+        let started = start(&program.tasks[number], number, communicator);
+        in_flight.extend(started.inspect_err(|error| communicator.give_up(error))?);
     }
     while let Some(InFlight { task, number, output, expected, handle, .. }) = in_flight.pop() {
         communicator.wait(handle)?;

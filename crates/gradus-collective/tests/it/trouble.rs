@@ -186,7 +186,8 @@ fn what_cannot_be_is_refused_before_it_starts() {
 #[test]
 fn a_cancelled_collective_ends_everywhere_with_a_word() {
     for world_size in [2, 4] {
-        for kind in ALL {
+        // Where messages take their time, the word of who gives up may overtake what it has sent before.
+        for kind in BOTH {
             let errors = run(world_size, kind, &NetworkSettings::default(), |mut communicator| {
                 communicator.barrier().unwrap();
                 if communicator.rank() != 0 {
