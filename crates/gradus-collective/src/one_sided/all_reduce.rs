@@ -109,19 +109,21 @@ fn add_up(
     (1..world_size).for_each(|peer| program.combine(shown(peer), output));
 }
 
-/// Everybody stages everything, sums its own share of what all have staged, stages that too, and takes the others' shares.
+/// Everybody stages the others' shares, sums its own share of what all have staged, stages that too, and takes the others' shares.
 pub fn staged_all_reduce(rank: usize, world_size: usize, sum: Sum) -> Program {
     let mut program = Program::default();
-    let (whole, own) = (Place::own(sum.source(), sum.all()), share(sum.all(), world_size, rank));
+    let own = share(sum.all(), world_size, rank);
     let output = |span| Place::own(Store::Output, span);
-    program.copy(whole, Place::own(Store::Staging, sum.all()));
+    // Its own share nobody reads before it is summed.
+    for span in [Span::new(0, own.start), Span::new(own.end(), sum.len - own.end())] {
+        program.copy(Place::own(sum.source(), span), Place::own(Store::Staging, span));
+    }
     program.meet(others(rank, world_size));
     if !sum.in_place {
         program.copy(Place::own(Store::Input, own), output(own));
     }
     others(rank, world_size).for_each(|peer| program.combine(staged_by(peer, rank, own), output(own)));
     program.divide(sum.mean, own, world_size);
-    // Nobody else reads this share of what was staged before.
     program.copy(output(own), Place::own(Store::Staging, own));
     program.meet(others(rank, world_size));
     for peer in others(rank, world_size) {
