@@ -2,13 +2,15 @@
 //! that no arm can pass: `all_reduce_speed RANKS shared-memory|registered|tcp|limit BYTES,BYTES,...`.
 //!
 //! Rank 0 prints a line of JSON for each size: `{"bytes", "us", "turns", "wrong"}`: the median time of one call, how many
-//! turns it is the median of, and how many elements of its last result were wrong. The rules of a turn stand in
+//! turns it is the median of, and how many elements of its last result were wrong; and `"predicted_us"`, over links,
+//! what was predicted by them as they were measured before anything else. The rules of a turn stand in
 //! `benches/peers/mpi_all_reduce.c`; they are the same in every arm.
 //!
 //! The *limit* is two threads of one process, each of which sums its half of two buffers straight into both, and waits
 //! for nobody: memory alone.
 
-use gradus_collective::Communicator;
+use gradus_collective::algorithm::Nodes;
+use gradus_collective::{Communicator, Element};
 use gradus_compute::reduce::{self, Combine};
 use gradus_error::{Error, IoContext, Result};
 use gradus_fabric::{Launch, NetworkSettings, RENDEZVOUS_FD, TransportKind, connect};
@@ -86,6 +88,7 @@ fn rank(request: &Request, kind: TransportKind) -> Result<()> {
     let launch = Launch::from_environment(&|name| std::env::var(name).ok())?.unwrap_or_else(Launch::alone);
     let transport = connect(&launch, kind, &NetworkSettings::default(), "all_reduce_speed")?;
     let mut communicator = Communicator::new(transport, Duration::from_secs(60));
+    communicator.measure_links(&Nodes::even(request.ranks, request.ranks))?;
     for bytes in &request.sizes {
         if request.transport == "registered" {
             measure_registered(&mut communicator, *bytes)?;
@@ -130,7 +133,8 @@ fn measure(communicator: &mut Communicator, data: &mut [f32]) -> Result<()> {
         }
     }
     if rank == 0 {
-        report(bytes, times, data, ranks);
+        let choice = communicator.choice_for_all_reduce(data.len(), Element::F32);
+        report(bytes, times, data, ranks, choice.map(|choice| choice.chosen.price.seconds * 1e6));
     }
     Ok(())
 }
@@ -166,12 +170,13 @@ fn rewrite(data: &mut [f32], rank: usize) {
     }
 }
 
-fn report(bytes: usize, mut times: Vec<f64>, data: &[f32], ranks: usize) {
+fn report(bytes: usize, mut times: Vec<f64>, data: &[f32], ranks: usize, predicted_us: Option<f64>) {
     let sum = ranks * (ranks + 1) / 2;
     let wrong = data.iter().enumerate().filter(|(i, x)| **x != (sum * (1 + (i & 7))) as f32).count();
     times.sort_by(f64::total_cmp);
     let (us, turns) = (times[times.len() / 2], times.len());
-    println!("{{\"bytes\": {bytes}, \"us\": {us:.3}, \"turns\": {turns}, \"wrong\": {wrong}}}");
+    let predicted = predicted_us.map(|us| format!(", \"predicted_us\": {us:.3}")).unwrap_or_default();
+    println!("{{\"bytes\": {bytes}, \"us\": {us:.3}, \"turns\": {turns}, \"wrong\": {wrong}{predicted}}}");
 }
 
 /// A buffer that two threads write, each its half.
@@ -194,7 +199,7 @@ fn limit(bytes: usize) {
         other.join().expect("the other half does not panic");
         times
     });
-    report(bytes, times, &buffers[0], 2);
+    report(bytes, times, &buffers[0], 2, None);
 }
 
 fn limit_of_rank(buffers: [Shared; 2], len: usize, rank: usize, barrier: &Barrier) -> Vec<f64> {

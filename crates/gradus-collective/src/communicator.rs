@@ -1,5 +1,7 @@
 //! Collectives among the ranks of a world, or of a part of it.
 
+mod links;
+
 use crate::collective::Collective;
 use crate::core::Core;
 use crate::element::{Number, Reduction};

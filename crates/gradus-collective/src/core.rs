@@ -1,12 +1,14 @@
 //! What the communicators of one transport share: the executor behind them, and whether it has failed.
 
+use crate::choose::Links;
 use crate::collective::Collective;
 use crate::executor::{Call, Executor};
 use crate::flight::{FlightLog, Recorder};
 use crate::group::Group;
 use crate::memory::{Buffer, Memory};
-use crate::operation::Ready;
-use crate::select::{Neighbourhood, Way, may_use_registered, way};
+use crate::operation::{Prepared, Ready};
+use crate::plan::Step;
+use crate::select::{Neighbourhood, Way, goes_over_links, may_use_registered, way};
 use crate::shape::Shape;
 use gradus_error::{Error, Kind, Result};
 use gradus_fabric::{Interest, Location, Transport};
@@ -31,8 +33,9 @@ pub(crate) struct Core {
     ways: BTreeMap<Shape, Way>,
     /// The one that was asked for last: most often the next one too.
     last: Option<(Shape, Way)>,
+    links: Links,
     failure: Option<(Kind, String)>,
-    clock: Arc<dyn Clock>,
+    pub(crate) clock: Arc<dyn Clock>,
     /// Where the flight record goes.
     pub(crate) flight_folder: Option<PathBuf>,
     /// Set by somebody who wants the flight record now.
@@ -52,6 +55,7 @@ impl Core {
             flight_wanted: None,
             ways: BTreeMap::new(),
             last: None,
+            links: Links::default(),
             failure: None,
             clock,
             stall_limit,
@@ -127,11 +131,36 @@ impl Core {
         if self.ways.len() >= WAYS && !self.ways.contains_key(&shape) {
             self.ways.clear();
         }
-        let neighbourhood =
-            self.executor.neighbours().map(|near| Neighbourhood { reads_private: near.reads_private() });
-        let way = self.ways.entry(shape.clone()).or_insert_with(|| way(&shape, neighbourhood)).clone();
+        let (near, links) = (self.neighbourhood(), &self.links);
+        let way = self.ways.entry(shape.clone()).or_insert_with(|| way(&shape, near, links)).clone();
         self.last = Some((shape, way.clone()));
         way
+    }
+
+    fn neighbourhood(&mut self) -> Option<Neighbourhood> {
+        self.executor.neighbours().map(|near| Neighbourhood { reads_private: near.reads_private() })
+    }
+
+    /// Has collectives of a shape carried out by other steps, until links are [known](Core::know).
+    pub(crate) fn stand_in(&mut self, shape: Shape, steps: Vec<Step>) {
+        self.ways.insert(shape, Way::Streams(Arc::new(Prepared::new(steps))));
+        self.last = None;
+    }
+
+    /// What is known of links.
+    pub(crate) const fn links(&self) -> &Links {
+        &self.links
+    }
+
+    /// Has plans chosen by what is known of links from now on.
+    pub(crate) fn know(&mut self, links: Links) {
+        self.ways.clear();
+        (self.last, self.links) = (None, links);
+    }
+
+    /// Whether collectives of a shape go over links, and not from memory to memory.
+    pub(crate) fn goes_over_links(&mut self, shape: &Shape) -> bool {
+        goes_over_links(shape, self.neighbourhood())
     }
 
     pub(crate) fn progress(&mut self) -> Result<()> {

@@ -3,7 +3,7 @@
 
 use crate::collective::Collective;
 use crate::communicator::Communicator;
-use crate::cost::LinkFigures;
+use crate::cost::LinkProfile;
 use crate::element::Reduction;
 use crate::flight::{FlightLog, analyse};
 use crate::header::{HEADER_BYTES, Header};
@@ -137,11 +137,11 @@ fn streams() -> Vec<Vec<u8>> {
 }
 
 fn link_figures(data: &[u8]) {
-    let _ = crate::tuner::decode_figures(data);
+    let _ = crate::tuner::decode_profile(data);
 }
 
 fn figures() -> Vec<Vec<u8>> {
-    vec![serde_json::to_vec(&LinkFigures::default()).expect("figures are JSON")]
+    vec![serde_json::to_vec(&LinkProfile::default()).expect("profiles are JSON")]
 }
 
 fn flight_log(data: &[u8]) {

@@ -150,6 +150,20 @@ impl Flight {
         self.moved[step] += bytes;
     }
 
+    /// Where the next bytes of a step go that does nothing but store them, `most` at most; nowhere for other steps.
+    pub(crate) fn place(&mut self, step: usize, most: usize) -> &mut [u8] {
+        let Step::Receive { to, .. } = self.prepared.steps[step] else { return &mut [] };
+        let count = self.allowed(step).min(most);
+        // SAFETY: inside the step's region (checked in `new`), which is initialised, and which nobody else touches while
+        // this borrow of the flight lives, by the promise given when the collective was started.
+        unsafe { std::slice::from_raw_parts_mut(self.at(to, step), count) }
+    }
+
+    /// Counts bytes that were stored where [`Flight::place`] has said.
+    pub(crate) fn stored(&mut self, step: usize, bytes: usize) {
+        self.moved[step] += bytes;
+    }
+
     /// Where in a part a step goes on.
     fn at(&self, part: Part, step: usize) -> *mut u8 {
         let offset = part.span.start * self.identity.element.bytes() + self.moved[step];

@@ -1,6 +1,6 @@
 //! Which generator serves which collective.
 
-use crate::choose::choose_all_reduce;
+use crate::choose::{Links, choose_all_reduce};
 use crate::generate::{
     binomial_broadcast, binomial_gather, binomial_reduce, binomial_scatter, bruck_all_gather,
     bruck_all_to_all, direct_all_gather, direct_gather, direct_reduce_scatter, direct_scatter,
@@ -39,11 +39,16 @@ pub(crate) enum Way {
 }
 
 /// The way for a shape: the same on every rank but for its place.
-pub(crate) fn way(shape: &Shape, neighbourhood: Option<Neighbourhood>) -> Way {
+pub(crate) fn way(shape: &Shape, neighbourhood: Option<Neighbourhood>, links: &Links) -> Way {
     match neighbourhood.and_then(|neighbourhood| program(shape, neighbourhood)) {
         Some(program) => Way::Meeting(Arc::new(Agenda::new(program))),
-        None => Way::Streams(Arc::new(Prepared::new(steps(shape)))),
+        None => Way::Streams(Arc::new(Prepared::new(steps(shape, links)))),
     }
+}
+
+/// Whether a collective goes over links, and not from memory to memory.
+pub(crate) fn goes_over_links(shape: &Shape, neighbourhood: Option<Neighbourhood>) -> bool {
+    neighbourhood.and_then(|neighbourhood| program(shape, neighbourhood)).is_none()
 }
 
 /// Ranks that meet at once: beyond, what each must read of all others outweighs the hops saved.
@@ -86,9 +91,9 @@ fn program(shape: &Shape, neighbourhood: Neighbourhood) -> Option<Program> {
 }
 
 /// A rank's steps, the same on every rank but for its place.
-pub(crate) fn steps(shape: &Shape) -> Vec<Step> {
+pub(crate) fn steps(shape: &Shape, links: &Links) -> Vec<Step> {
     let mut steps = match shape.operation {
-        Operation::AllReduce | Operation::Reduce | Operation::Broadcast => on_whole(shape),
+        Operation::AllReduce | Operation::Reduce | Operation::Broadcast => on_whole(shape, links),
         Operation::Barrier => dissemination_barrier(shape.rank, shape.world_size),
         Operation::ReduceScatter => reduce_scatter(shape),
         Operation::AllGather => all_gather(shape),
@@ -105,12 +110,13 @@ fn is_equal(shape: &Shape) -> bool {
 }
 
 /// Generators for these work on one buffer: apart, it is filled first. Where there is no output, it is scratch.
-fn on_whole(shape: &Shape) -> Vec<Step> {
+fn on_whole(shape: &Shape, links: &Links) -> Vec<Step> {
     let Shape { rank, world_size, root, .. } = *shape;
     let len = shape.total();
     let steps = match shape.operation {
         Operation::AllReduce => {
-            choose_all_reduce(world_size, len, shape.element_bytes).steps(rank, world_size, len)
+            let choice = choose_all_reduce(links, world_size, len, shape.element_bytes);
+            choice.chosen.algorithm.steps(rank, world_size, len)
         }
         Operation::Reduce => binomial_reduce(rank, world_size, len, root),
         _ => binomial_broadcast(rank, world_size, len, root),
@@ -214,7 +220,8 @@ mod tests {
             let duty = &expectation.ranks[rank];
             let (input, output) = (buffer(duty.input), buffer(duty.output));
             let memory = if in_place { Memory::InPlace(output) } else { Memory::Apart { input, output } };
-            steps(&what(rank).shape(rank, expectation.ranks.len(), &memory).unwrap())
+            let shape = what(rank).shape(rank, expectation.ranks.len(), &memory).unwrap();
+            steps(&shape, &Links::default())
         };
         Plan::of_world(expectation.ranks.len(), 0, steps)
     }

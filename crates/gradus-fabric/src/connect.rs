@@ -57,6 +57,9 @@ pub fn connect(
     show(launch.rank, &table);
     let until = clock.now() + timeout;
     let spin = has_processor_each(&table, launch.rank);
+    if spin {
+        host::step_to(place_among_neighbours(&table, launch.rank));
+    }
     tracing::debug!(rank = launch.rank, world_size = launch.world_size, spin, "all ranks have come");
     if shares_memory(kind, &table.members)? {
         let trust = trust.towards(Purpose::Memory);
@@ -89,13 +92,24 @@ fn show(rank: usize, table: &Table) {
 /// Whether the ranks that share our host have a processor each. Hosts that cannot be told apart by what they share are
 /// told apart by address.
 fn has_processor_each(table: &Table, rank: usize) -> bool {
+    let masks: Vec<&str> = neighbours(table, rank).map(|(_, member)| member.processors.as_str()).collect();
+    host::enough_processors(&masks)
+}
+
+/// Ranks of our host, this one among them.
+fn neighbours(table: &Table, rank: usize) -> impl Iterator<Item = (usize, &Member)> {
     let own = &table.members[rank];
-    let neighbours = table.members.iter().filter(|member| match own.host.is_empty() {
+    table.members.iter().enumerate().filter(|(_, member)| match own.host.is_empty() {
         false => member.host == own.host,
         true => member.address.ip() == own.address.ip(),
-    });
-    let masks: Vec<&str> = neighbours.map(|member| member.processors.as_str()).collect();
-    host::enough_processors(&masks)
+    })
+}
+
+/// How many ranks of our host with the same processors come before this one.
+fn place_among_neighbours(table: &Table, rank: usize) -> usize {
+    let processors = &table.members[rank].processors;
+    let alike = |(other, member): &(usize, &Member)| *other < rank && member.processors == *processors;
+    neighbours(table, rank).filter(alike).count()
 }
 
 /// Every rank comes to the same answer: all have the same table.

@@ -2,6 +2,7 @@
 
 use gradus_host::random;
 use gradus_memory::Segment;
+use rustix::thread::CpuSet;
 use sha2::{Digest, Sha256};
 use std::fmt::Write;
 
@@ -61,6 +62,21 @@ pub(crate) fn enough_processors(masks: &[&str]) -> bool {
     union.iter().map(|word| word.count_ones() as usize).sum::<usize>() >= masks.len()
 }
 
+/// Moves the calling thread to the `place`th of its processors, counted around, which it is free to leave again. Ranks that
+/// spin side by side on one processor while another one idles look busy to the system, and may stay so for seconds.
+pub(crate) fn step_to(place: usize) {
+    let Ok(allowed) = rustix::thread::sched_getaffinity(None) else { return };
+    let count = allowed.count() as usize;
+    let mut processors = (0..CpuSet::MAX_CPU).filter(|processor| allowed.is_set(*processor));
+    let Some(processor) = processors.nth(place % count.max(1)) else { return };
+    let mut only = CpuSet::new();
+    only.set(processor);
+    if rustix::thread::sched_setaffinity(None, &only).is_ok() {
+        // What was allowed before the call before is allowed now: there is nothing to refuse.
+        let _ = rustix::thread::sched_setaffinity(None, &allowed);
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -69,6 +85,13 @@ mod tests {
     fn this_process_has_a_host_and_processors() {
         assert_eq!((identity(), host_mark()), (identity(), host_mark()));
         assert!(!identity().is_empty() && enough_processors(&[&processors()]));
+    }
+
+    #[test]
+    fn stepping_aside_takes_no_processor_away() {
+        let before = mask();
+        (0..5).for_each(step_to);
+        assert_eq!(mask(), before);
     }
 
     #[test]

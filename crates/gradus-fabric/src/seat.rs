@@ -31,6 +31,18 @@ impl Seat {
         Self(words.map(i64::cast_unsigned))
     }
 
+    /// Ranks by host, as lists in the order of their first ranks. Hosts that do not tell who they are hold one rank each.
+    pub fn by_host(all: &[Self]) -> Vec<Vec<usize>> {
+        let mut hosts: Vec<(u64, Vec<usize>)> = Vec::new();
+        for (rank, seat) in all.iter().enumerate() {
+            match hosts.iter_mut().find(|(host, _)| *host == seat.0[0] && *host != 0) {
+                Some((_, ranks)) => ranks.push(rank),
+                None => hosts.push((seat.0[0], vec![rank])),
+            }
+        }
+        hosts.into_iter().map(|(_, ranks)| ranks).collect()
+    }
+
     /// How many of `all` ranks' seats share processors with this one, itself included; at least one.
     pub fn sharers(&self, all: &[Self]) -> usize {
         let overlaps = |other: &&Self| {
@@ -64,6 +76,12 @@ mod tests {
         let sharers: Vec<usize> = all.iter().map(|seat| seat.sharers(&all)).collect();
         assert_eq!(sharers, [2, 2, 1, 1]);
         assert_eq!(seat(1, 0).sharers(&all), 1, "who knows nothing is alone");
+    }
+
+    #[test]
+    fn ranks_of_a_host_are_found_together_and_unknown_hosts_apart() {
+        let all = [seat(7, 1), seat(0, 1), seat(3, 1), seat(7, 2), seat(0, 1)];
+        assert_eq!(Seat::by_host(&all), [vec![0, 3], vec![1], vec![2], vec![4]]);
     }
 
     #[test]

@@ -8,9 +8,9 @@ use crate::tls;
 use gradus_error::{Error, Result};
 use rustix::event::PollFlags;
 use rustix::io::Errno;
-use rustix::net::{RecvFlags, SendFlags};
+use rustix::net::{RecvAncillaryBuffer, RecvFlags, SendAncillaryBuffer, SendFlags};
 use rustls::Connection;
-use std::io::{self, ErrorKind, Read, Write};
+use std::io::{self, ErrorKind, IoSlice, IoSliceMut, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 /// Bytes that are encrypted at once: four records of TLS's largest size.
@@ -31,6 +31,16 @@ pub(crate) enum Moved {
     Nothing,
     /// The other side is gone, in good order or not.
     Ended,
+}
+
+impl Moved {
+    /// The same with `before` bytes moved already. An end is found again by who tries again.
+    const fn after(self, before: usize) -> Self {
+        match self {
+            Self::Bytes(count) => Self::Bytes(before + count),
+            Self::Nothing | Self::Ended => Self::Bytes(before),
+        }
+    }
 }
 
 /// See the module.
@@ -74,6 +84,39 @@ impl Stream {
         match self {
             Self::Plain(socket) => outcome(Socket(socket).read(into), "cannot receive"),
             Self::Tls(session) => session.receive(into),
+        }
+    }
+
+    /// Moves what has arrived into `first` and then `second`.
+    ///
+    /// # Errors
+    /// As [`Stream::receive`].
+    pub(crate) fn receive_two(&mut self, first: &mut [u8], second: &mut [u8]) -> Result<Moved> {
+        match self {
+            Self::Plain(socket) => {
+                let mut places = [IoSliceMut::new(first), IoSliceMut::new(second)];
+                outcome(Socket(socket).read_vectored(&mut places), "cannot receive")
+            }
+            Self::Tls(session) => session.receive(if first.is_empty() { second } else { first }),
+        }
+    }
+
+    /// Takes bytes from the front of `first` and then of `second`; the first must not be empty.
+    ///
+    /// # Errors
+    /// As [`Stream::receive`].
+    pub(crate) fn send_two(&mut self, first: &[u8], second: &[u8]) -> Result<Moved> {
+        match self {
+            Self::Plain(socket) => {
+                let places = [IoSlice::new(first), IoSlice::new(second)];
+                outcome(Socket(socket).write_vectored(&places), "cannot send")
+            }
+            Self::Tls(session) => match session.send(first)? {
+                Moved::Bytes(count) if count == first.len() && !second.is_empty() => {
+                    Ok(session.send(second)?.after(count))
+                }
+                moved => Ok(moved),
+            },
         }
     }
 
@@ -199,11 +242,22 @@ impl Read for Socket<'_> {
     fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
         Ok(rustix::net::recv(self.0, into, RecvFlags::DONTWAIT)?.1)
     }
+
+    fn read_vectored(&mut self, into: &mut [IoSliceMut<'_>]) -> io::Result<usize> {
+        let mut nothing_else = RecvAncillaryBuffer::default();
+        Ok(rustix::net::recvmsg(self.0, into, &mut nothing_else, RecvFlags::DONTWAIT)?.bytes)
+    }
 }
 
 impl Write for Socket<'_> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         Ok(rustix::net::send(self.0, bytes, SendFlags::NOSIGNAL | SendFlags::DONTWAIT)?)
+    }
+
+    fn write_vectored(&mut self, bytes: &[IoSlice<'_>]) -> io::Result<usize> {
+        let (mut nothing_else, flags) =
+            (SendAncillaryBuffer::default(), SendFlags::NOSIGNAL | SendFlags::DONTWAIT);
+        Ok(rustix::net::sendmsg(self.0, bytes, &mut nothing_else, flags)?)
     }
 
     fn flush(&mut self) -> io::Result<()> {

@@ -56,6 +56,41 @@ pub trait Transport: Send {
     /// If `peer` is this rank or none of the world.
     fn try_send(&mut self, peer: usize, bytes: &[u8]) -> Result<usize>;
 
+    /// Bytes that are best moved in one call, where there are so many: what is worked on then stays in a cache.
+    fn turn_bytes(&self) -> usize {
+        128 << 10
+    }
+
+    /// As [`Transport::try_send`], for bytes that lie in two places, one after the other.
+    ///
+    /// # Errors
+    /// As there.
+    ///
+    /// # Panics
+    /// As there.
+    fn try_send_two(&mut self, peer: usize, first: &[u8], second: &[u8]) -> Result<usize> {
+        let sent = self.try_send(peer, first)?;
+        Ok(if sent == first.len() { sent + self.try_send(peer, second)? } else { sent })
+    }
+
+    /// Moves what has arrived from `peer` into `first` and then into `second`, so that nobody needs to copy it there;
+    /// returns how many bytes came, 0 when it would block. `None` where there is no way around the transport's own memory,
+    /// or something lies there already: [`Transport::try_receive`] hands that out.
+    ///
+    /// # Errors
+    /// As [`Transport::try_receive`].
+    ///
+    /// # Panics
+    /// If `peer` is this rank or none of the world.
+    fn try_receive_into(
+        &mut self,
+        _peer: usize,
+        _first: &mut [u8],
+        _second: &mut [u8],
+    ) -> Result<Option<usize>> {
+        Ok(None)
+    }
+
     /// Hands what has arrived from `peer` to `consume`, as address and length, in order, perhaps in several ranges;
     /// `consume` returns how many bytes it took from the front and is called no more once it leaves some. The bytes
     /// are valid during the call only, at any alignment, and may lie in memory that the peer shares: read them by

@@ -17,7 +17,7 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-const STATE_FILE: &str = "training_state.json";
+pub(crate) const STATE_FILE: &str = "training_state.json";
 const MOMENTS_FILE: &str = "training_state.safetensors";
 const FORMAT: u32 = 1;
 /// Larger models are saved in shards of this many bytes, as Hugging Face tools do.

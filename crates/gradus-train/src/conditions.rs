@@ -8,12 +8,16 @@ use serde_json::{Map, Value};
 /// Conditions by name, as text. A newer version may know more of them than an older one has written.
 pub(crate) type Conditions = Vec<(String, String)>;
 
+/// The name of what is known of links.
+pub(crate) const LINKS: &str = "links";
+
 /// The conditions of a run. Settings are named by their keys.
 ///
-/// `sums` says how gradients are summed: the order in which three ranks or more are depends on it.
+/// `sums` says how gradients are summed: the order in which three ranks or more are depends on it. `links` are those that
+/// algorithms are chosen by, if there are any but the default.
 pub(crate) fn of_run(
     settings: &RunSettings,
-    (world_size, sums): (usize, &str),
+    (world_size, sums, links): (usize, &str, Option<String>),
     device: &str,
     data: &str,
 ) -> Conditions {
@@ -30,7 +34,8 @@ pub(crate) fn of_run(
         ("train.cross_documents", train.cross_documents.to_string()),
     ];
     let named = |(key, value): (&str, String)| (key.to_owned(), value);
-    run.map(named).into_iter().chain(of_optimizer(&settings.optimizer)).collect()
+    let links = links.map(|links| (LINKS.to_owned(), links));
+    run.map(named).into_iter().chain(of_optimizer(&settings.optimizer)).chain(links).collect()
 }
 
 fn of_optimizer(optimizer: &OptimizerSettings) -> Conditions {

@@ -12,6 +12,7 @@ mod data_parallel;
 mod evaluate;
 pub mod events;
 mod learner;
+mod links;
 mod optimizer;
 mod sample;
 pub mod schedule;

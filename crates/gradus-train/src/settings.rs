@@ -28,6 +28,8 @@ pub struct TrainSettings {
     pub recompute: bool,
     /// Gradients are summed in ranges of about this many bytes.
     pub bucket_bytes: usize,
+    /// Whether links are measured at the start, and algorithms chosen by that; otherwise by figures of shared memory.
+    pub measure_links: bool,
     /// Steps between evaluations on the held-out split; 0: only at the end.
     pub evaluate_every: u64,
     /// Held-out tokens of one evaluation at most; 0: all.
@@ -50,6 +52,7 @@ impl Default for TrainSettings {
             recompute: false,
             // 1 MiB goes through shared memory in about 0.1 ms: small enough to overlap, large enough to be efficient.
             bucket_bytes: 1 << 20,
+            measure_links: false,
             evaluate_every: 0,
             evaluate_tokens: 65_536,
             most_skipped: 10,

@@ -8,10 +8,12 @@ use crate::conditions;
 use crate::evaluate::Evaluation;
 use crate::events::{EvaluationRecord, Event, Observer, RunDescription, StepRecord};
 use crate::learner::{Learner, LearnerSizes, Microbatches, StepResult};
+use crate::links;
 use crate::sample::{SampleSettings, Sampler};
 use crate::schedule;
 use crate::settings::{CheckpointSettings, OptimizerSettings, TrainSettings};
 use gradus_collective::Communicator;
+use gradus_collective::algorithm::Nodes;
 use gradus_error::{Error, Result};
 use gradus_host::{Clock, processors};
 use gradus_model::{Batch, Transformer};
@@ -47,6 +49,8 @@ pub struct Parts {
     pub model: Transformer,
     /// The ranks.
     pub communicator: Communicator,
+    /// Which of them share a host.
+    pub nodes: Nodes,
     /// What to learn from.
     pub dataset: Dataset,
     /// Its tokenizer; `None` for data that came as tokens.
@@ -125,7 +129,7 @@ impl Trainer {
     /// `Invalid` for settings that do not go together, naming the key; `Exhausted` where memory does not suffice;
     /// `Corrupt` for a damaged checkpoint.
     pub fn new(parts: Parts, settings: RunSettings) -> Result<Self> {
-        let Parts { model, mut communicator, dataset, tokenizer, clock, peak_flops_per_s } = parts;
+        let Parts { model, mut communicator, nodes, dataset, tokenizer, clock, peak_flops_per_s } = parts;
         let world_size = communicator.world_size();
         settings.train.check(world_size)?;
         let sequence = sequence_length(&settings.train, &model, &dataset)?;
@@ -140,6 +144,7 @@ impl Trainer {
         };
         let mut peak = [peak_flops_per_s];
         communicator.all_reduce(&mut peak)?;
+        let links = links::settle(&mut communicator, &nodes, &settings)?;
         let sizes = LearnerSizes {
             rows: settings.train.microbatch_sequences(world_size) * sequence,
             recompute: settings.train.recompute,
@@ -156,7 +161,7 @@ impl Trainer {
             total_steps: settings.train.steps,
             tokens: 0,
             skipped: 0,
-            conditions: conditions::of_run(&settings, (world_size, &sums), &device, &dataset.digest()),
+            conditions: conditions::of_run(&settings, (world_size, &sums, links), &device, &dataset.digest()),
         };
         let mut trainer = Self {
             learner,

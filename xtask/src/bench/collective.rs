@@ -24,7 +24,8 @@ pub struct Options {
     /// How often each arm has its turn.
     #[arg(long, default_value_t = 5)]
     rounds: usize,
-    /// Only groups whose name contains this: `2 ranks, shared memory`, `4 ranks, shared memory`, `2 ranks, TCP`.
+    /// Only groups whose name contains this: `2 ranks, shared memory`, `4 ranks, shared memory`, `2 ranks, TCP`,
+    /// `4 ranks, TCP`.
     #[arg(long, default_value = "")]
     group: String,
     /// Sizes, bytes.
@@ -47,10 +48,11 @@ struct Group {
     arms: &'static [&'static str],
 }
 
-const GROUPS: [Group; 3] = [
+const GROUPS: [Group; 4] = [
     Group { ranks: 2, transport: "shared memory", arms: &["limit", OURS, "Intel MPI", "Open MPI", "gloo"] },
     Group { ranks: 4, transport: "shared memory", arms: &[OURS, "Intel MPI", "Open MPI", "gloo"] },
     Group { ranks: 2, transport: "TCP", arms: &[OURS, "Open MPI", "gloo"] },
+    Group { ranks: 4, transport: "TCP", arms: &[OURS, "Open MPI", "gloo"] },
 ];
 
 impl Group {
@@ -66,6 +68,8 @@ type Times = BTreeMap<u64, Vec<f64>>;
 struct Row {
     arm: &'static str,
     times: Times,
+    /// What it had predicted by links that it measured at its start; empty for arms that predict nothing.
+    predicted: Times,
     missing: Option<String>,
 }
 
@@ -92,7 +96,7 @@ pub fn run(options: &Options) -> Result<()> {
 }
 
 fn measure(group: &Group, programs: &Programs, options: &Options) -> Vec<Row> {
-    let row = |arm: &&'static str| Row { arm, times: Times::new(), missing: None };
+    let row = |arm: &&'static str| Row { arm, times: Times::new(), predicted: Times::new(), missing: None };
     let mut rows: Vec<Row> = group.arms.iter().map(row).collect();
     for round in 0..options.rounds {
         eprintln!("{}: round {} of {}", group.name(), round + 1, options.rounds);
@@ -117,6 +121,9 @@ fn take_turn(row: &mut Row, group: &Group, programs: &Programs, sizes: &[u64]) -
         ensure!(answer["bytes"] == *bytes && answer["wrong"] == 0, "a wrong result: {answer}");
         let us = answer["us"].as_f64().with_context(|| format!("no time in {answer}"))?;
         row.times.entry(*bytes).or_default().push(us);
+        if let Some(us) = answer["predicted_us"].as_f64() {
+            row.predicted.entry(*bytes).or_default().push(us);
+        }
     }
     Ok(())
 }
@@ -197,24 +204,29 @@ impl Programs {
 }
 
 fn as_json((group, rows): &(Group, Vec<Row>)) -> Value {
-    let row = |row: &Row| json!({ "arm": row.arm, "missing": row.missing, "us_by_bytes": row.times });
+    let row = |row: &Row| {
+        json!({ "arm": row.arm, "missing": row.missing, "us_by_bytes": row.times,
+                               "predicted_us_by_bytes": row.predicted })
+    };
     json!({ "group": group.name(), "arms": rows.iter().map(row).collect::<Vec<_>>() })
 }
 
-/// Microseconds, and in brackets how many times as long as ours an arm takes.
+/// Microseconds, and in brackets how many times as long as ours an arm takes; last, what ours had predicted, and how many
+/// times its measured time that is.
 fn render(group: &Group, rows: &[Row], sizes: &[u64]) -> String {
     let mut text = format!("\n{}: microseconds (times ours)\n{:>12}", group.name(), "bytes");
     for row in rows {
         let _ = write!(text, "{:>22}", row.arm);
     }
-    text.push('\n');
+    let _ = writeln!(text, "{:>22}", "predicted");
     let ours = rows.iter().find(|row| row.arm == OURS);
     for bytes in sizes {
         let _ = write!(text, "{bytes:>12}");
         for row in rows {
             let _ = write!(text, "{:>22}", cell(row, ours, *bytes));
         }
-        text.push('\n');
+        let prediction = ours.map(|ours| prediction(ours, *bytes)).unwrap_or_default();
+        let _ = writeln!(text, "{prediction:>22}");
     }
     for row in rows {
         if let Some(reason) = &row.missing {
@@ -227,9 +239,19 @@ fn render(group: &Group, rows: &[Row], sizes: &[u64]) -> String {
 fn cell(row: &Row, ours: Option<&Row>, bytes: u64) -> String {
     let (None, Some(times)) = (&row.missing, row.times.get(&bytes)) else { return "-".to_owned() };
     let own = ours.filter(|ours| ours.arm != row.arm).and_then(|ours| ours.times.get(&bytes));
-    let over = own.map(|own| median(times.iter().zip(own).map(|(theirs, own)| theirs / own).collect()));
+    figure(times, own)
+}
+
+fn prediction(ours: &Row, bytes: u64) -> String {
+    let (None, Some(predicted)) = (&ours.missing, ours.predicted.get(&bytes)) else { return "-".to_owned() };
+    figure(predicted, ours.times.get(&bytes))
+}
+
+/// A median, and that of its ratios to what it is held against, round by round.
+fn figure(times: &[f64], against: Option<&Vec<f64>>) -> String {
+    let over = against.map(|own| median(times.iter().zip(own).map(|(time, own)| time / own).collect()));
     let over = over.map(|over| format!(" ({over:.2})")).unwrap_or_default();
-    format!("{:.2}{over}", median(times.clone()))
+    format!("{:.2}{over}", median(times.to_vec()))
 }
 
 #[cfg(test)]
@@ -237,7 +259,7 @@ mod tests {
     use super::*;
 
     fn row(arm: &'static str, times: &[f64]) -> Row {
-        Row { arm, times: BTreeMap::from([(4, times.to_vec())]), missing: None }
+        Row { arm, times: BTreeMap::from([(4, times.to_vec())]), predicted: Times::new(), missing: None }
     }
 
     #[test]
@@ -254,6 +276,14 @@ mod tests {
         gloo.missing = Some("no torch".to_owned());
         let text = render(&GROUPS[2], &[row(OURS, &[1.5]), gloo], &[4]);
         assert!(text.contains("1.50") && text.contains("gloo: missing: no torch"), "{text}");
+    }
+
+    #[test]
+    fn what_was_predicted_stands_beside_what_was_measured() {
+        let mut ours = row(OURS, &[1.0, 2.0, 4.0]);
+        ours.predicted = BTreeMap::from([(4, vec![1.0, 3.0, 4.0])]);
+        let text = render(&GROUPS[2], &[ours], &[4]);
+        assert!(text.contains("predicted") && text.contains("3.00 (1.00)"), "{text}");
     }
 
     #[test]

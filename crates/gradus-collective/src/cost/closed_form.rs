@@ -9,12 +9,15 @@
 //! On links of two levels a share that goes around a ring meets all of them in turn, so its paths are averaged, while
 //! the slowest server sets the pace. Ranks of a node are taken to follow each other in the ring.
 //!
+//! Two levels are three algorithms one after another; that elements stream from one into the next is left out.
+//!
 //! Formulas serve where a plan has too many steps to let it run, and as a cross-check where it has not.
 
 use super::figures::{Link, LinkFigures};
 use crate::algorithm::{Algorithm, AllReduce, Nodes, Spread};
 
-/// Seconds, for algorithms whose formula is known here: flat ones; beyond one level, rings and direct ones only.
+/// Seconds, for algorithms whose formula is known here: flat ones; beyond one level, rings and direct ones, and those of two
+/// levels that are direct inside even nodes, in all their lanes.
 pub(super) fn closed_form(
     algorithm: &Algorithm,
     nodes: &Nodes,
@@ -26,12 +29,23 @@ pub(super) fn closed_form(
     if nodes.world_size() == 1 {
         return Some(0.0);
     }
+    Some(figures.start() + of_messages(&world, algorithm, bytes, element_bytes)?)
+}
+
+/// Without what a collective takes as such.
+fn of_messages(world: &World<'_>, algorithm: &Algorithm, bytes: f64, element_bytes: usize) -> Option<f64> {
+    let nodes = world.nodes;
     let one_level = nodes.members().len() == 1 || nodes.largest() == 1;
     match algorithm {
         Algorithm::AllReduce(AllReduce::Ring { block }) => {
             Some(world.ring(bytes, *block as f64 * element_bytes as f64))
         }
         Algorithm::AllReduce(AllReduce::Direct) => Some(world.direct(bytes)),
+        Algorithm::AllReduce(AllReduce::TwoLevel { nodes, lanes, inside: Spread::Direct, across })
+            if nodes.smallest() == nodes.largest() && *lanes == nodes.largest() =>
+        {
+            world.two_level(across, bytes, element_bytes)
+        }
         _ if !one_level => None,
         Algorithm::AllReduce(AllReduce::RecursiveDoubling) => Some(total(&world.doubling(bytes))),
         Algorithm::AllReduce(AllReduce::HalvingDoubling) => Some(total(&world.halving_doubling(bytes))),
@@ -180,6 +194,20 @@ impl World<'_> {
         let common =
             shared(self.figures.nic_bytes_per_s, far).max(shared(self.figures.bus_bytes_per_s, near));
         own.max(sends.max(common) + last.alpha() + tail(last))
+    }
+
+    /// In as many lanes as a node has ranks: straight to them inside nodes, all lanes across at once, straight back.
+    fn two_level(&self, across: &AllReduce, bytes: f64, element_bytes: usize) -> Option<f64> {
+        let (lanes, count) = (self.nodes.largest(), self.nodes.members().len());
+        let share = bytes / lanes as f64;
+        let together = Nodes::even(lanes, lanes);
+        let inside = World { nodes: &together, figures: self.figures };
+        let card = self.figures.nic_bytes_per_s.map(|bytes_per_s| bytes_per_s / lanes as f64);
+        let (apart, figures) =
+            (Nodes::even(count, 1), LinkFigures { nic_bytes_per_s: card, ..*self.figures });
+        let lane = World { nodes: &apart, figures: &figures };
+        let summed = of_messages(&lane, &Algorithm::AllReduce(across.clone()), share, element_bytes)?;
+        Some(inside.direct_hop(share, true) + summed + inside.direct_hop(share, false))
     }
 
     fn direct(&self, bytes: f64) -> f64 {

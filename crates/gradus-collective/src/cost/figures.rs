@@ -33,6 +33,9 @@ pub struct LinkFigures {
     pub bus_bytes_per_s: Option<f64>,
     /// Bytes that a rank takes in before it passes them on.
     pub piece_bytes: u64,
+    /// Microseconds that a collective takes of every rank besides its messages.
+    #[serde(default)]
+    pub start_us: f64,
     /// Whether one processor does all of a rank's sending, receiving and adding, one at a time; otherwise the three run
     /// side by side.
     pub one_at_a_time: bool,
@@ -49,6 +52,7 @@ impl Default for LinkFigures {
             nic_bytes_per_s: Some(12e9),
             bus_bytes_per_s: Some(60e9),
             piece_bytes: 128 << 10,
+            start_us: 0.3,
             one_at_a_time: true,
         }
     }
@@ -69,12 +73,18 @@ impl LinkFigures {
         rate("reduction_bytes_per_s", self.reduction_bytes_per_s)?;
         self.nic_bytes_per_s.map_or(Ok(()), |nic| rate("nic_bytes_per_s", nic))?;
         self.bus_bytes_per_s.map_or(Ok(()), |bus| rate("bus_bytes_per_s", bus))?;
+        at_least("start_us", self.start_us, 0.0)?;
         at_least("piece_bytes", self.piece_bytes as f64, 1.0)
     }
 
     /// The link of a level.
     pub(super) const fn link(&self, together: bool) -> &Link {
         if together { &self.inside } else { &self.across }
+    }
+
+    /// Seconds of a collective as such.
+    pub(super) fn start(&self) -> f64 {
+        self.start_us * 1e-6
     }
 
     /// Seconds to add a byte.
@@ -117,7 +127,7 @@ mod tests {
     #[test]
     fn what_no_link_is_like_is_refused() {
         LinkFigures::default().validate().unwrap();
-        let spoil: [fn(&mut LinkFigures); 7] = [
+        let spoil: [fn(&mut LinkFigures); 8] = [
             |figures| figures.inside.latency_us = -1.0,
             |figures| figures.across.bandwidth_bytes_per_s = 0.0,
             |figures| figures.across.message_overhead_us = f64::NAN,
@@ -125,6 +135,7 @@ mod tests {
             |figures| figures.nic_bytes_per_s = Some(0.0),
             |figures| figures.bus_bytes_per_s = Some(-3.0),
             |figures| figures.piece_bytes = 0,
+            |figures| figures.start_us = f64::NAN,
         ];
         for spoil in spoil {
             let mut figures = LinkFigures::default();

@@ -1,18 +1,20 @@
 //! What a plan costs: seconds on given links, and bytes on each level of them.
 //!
 //! [`LinkFigures`] say what links and ranks are like: latency, bandwidth, overhead of a message, the rate of adding, and
-//! what ranks of a node share. A plan's time comes from letting it run on a model of them, which any plan can do, or, where
+//! what ranks of a node share; a [`LinkProfile`] has them by the size of the buffer. A plan's time comes from letting it run on a model of them, which any plan can do, or, where
 //! it has too many steps for that (a ring of thousands of ranks has tens of millions), from the algorithm's formula.
 //! Both are pure: equal input, equal price, on every rank and in every run.
 
 mod closed_form;
 mod figures;
+mod profile;
 mod simulate;
 #[cfg(test)]
 mod tests;
 mod traffic;
 
 pub use figures::{Link, LinkFigures};
+pub use profile::{LinkProfile, Rates};
 pub use traffic::Traffic;
 
 use crate::algorithm::{Algorithm, Nodes};

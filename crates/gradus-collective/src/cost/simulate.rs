@@ -35,6 +35,9 @@ pub(super) fn simulate(
     figures: &LinkFigures,
 ) -> Result<f64> {
     let mut run = Run::new(plan, nodes, element_bytes, figures)?;
+    if run.graph.steps.is_empty() {
+        return Ok(0.0);
+    }
     let mut end = 0.0f64;
     let mut passed = 0;
     while let Some(Reverse((moment, _, step))) = run.ready.pop() {
@@ -48,7 +51,7 @@ pub(super) fn simulate(
     if passed < run.graph.steps.len() {
         return Err(Error::invalid("steps of the plan wait for each other in a circle"));
     }
-    Ok(end)
+    Ok(figures.start() + end)
 }
 
 /// Moments in seconds; they are never negative or no number, so their bits are ordered as they are.

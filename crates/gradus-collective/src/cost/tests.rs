@@ -18,6 +18,7 @@ fn textbook(one_at_a_time: bool) -> LinkFigures {
         nic_bytes_per_s: None,
         bus_bytes_per_s: None,
         piece_bytes: u64::MAX,
+        start_us: 0.0,
         one_at_a_time,
     }
 }
@@ -116,6 +117,40 @@ fn formulas_agree_with_simulation_where_both_can_be_had() {
                         figures.one_at_a_time
                     );
                 }
+            }
+        }
+    }
+}
+
+/// Of two levels a formula leaves out that they overlap: it says no less than the model, and not half as much again.
+#[test]
+fn formulas_of_two_levels_agree_with_simulation() {
+    let figures = LinkFigures::default();
+    for (world_size, ranks_per_node) in [(32, 4), (64, 8), (12, 3)] {
+        let nodes = Nodes::even(world_size, ranks_per_node);
+        for len in [MIB / 256, MIB, 64 * MIB] {
+            for across in [AllReduce::Ring { block: len }, AllReduce::HalvingDoubling, AllReduce::Direct] {
+                let (nodes_of, across) = (nodes.clone(), Box::new(across));
+                let algorithm = all_reduce(AllReduce::TwoLevel {
+                    nodes: nodes_of,
+                    lanes: ranks_per_node,
+                    inside: Spread::Direct,
+                    across,
+                });
+                let got = formula(&algorithm, &nodes, len, &figures);
+                let want = simulated(&algorithm, &nodes, len, &figures);
+                assert!(
+                    got > 0.8 * want && got < 1.5 * want,
+                    "{algorithm} of {len} on {ranks_per_node} of {world_size}: {got} against {want}"
+                );
+                let counted = price(&algorithm, &nodes, len, 4, &figures).unwrap().unwrap().traffic;
+                let reckoned = price_by_formula(&algorithm, &nodes, len, 4, &figures).unwrap().traffic;
+                // Shares are whole elements, aligned: few of them divide unevenly.
+                let (reckoned, counted) = (reckoned.across_bytes as f64, counted.across_bytes as f64);
+                assert!(
+                    is_near(reckoned, counted, 0.1),
+                    "{algorithm} of {len}: {reckoned} against {counted}"
+                );
             }
         }
     }

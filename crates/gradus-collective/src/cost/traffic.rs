@@ -1,7 +1,7 @@
 //! What goes over the links.
 
 use crate::algorithm::{Algorithm, AllReduce, Nodes};
-use crate::plan::Plan;
+use crate::plan::{Plan, Step};
 use gradus_error::{Error, Result};
 use serde::{Deserialize, Serialize};
 
@@ -51,7 +51,7 @@ pub(super) fn of_formula(algorithm: &Algorithm, nodes: &Nodes, len: usize, eleme
     let elements =
         if direct { 2.0 * (world_size - 1) as f64 * len as f64 } else { sent as f64 * world_size as f64 };
     let bytes = elements * element_bytes as f64;
-    let across = bytes * part_across(algorithm, nodes);
+    let across = bytes * part_across(algorithm, nodes, &steps);
     Traffic {
         inside_bytes: (bytes - across) as u64,
         across_bytes: across as u64,
@@ -59,10 +59,16 @@ pub(super) fn of_formula(algorithm: &Algorithm, nodes: &Nodes, len: usize, eleme
     }
 }
 
-/// The part of a flat algorithm's messages that leave a node.
-fn part_across(algorithm: &Algorithm, nodes: &Nodes) -> f64 {
+/// The part of an algorithm's bytes that leave a node; of two levels, that of rank 0's `steps`.
+fn part_across(algorithm: &Algorithm, nodes: &Nodes, steps: &[Step]) -> f64 {
     let world_size = nodes.world_size();
-    let (leaving, all) = if matches!(algorithm, Algorithm::AllReduce(AllReduce::Ring { .. })) {
+    let (leaving, all) = if matches!(algorithm, Algorithm::AllReduce(AllReduce::TwoLevel { .. })) {
+        let sent = |leaves: &dyn Fn(usize) -> bool| {
+            let sends = steps.iter().filter(|step| step.sends() && leaves(step.peer()));
+            sends.map(|step| step.span().len).sum::<usize>()
+        };
+        (sent(&|peer| !nodes.are_together(0, peer)), sent(&|_| true))
+    } else if matches!(algorithm, Algorithm::AllReduce(AllReduce::Ring { .. })) {
         let next = |rank: usize| (rank + 1) % world_size;
         ((0..world_size).filter(|rank| !nodes.are_together(*rank, next(*rank))).count(), world_size)
     } else {

@@ -54,19 +54,25 @@ impl Intake<'_> {
         let count = len.min(HEADER_BYTES - *header_filled);
         // SAFETY: count bytes are readable and fit what is left of the header.
         unsafe { std::ptr::copy_nonoverlapping(from, header.as_mut_ptr().add(*header_filled), count) };
+        self.more_header(job, count);
+        count
+    }
+
+    /// Counts bytes of a header, and looks at it when it is whole.
+    pub(super) fn more_header(&mut self, job: Job, count: usize) {
+        let Incoming { header, header_filled, .. } = &mut *self.incoming;
         *header_filled += count;
-        if *header_filled == HEADER_BYTES {
+        if count > 0 && *header_filled == HEADER_BYTES {
             let flight = self.flights.get(job.ticket);
             let expected = expected(flight, job);
             let arrived =
                 Header::decode(header).map_err(|error| error.within(format!("from rank {}", self.peer)));
             self.fault = arrived.and_then(|header| header.expect(&expected, self.rank, self.peer)).err();
         }
-        count
     }
 
     /// Ends the first job if it is over.
-    fn finish(&mut self, job: Job) {
+    pub(super) fn finish(&mut self, job: Job) {
         let flight = self.flights.get(job.ticket);
         if self.fault.is_none() && self.incoming.header_filled == HEADER_BYTES && flight.is_whole(job.step) {
             self.incoming.queue.pop_front();

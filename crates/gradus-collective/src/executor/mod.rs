@@ -13,6 +13,7 @@
 
 mod intake;
 mod meetings;
+mod straight;
 mod strangers;
 
 use crate::flight::{FlightLog, Recorder};
@@ -30,8 +31,8 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// Bytes that one stream moves before the others have their turn: the two halves of an exchange stay in step, and what
-/// is summed is still in the cache when it is passed on.
+/// Bytes that a local step moves before the streams have their turn. How many a stream moves the transport says: few enough
+/// that the two halves of an exchange stay in step, and what is summed is still in the cache when it is passed on.
 const TURN_BYTES: usize = 128 << 10;
 
 /// Bytes that go out together with their header, in one piece.
@@ -218,11 +219,11 @@ impl Executor {
         let local = self.flights.advance_local(TURN_BYTES);
         let met = self.meetings.open > 0 && self.advance_meetings()?;
         for peer in 0..self.incoming.len() {
-            if !self.incoming[peer].queue.is_empty() {
-                self.advance_incoming(peer)?;
-            }
             if !self.outgoing[peer].queue.is_empty() {
                 self.advance_outgoing(peer)?;
+            }
+            if !self.incoming[peer].queue.is_empty() {
+                self.advance_incoming(peer)?;
             }
         }
         let moved = local || met || self.moved != before;
@@ -251,7 +252,7 @@ impl Executor {
     }
 
     fn advance_outgoing(&mut self, peer: usize) -> Result<()> {
-        let mut turn = TURN_BYTES;
+        let mut turn = self.transport.turn_bytes();
         while turn > 0 {
             let Some(job) = self.outgoing[peer].queue.front().copied() else { break };
             let sent = self.send_some(peer, job, turn)?;
@@ -281,17 +282,15 @@ impl Executor {
             let count = first.len();
             flight.sent(job.step, count);
         }
-        if outgoing.staged_sent < outgoing.staged.len() {
-            let sent = self.transport.try_send(peer, &outgoing.staged[outgoing.staged_sent..])?;
-            outgoing.staged_sent += sent;
-            return Ok(sent);
-        }
+        let staged = &outgoing.staged[outgoing.staged_sent..];
         let bytes = flight.outgoing(job.step, most);
-        if bytes.is_empty() {
+        if staged.is_empty() && bytes.is_empty() {
             return Ok(0);
         }
-        let sent = self.transport.try_send(peer, bytes)?;
-        flight.sent(job.step, sent);
+        let sent = self.transport.try_send_two(peer, staged, bytes)?;
+        let of_staged = sent.min(staged.len());
+        outgoing.staged_sent += of_staged;
+        flight.sent(job.step, sent - of_staged);
         Ok(sent)
     }
 
@@ -300,13 +299,15 @@ impl Executor {
             return Ok(());
         }
         let Self { transport, incoming, flights, .. } = self;
-        let rank = transport.rank();
-        let mut intake =
-            Intake { incoming: &mut incoming[peer], flights, rank, peer, turn: TURN_BYTES, fault: None };
-        let received = transport.try_receive(peer, &mut |from, len| {
-            // SAFETY: the transport hands out `len` readable bytes of memory of its own.
-            unsafe { intake.take(from, len) }
-        })?;
+        let (rank, turn) = (transport.rank(), transport.turn_bytes());
+        let mut intake = Intake { incoming: &mut incoming[peer], flights, rank, peer, turn, fault: None };
+        let received = match intake.straight_from(&mut **transport)? {
+            Some(received) => received,
+            None => transport.try_receive(peer, &mut |from, len| {
+                // SAFETY: the transport hands out `len` readable bytes of memory of its own.
+                unsafe { intake.take(from, len) }
+            })?,
+        };
         let fault = intake.fault.take();
         self.moved.received += received as u64;
         fault.map_or(Ok(()), Err)

@@ -3,8 +3,9 @@
 use super::{Case, Purpose};
 use crate::algorithm::{Algorithm, AllReduce, Barrier, Nodes, Spread};
 
-/// Bytes that a ring works on at a time: what one rank holds of it, in and out, stays in the second-level cache.
-const RING_BLOCK_BYTES: usize = 256 << 10;
+/// Bytes that a ring works on at a time: what one rank holds of it, in and out, stays in the second-level cache; and what
+/// is better where a message costs more than that saves.
+const RING_BLOCK_BYTES: [usize; 2] = [256 << 10, 1 << 20];
 
 /// In a wide world, a share of a block for each rank that is worth a message of its own.
 const SHARE_BYTES: usize = 64 << 10;
@@ -26,10 +27,12 @@ pub(super) fn of(case: &Case) -> Vec<Algorithm> {
     }
 }
 
-/// A ring for a world.
-pub(crate) fn ring(world_size: usize, element_bytes: usize) -> AllReduce {
-    let block_bytes = RING_BLOCK_BYTES.max(world_size.saturating_mul(SHARE_BYTES));
-    AllReduce::Ring { block: (block_bytes / element_bytes).max(1) }
+/// Rings for a world.
+pub(crate) fn rings(world_size: usize, element_bytes: usize) -> [AllReduce; 2] {
+    RING_BLOCK_BYTES.map(|block_bytes| {
+        let block_bytes = block_bytes.max(world_size.saturating_mul(SHARE_BYTES));
+        AllReduce::Ring { block: (block_bytes / element_bytes).max(1) }
+    })
 }
 
 struct Sizes {
@@ -61,10 +64,12 @@ impl Sizes {
     }
 
     /// Among ranks of one level.
-    fn flat_all_reduces(&self, world_size: usize) -> [AllReduce; 5] {
+    fn flat_all_reduces(&self, world_size: usize) -> [AllReduce; 6] {
+        let [ring, ring_of_large_blocks] = rings(world_size, self.element_bytes);
         [
             AllReduce::RecursiveDoubling,
-            ring(world_size, self.element_bytes),
+            ring,
+            ring_of_large_blocks,
             AllReduce::HalvingDoubling,
             AllReduce::DoubleTree { block: self.tree_block() },
             AllReduce::Direct,

@@ -1,186 +1,253 @@
-//! From times of messages to figures of links.
+//! From times of exchanges to figures of links.
+//!
+//! In an *exchange* every rank of a circle sends to the next one and takes in from the one before, all at once: that is a
+//! hop of most algorithms, and it loads what ranks share (a bus, a network card, too few processors) as they do. The model
+//! says that one of `hops` hops with a message of `s` bytes each takes
+//! `start + hops (alpha + 2 overhead + s (2 beta + gamma))`, the last term where it adds; of several messages in a hop only the
+//! first waits for alpha ([`SmallTimes::overhead`]).
 
-use crate::cost::{Link, LinkFigures};
+use super::exchange::hops_of;
+use crate::cost::{Link, LinkFigures, LinkProfile, Rates};
 use gradus_error::{Error, Result};
 
-/// How long something of that many bytes took.
+/// Hops, and messages of a hop, of the exchanges that tell these apart.
+pub(super) const HOPS: usize = 5;
+pub(super) const MESSAGES: usize = 8;
+
+/// Below so many seconds a byte nobody moves it: an exchange that seems faster was measured badly.
+const LEAST_SECONDS_PER_BYTE: f64 = 1e-12;
+
+/// Seconds of exchanges of next to nothing.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Sample {
-    /// Bytes.
-    pub bytes: u64,
-    /// Seconds.
-    pub seconds: f64,
+pub(super) struct SmallTimes {
+    /// One message.
+    pub(super) one: f64,
+    /// [`HOPS`] hops of one message, one after another.
+    pub(super) hops: f64,
+    /// One hop of [`MESSAGES`] messages.
+    pub(super) messages: f64,
 }
 
-/// What was measured; a level that was not is empty.
-#[derive(Debug, Clone, Default, PartialEq)]
-pub struct Measurements {
-    /// One way between two ranks of a node: half of a round trip.
-    pub inside: Vec<Sample>,
-    /// The same between two nodes.
-    pub across: Vec<Sample>,
-    /// Adding bytes to others, on one rank.
-    pub adding: Vec<Sample>,
+/// Seconds of an exchange of a whole buffer.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(super) struct BufferTimes {
+    pub(super) bytes: u64,
+    pub(super) copied: f64,
+    pub(super) added: f64,
 }
 
-/// Figures of links from what was measured. What one pair of ranks cannot tell is assumed: that it fills its node's network
-/// card, that the memory bus has no limit, and that a message's overhead is part of its latency. A level that was not
-/// measured is taken to be like the other one; where neither was, like the default.
+/// All that was timed on links of one level, by growing buffer.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct Times {
+    pub(super) small: SmallTimes,
+    pub(super) buffers: Vec<BufferTimes>,
+}
+
+/// The links' profile. A level that was not measured is taken to be like the other one; where neither was, the profile is
+/// the default.
 ///
 /// # Errors
-/// Those of [`fit_link`], naming the level.
-pub fn fit(measurements: &Measurements) -> Result<LinkFigures> {
-    let Measurements { inside, across, adding } = measurements;
-    let of = |what: &str, samples: &[Sample]| {
-        let link = (!samples.is_empty()).then(|| fit_link(samples)).transpose();
-        link.map_err(|error| error.within(what))
+/// `Invalid` for times that no links have.
+pub(super) fn fit(inside: Option<&Times>, across: Option<&Times>) -> Result<LinkProfile> {
+    let Some((near, far)) = inside.or(across).zip(across.or(inside)) else {
+        return Ok(LinkProfile::default());
     };
-    let default = LinkFigures::default();
-    let (near, far) = (of("links inside nodes", inside)?, of("links between nodes", across)?);
-    let added = of("adding", adding)?;
-    let far_bandwidth = far.map(|link| link.bandwidth_bytes_per_s);
+    near.check()?;
+    far.check()?;
+    let rates = near.buffers.iter().map(|buffer| {
+        let inside = near.small.rates(buffer);
+        // The other level may have stopped at a smaller size.
+        let other = far.buffers.iter().rev().find(|other| other.bytes <= buffer.bytes);
+        Rates {
+            across_bytes_per_s: other.map_or(inside, |other| far.small.rates(other)).inside_bytes_per_s,
+            ..inside
+        }
+    });
+    let rates: Vec<Rates> = rates.collect();
+    let (first, start_us) = (rates.first().copied(), near.small.start() * 1e6);
+    let first = first.ok_or_else(|| Error::internal("at least one buffer is measured"))?;
     let figures = LinkFigures {
-        inside: near.or(far).unwrap_or(default.inside),
-        across: far.or(near).unwrap_or(default.across),
-        reduction_bytes_per_s: added.map_or(default.reduction_bytes_per_s, |link| link.bandwidth_bytes_per_s),
-        nic_bytes_per_s: far_bandwidth,
+        inside: near.small.link(first.inside_bytes_per_s),
+        across: far.small.link(first.across_bytes_per_s),
+        reduction_bytes_per_s: first.reduction_bytes_per_s,
+        // What ranks share was shared while they were measured.
+        nic_bytes_per_s: None,
         bus_bytes_per_s: None,
-        ..default
+        start_us: rounded(start_us),
+        one_at_a_time: true,
+        ..LinkFigures::default()
     };
-    figures.validate()?;
-    Ok(figures)
+    let profile = LinkProfile { figures, rates };
+    profile.validate()?;
+    Ok(profile)
 }
 
-/// Latency and bandwidth of a link: the line through the fastest sample of each size that errs least, each error in parts
-/// of its sample (Hockney, "The communication challenge for MPP", Parallel Computing 1994, has the model). The fastest,
-/// because what else a machine does only ever adds; for the same reason a message counts as no slower than larger ones
-/// were. Where that leaves no latency to be seen, or nothing but latency, all time is taken for bandwidth.
-///
-/// # Errors
-/// `Invalid` for fewer than two sizes, or times that no link has.
-pub fn fit_link(samples: &[Sample]) -> Result<Link> {
-    let points = fastest(samples)?;
-    if points.len() < 2 {
-        return Err(Error::invalid("times of two sizes at least are needed to tell latency from bandwidth"));
-    }
-    let (alpha, beta) = match line(&points) {
-        (alpha, beta) if alpha >= 0.0 && beta > 0.0 => (alpha, beta),
-        _ => (0.0, slope(&points)),
-    };
-    let bandwidth_bytes_per_s = 1.0 / beta;
-    if !(bandwidth_bytes_per_s > 0.0 && bandwidth_bytes_per_s.is_finite() && alpha.is_finite()) {
-        return Err(Error::invalid(format!("{beta} s a byte: no link is like that, measure again")));
-    }
-    Ok(Link { latency_us: alpha * 1e6, bandwidth_bytes_per_s, message_overhead_us: 0.0 })
+/// To as many digits as mean anything: so few survive being written and read to the bit, again and again.
+fn rounded(figure: f64) -> f64 {
+    format!("{figure:.5e}").parse().expect("a number that was just written can be read")
 }
 
-/// The fastest of each size and all larger ones, by size.
-fn fastest(samples: &[Sample]) -> Result<Vec<Sample>> {
-    if let Some(wrong) = samples.iter().find(|sample| !(sample.seconds > 0.0 && sample.seconds.is_finite())) {
-        return Err(Error::invalid(format!(
-            "{} bytes took {} s, which is no time",
-            wrong.bytes, wrong.seconds
-        )));
+impl Times {
+    fn check(&self) -> Result<()> {
+        let SmallTimes { one, hops, messages } = self.small;
+        let buffers = self.buffers.iter().flat_map(|buffer| [buffer.copied, buffer.added]);
+        match buffers.chain([one, hops, messages]).find(|time| !(*time > 0.0 && time.is_finite())) {
+            None => Ok(()),
+            Some(time) => Err(Error::invalid(format!("an exchange took {time} s, which is no time"))),
+        }
     }
-    let mut sorted = samples.to_vec();
-    sorted.sort_by(|one, other| one.bytes.cmp(&other.bytes).then(one.seconds.total_cmp(&other.seconds)));
-    sorted.dedup_by_key(|sample| sample.bytes);
-    let mut least = f64::INFINITY;
-    for sample in sorted.iter_mut().rev() {
-        least = least.min(sample.seconds);
-        sample.seconds = least;
-    }
-    Ok(sorted)
 }
 
-/// Start and slope by least squares, each point weighted by one over its time squared.
-fn line(points: &[Sample]) -> (f64, f64) {
-    let [mut w, mut wx, mut wt, mut wxx, mut wxt] = [0.0; 5];
-    for Sample { bytes, seconds } in points {
-        let (x, weight) = (*bytes as f64, seconds.powi(-2));
-        w += weight;
-        wx += weight * x;
-        wt += weight * seconds;
-        wxx += weight * x * x;
-        wxt += weight * x * seconds;
+impl SmallTimes {
+    /// Seconds of a hop.
+    fn hop(&self) -> f64 {
+        ((self.hops - self.one) / (HOPS - 1) as f64).clamp(0.0, self.one)
     }
-    let beta = (w * wxt - wx * wt) / (w * wxx - wx * wx);
-    ((wt - beta * wx) / w, beta)
-}
 
-/// The slope of the line through the origin, with the same weights.
-fn slope(points: &[Sample]) -> f64 {
-    let ratio = |sample: &Sample| sample.bytes as f64 / sample.seconds;
-    points.iter().map(ratio).sum::<f64>() / points.iter().map(|sample| ratio(sample).powi(2)).sum::<f64>()
+    /// Seconds of a collective as such.
+    fn start(&self) -> f64 {
+        self.one - self.hop()
+    }
+
+    /// Seconds of a message for either end. A rank that exchanges many at once sends all and takes in all, and waits for the
+    /// latency only where sending takes less: `messages - one` is `2 (MESSAGES - 1) overhead - alpha`, or, where alpha is
+    /// longer than all sends but the first, `(MESSAGES - 1) overhead`.
+    fn overhead(&self) -> f64 {
+        let (more, hop, messages) = (self.messages - self.one, self.hop(), MESSAGES as f64);
+        let hidden = (more + hop) / (2.0 * messages);
+        let overhead = if hop <= hidden * (messages + 1.0) { hidden } else { more / (messages - 1.0) };
+        overhead.clamp(0.0, hop / 2.0)
+    }
+
+    fn link(&self, bandwidth_bytes_per_s: f64) -> Link {
+        Link {
+            latency_us: rounded((self.hop() - 2.0 * self.overhead()) * 1e6),
+            bandwidth_bytes_per_s,
+            message_overhead_us: rounded(self.overhead() * 1e6),
+        }
+    }
+
+    /// Rates on a buffer: those of the link stand as the inner ones.
+    fn rates(&self, buffer: &BufferTimes) -> Rates {
+        let bytes = buffer.bytes as f64;
+        // Behind a block that takes longer to send the latency of the next one is not seen.
+        let more_hops = hops_of(buffer.bytes).saturating_sub(1) as f64;
+        let fixed = self.one + more_hops * 2.0 * self.overhead();
+        let twice_beta = ((buffer.copied - fixed) / bytes).max(LEAST_SECONDS_PER_BYTE);
+        let gamma = ((buffer.added - buffer.copied) / bytes).max(LEAST_SECONDS_PER_BYTE);
+        let bytes_per_s = rounded(2.0 / twice_beta);
+        Rates {
+            buffer_bytes: buffer.bytes,
+            inside_bytes_per_s: bytes_per_s,
+            across_bytes_per_s: bytes_per_s,
+            reduction_bytes_per_s: rounded(1.0 / gamma),
+        }
+    }
 }
 
 #[cfg(test)]
 mod tests {
+    use super::super::exchange::{Level, Neighbours};
     use super::*;
+    use crate::algorithm::Nodes;
+    use crate::cost::price_of_plan;
+    use crate::plan::{Plan, Step};
     use gradus_error::Kind;
     use proptest::prelude::*;
 
-    fn samples(alpha: f64, beta: f64, noise: &[f64]) -> Vec<Sample> {
-        let sizes = [8u64, 1 << 10, 1 << 14, 1 << 18, 1 << 22];
-        let time =
-            |bytes: u64, noise: f64| Sample { bytes, seconds: (alpha + bytes as f64 * beta) * (1.0 + noise) };
-        noise.iter().flat_map(|noise| sizes.map(|bytes| time(bytes, *noise))).collect()
-    }
-
-    #[test]
-    fn a_link_is_found_beneath_what_else_goes_on() {
-        let link = fit_link(&samples(3e-6, 0.2e-9, &[0.8, 0.0, 3.0])).unwrap();
-        assert!(
-            (link.latency_us - 3.0).abs() < 1e-6 && (link.bandwidth_bytes_per_s - 5e9).abs() < 1.0,
-            "{link:?}"
-        );
-    }
-
-    #[test]
-    fn what_tells_nothing_is_refused() {
-        let sample = |bytes, seconds| Sample { bytes, seconds };
-        for bad in [
-            vec![],
-            vec![sample(8, 1.0), sample(8, 2.0)],
-            vec![sample(8, 1.0), sample(9, f64::NAN)],
-            vec![sample(8, 1.0), sample(9, 0.0)],
-            vec![sample(0, 1e-320), sample(u64::MAX, 1e-320)],
-        ] {
-            assert_eq!(*fit_link(&bad).unwrap_err().kind(), Kind::Invalid, "{bad:?}");
+    /// What the exchanges of a level take on links of these figures.
+    fn times(figures: &LinkFigures, level: Level, nodes: &Nodes, buffers: &[u64]) -> Times {
+        let seconds = |steps: &dyn Fn(Neighbours) -> Vec<Step>| {
+            let of_rank = |rank: usize| steps(level.neighbours(nodes, rank).unwrap());
+            let plan = Plan::of_world(nodes.world_size(), 0, of_rank);
+            price_of_plan(&plan, nodes, 4, figures).unwrap().seconds
+        };
+        let whole = |bytes: u64, adds: bool| seconds(&|circle| circle.buffer(bytes as usize / 4, adds));
+        Times {
+            small: SmallTimes {
+                one: seconds(&|circle| circle.hops(1)),
+                hops: seconds(&|circle| circle.hops(HOPS)),
+                messages: seconds(&|circle| circle.messages(MESSAGES)),
+            },
+            buffers: buffers
+                .iter()
+                .map(|bytes| BufferTimes {
+                    bytes: *bytes,
+                    copied: whole(*bytes, false),
+                    added: whole(*bytes, true),
+                })
+                .collect(),
         }
     }
 
-    #[test]
-    fn small_messages_that_were_held_up_tell_nothing() {
-        let sample = |bytes, seconds| Sample { bytes, seconds };
-        let link = fit_link(&[sample(8, 2.0), sample(1 << 10, 3.0), sample(1 << 20, 1.0)]).unwrap();
-        assert_eq!(link.latency_us, 0.0);
-        assert!((link.bandwidth_bytes_per_s / f64::from(1 << 20) - 1.0).abs() < 0.01, "{link:?}");
+    fn is_near(got: f64, want: f64) -> bool {
+        (got / want - 1.0).abs() < 0.05
     }
 
-    #[test]
-    fn levels_that_were_not_measured_are_like_the_other_or_the_default() {
-        assert_eq!(fit(&Measurements::default()).unwrap().inside, LinkFigures::default().inside);
-        let inside = samples(2e-6, 1e-9, &[0.0]);
-        let figures = fit(&Measurements { inside, ..Measurements::default() }).unwrap();
-        assert_eq!(figures.inside, figures.across);
-        assert_eq!(figures.nic_bytes_per_s, None);
+    proptest! {
+        /// The model is found again from what it says of the exchanges.
+        #[test]
+        fn links_of_the_model_are_found_from_its_own_times(
+            world_size in 2usize..6, latency_us in 5.0f64..50.0, overhead_us in 1.0f64..9.0,
+            start_us in 0.1f64..9.0, inside in 4e9f64..2e10, across in 4e9f64..2e10, adding in 4e9f64..3e10
+        ) {
+            let link = |bandwidth_bytes_per_s| {
+                Link { latency_us, bandwidth_bytes_per_s, message_overhead_us: overhead_us }
+            };
+            let figures = LinkFigures {
+                inside: link(inside), across: link(across), reduction_bytes_per_s: adding, start_us,
+                nic_bytes_per_s: None, bus_bytes_per_s: None, ..LinkFigures::default()
+            };
+            let buffers = [1 << 20, 1 << 24];
+            let near = times(&figures, Level::Inside, &Nodes::even(world_size, world_size), &buffers);
+            let far = times(&figures, Level::Across, &Nodes::even(world_size, 1), &buffers);
+            let found = fit(Some(&near), Some(&far)).unwrap();
+            for (got, want) in [
+                (found.figures.start_us, start_us),
+                (found.figures.inside.latency_us, latency_us),
+                (found.figures.across.message_overhead_us, overhead_us),
+                (found.at(1 << 24).inside.bandwidth_bytes_per_s, inside),
+                (found.at(1 << 24).across.bandwidth_bytes_per_s, across),
+                (found.at(1 << 24).reduction_bytes_per_s, adding),
+            ] {
+                prop_assert!(is_near(got, want), "{} is not {}: {:?}", got, want, found);
+            }
+        }
+
+        #[test]
+        fn no_times_panic(times in proptest::collection::vec(any::<f64>(), 5)) {
+            let small = SmallTimes { one: times[0], hops: times[1], messages: times[2] };
+            let buffers = vec![BufferTimes { bytes: 1 << 20, copied: times[3], added: times[4] }];
+            if let Ok(profile) = fit(Some(&Times { small, buffers }), None) {
+                prop_assert!(profile.validate().is_ok());
+            }
+        }
     }
 
     proptest! {
         #[test]
-        fn any_link_is_found(alpha in 0.0f64..1e-3, bandwidth in 1e6f64..1e12) {
-            let link = fit_link(&samples(alpha, 1.0 / bandwidth, &[0.0])).unwrap();
-            prop_assert!((link.bandwidth_bytes_per_s / bandwidth - 1.0).abs() < 1e-3);
-            prop_assert!((link.latency_us - alpha * 1e6).abs() < 1e-3 + alpha * 1e3);
+        fn a_record_is_read_as_it_was_written(times in proptest::collection::vec(1e-9f64..1.0, 5)) {
+            let small = SmallTimes { one: times[0], hops: times[1], messages: times[2] };
+            let buffers = vec![BufferTimes { bytes: 1 << 20, copied: times[3], added: times[4] }];
+            let profile = fit(Some(&Times { small, buffers }), None).unwrap();
+            let record = serde_json::to_string(&profile).unwrap();
+            prop_assert_eq!(serde_json::from_str::<LinkProfile>(&record).unwrap(), profile);
         }
+    }
 
-        #[test]
-        fn no_samples_panic(times in proptest::collection::vec((any::<u64>(), any::<f64>()), 0..6)) {
-            let samples: Vec<Sample> = times.iter().map(|(bytes, seconds)| Sample { bytes: *bytes, seconds: *seconds }).collect();
-            if let Ok(link) = fit_link(&samples) {
-                prop_assert!(link.bandwidth_bytes_per_s > 0.0 && link.latency_us >= 0.0);
-            }
-        }
+    #[test]
+    fn what_was_not_measured_is_like_the_other_level_or_the_default() {
+        assert_eq!(fit(None, None).unwrap(), LinkProfile::default());
+        let near = times(&LinkFigures::default(), Level::Inside, &Nodes::even(2, 2), &[4096, 8192]);
+        let profile = fit(Some(&near), None).unwrap();
+        assert_eq!(profile.figures.inside, profile.figures.across);
+        assert_eq!(profile, fit(None, Some(&near)).unwrap());
+    }
+
+    #[test]
+    fn times_that_are_none_are_refused() {
+        let mut near = times(&LinkFigures::default(), Level::Inside, &Nodes::even(2, 2), &[4096]);
+        near.small.hops = f64::NAN;
+        assert_eq!(*fit(Some(&near), None).unwrap_err().kind(), Kind::Invalid);
     }
 }

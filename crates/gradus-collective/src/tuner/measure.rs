@@ -1,129 +1,143 @@
 //! Measures a world's links, once, for all ranks.
 //!
-//! Rank 0 plays ping-pong with one rank of its own node and one of another, times adding, turns the times into figures and
-//! sends them to everybody. So all ranks hold the same figures, to the bit, and will choose alike. Other pairs are taken
-//! to be like these: whoever doubts that looks at all of them first.
+//! All ranks carry out exchanges by the executor itself, so that what a message and a collective cost in software is in the
+//! figures, and all at once, so that what ranks share is. The slowest rank's times count; rank 0 turns them into a profile and
+//! sends it to everybody: all ranks hold the same figures, to the bit, and choose alike.
+//!
+//! Bounded: sizes grow until a call takes [`LONG_S`]; some tens of milliseconds in all where links are
+//! fast and each rank has a processor, some hundreds where four ranks share two.
 
-use super::fit::{Measurements, Sample, fit};
-use super::pipe::Pipe;
+use super::exchange::{Level, Neighbours, SMALL};
+use super::fit::{BufferTimes, HOPS, MESSAGES, SmallTimes, Times, fit};
 use crate::algorithm::Nodes;
-use crate::cost::LinkFigures;
-use gradus_compute::reduce::{self, Combine};
+use crate::collective::Collective;
+use crate::communicator::Communicator;
+use crate::cost::LinkProfile;
+use crate::element::Reduction;
+use crate::plan::Step;
 use gradus_error::{Error, Result};
-use gradus_fabric::Transport;
-use gradus_host::Clock;
-use std::time::Duration;
 
-/// Messages of these many bytes, from what is all latency to what is all bandwidth.
-const SIZES: [usize; 5] = [8, 1 << 10, 16 << 10, 256 << 10, 4 << 20];
-/// Round trips of each; the fastest counts.
-const ROUNDS: usize = 12;
-/// Elements that are added: what fits the cache, and what a rank works on at a time.
-const ADDED: [usize; 2] = [8 << 10, 64 << 10];
-/// Most bytes of a record of figures.
-const MOST_BYTES: usize = 4096;
+/// Buffers of these many bytes, from what the first cache holds to what the last one does not.
+const BUFFERS: [usize; 6] = [16 << 10, 64 << 10, 256 << 10, 1 << 20, 4 << 20, 16 << 20];
 
-/// Measures the links of a world. All ranks call it, on a transport that carries nothing else; it blocks until rank 0's
-/// figures have come, and leaves the transport as it was. Some 120 MB go between rank 0 and each of two others.
+/// Seconds of a call after which no larger buffer is tried.
+const LONG_S: f64 = 4e-3;
+
+/// Turns of which the median counts, after one that warms up; fewer for large buffers, down to `FEWEST_TURNS`.
+const TURNS: usize = 25;
+const FEWEST_TURNS: usize = 3;
+const TURNS_BYTES: usize = 8 << 20;
+
+/// Calls of a turn where a call takes less than a barrier leaves ranks apart.
+const CALLS: usize = 8;
+
+/// Most bytes of a record of a profile.
+const MOST_RECORD_BYTES: usize = 16 << 10;
+
+/// Measures the links of all ranks of a communicator, which all call this with nothing in flight. Blocks until rank 0's
+/// profile has come.
 ///
 /// # Errors
-/// Those of the transport; `Unavailable`, naming a rank, when nothing moves for `patience`; `Corrupt` when what comes from
-/// rank 0 are no figures; `Invalid` when `nodes` are of another world.
-pub fn measure(
-    transport: &mut dyn Transport,
-    nodes: &Nodes,
-    clock: &dyn Clock,
-    patience: Duration,
-) -> Result<LinkFigures> {
-    if nodes.world_size() != transport.world_size() {
-        let (known, met) = (nodes.world_size(), transport.world_size());
-        return Err(Error::invalid(format!("nodes of {known} ranks, but a world of {met}")));
+/// Those of collectives; `Invalid` when `nodes` are of another world, or the times measured are those of no links;
+/// `Corrupt` when what comes from rank 0 is no profile.
+pub(crate) fn measure(world: &mut Communicator, nodes: &Nodes) -> Result<LinkProfile> {
+    if nodes.world_size() != world.world_size() {
+        return Err(strange_nodes(nodes, world.world_size()));
     }
-    let mut pipe = Pipe { transport, clock, patience };
-    let [near, far] = partners(nodes);
-    match pipe.transport.rank() {
-        0 => lead(&mut pipe, near, far),
-        rank => {
-            if [near, far].contains(&Some(rank)) {
-                answer(&mut pipe)?;
-            }
-            receive(&mut pipe)
-        }
-    }
+    let [inside, across] = [Level::Inside, Level::Across].map(|level| time_level(world, nodes, level));
+    let (inside, across) = (inside?, across?);
+    let profile = (world.rank() == 0).then(|| fit(inside.as_ref(), across.as_ref())).transpose();
+    agree(world, profile)
 }
 
-/// With whom rank 0 measures: inside its node, and beyond.
-fn partners(nodes: &Nodes) -> [Option<usize>; 2] {
-    [true, false].map(|near| (1..nodes.world_size()).find(|rank| nodes.are_together(0, *rank) == near))
+/// Why nodes do not serve a world.
+pub(crate) fn strange_nodes(nodes: &Nodes, world_size: usize) -> Error {
+    Error::invalid(format!("nodes of {} ranks, but a world of {world_size}", nodes.world_size()))
 }
 
-fn lead(pipe: &mut Pipe<'_>, near: Option<usize>, far: Option<usize>) -> Result<LinkFigures> {
-    let adding = time_adding(pipe.clock);
-    let mut play = |partner: Option<usize>| partner.map_or(Ok(Vec::new()), |peer| play(pipe, peer));
-    let measurements = Measurements { inside: play(near)?, across: play(far)?, adding };
-    let record = serde_json::to_vec(&fit(&measurements)?)
-        .map_err(|error| Error::internal("figures can be written").with_source(error))?;
-    for peer in 1..pipe.transport.world_size() {
-        pipe.send_record(peer, &record)?;
+/// Rank 0's profile, on every rank: the same bits, and what it could not find, as an error.
+///
+/// # Errors
+/// As for [`measure`].
+pub(crate) fn agree(world: &mut Communicator, ours: Result<Option<LinkProfile>>) -> Result<LinkProfile> {
+    let record = ours.and_then(|profile| profile.as_ref().map(encode).transpose());
+    let record = record.inspect_err(|error| world.give_up(error))?.unwrap_or_default();
+    let mut len = (record.len() as u32).to_le_bytes();
+    world.broadcast(0, &mut len)?;
+    let len = u32::from_le_bytes(len) as usize;
+    if len > MOST_RECORD_BYTES {
+        return Err(Error::corrupt(format!("rank 0 sent {len} bytes as a profile of links")));
     }
-    // As the others read it: writing a number as text and reading it may change its last bit.
+    let mut record = record;
+    record.resize(len, 0);
+    world.broadcast(0, &mut record)?;
+    // Rank 0 reads it as the others do: writing a number as text and reading it may change its last bit.
     decode(&record)
 }
 
-/// Rank 0's side of the game.
-fn play(pipe: &mut Pipe<'_>, peer: usize) -> Result<Vec<Sample>> {
-    let mut samples = Vec::with_capacity(SIZES.len() * ROUNDS);
-    for size in SIZES {
-        let mut ball = vec![0; size];
-        for _ in 0..ROUNDS {
-            let start = pipe.clock.now();
-            pipe.send(peer, &ball)?;
-            pipe.receive(peer, &mut ball)?;
-            let seconds = (pipe.clock.now() - start).as_secs_f64() / 2.0;
+fn encode(profile: &LinkProfile) -> Result<Vec<u8>> {
+    serde_json::to_vec(profile)
+        .map_err(|error| Error::internal("a profile of links has no JSON form").with_source(error))
+}
+
+/// A profile from the JSON that rank 0 sends.
+pub(crate) fn decode(record: &[u8]) -> Result<LinkProfile> {
+    let wrong = |why: String| Error::corrupt(format!("rank 0 sent no profile of links: {why}"));
+    let profile: LinkProfile = serde_json::from_slice(record).map_err(|error| wrong(error.to_string()))?;
+    profile.validate().map_err(|error| wrong(error.to_string()))?;
+    Ok(profile)
+}
+
+/// Times the exchanges of a level; `None` where nobody has anybody there.
+fn time_level(world: &mut Communicator, nodes: &Nodes, level: Level) -> Result<Option<Times>> {
+    if (0..nodes.world_size()).all(|rank| level.neighbours(nodes, rank).is_none()) {
+        return Ok(None);
+    }
+    let neighbours = level.neighbours(nodes, world.rank());
+    let steps = |of: &dyn Fn(Neighbours) -> Vec<Step>| neighbours.map(of).unwrap_or_default();
+    let small = SmallTimes {
+        one: time(world, SMALL, steps(&|circle| circle.hops(1)))?,
+        hops: time(world, SMALL, steps(&|circle| circle.hops(HOPS)))?,
+        messages: time(world, SMALL * MESSAGES, steps(&|circle| circle.messages(MESSAGES)))?,
+    };
+    let mut buffers = Vec::with_capacity(BUFFERS.len());
+    for bytes in BUFFERS {
+        let len = bytes / size_of::<f32>();
+        let exchange = |adds| steps(&|circle| circle.buffer(len, adds));
+        let (copied, added) = (time(world, len, exchange(false))?, time(world, len, exchange(true))?);
+        buffers.push(BufferTimes { bytes: bytes as u64, copied, added });
+        if copied.max(added) > LONG_S {
+            break;
+        }
+    }
+    Ok(Some(Times { small, buffers }))
+}
+
+/// Seconds of a collective that consists of these steps, on `len` elements: the median of some turns of the slowest rank.
+/// The slowest, because a hop is over for all when it is over for the last; and the same on every rank.
+fn time(world: &mut Communicator, len: usize, steps: Vec<Step>) -> Result<f64> {
+    let bytes = len * size_of::<f32>();
+    let small = bytes < BUFFERS[0];
+    let (calls, turns) = (if small { CALLS } else { 1 }, (TURNS_BYTES / bytes).clamp(FEWEST_TURNS, TURNS));
+    let mut data = vec![0.0f32; len];
+    world.stand_in_for_all_reduce(&mut data, steps)?;
+    let mut times = Vec::with_capacity(turns);
+    for turn in 0..=turns {
+        data.fill(0.0);
+        world.barrier()?;
+        let start = world.now();
+        for _ in 0..calls {
+            world.all_reduce(&mut data)?;
+        }
+        let seconds = (world.now() - start).as_secs_f64() / calls as f64;
+        if turn > 0 {
             // A clock may be too coarse for the smallest.
-            samples.push(Sample { bytes: size as u64, seconds: seconds.max(1e-9) });
+            times.push(seconds.max(1e-9));
         }
     }
-    Ok(samples)
-}
-
-/// The partner's side.
-fn answer(pipe: &mut Pipe<'_>) -> Result<()> {
-    for size in SIZES {
-        let mut ball = vec![0; size];
-        for _ in 0..ROUNDS {
-            pipe.receive(0, &mut ball)?;
-            pipe.send(0, &ball)?;
-        }
-    }
-    Ok(())
-}
-
-fn receive(pipe: &mut Pipe<'_>) -> Result<LinkFigures> {
-    decode(&pipe.receive_record(0, MOST_BYTES)?)
-}
-
-/// Figures from the JSON that rank 0 sends.
-pub(crate) fn decode(record: &[u8]) -> Result<LinkFigures> {
-    let wrong = |why: String| Error::corrupt(format!("rank 0 sent no figures of links: {why}"));
-    let figures: LinkFigures = serde_json::from_slice(record).map_err(|error| wrong(error.to_string()))?;
-    figures.validate().map_err(|error| wrong(error.to_string()))?;
-    Ok(figures)
-}
-
-fn time_adding(clock: &dyn Clock) -> Vec<Sample> {
-    let mut samples = Vec::with_capacity(ADDED.len() * ROUNDS);
-    for len in ADDED {
-        let (mut sum, addend) = (vec![0.0f32; len], vec![1.0f32; len]);
-        for _ in 0..ROUNDS {
-            let start = clock.now();
-            // SAFETY: both are whole vectors of `len` elements, apart from each other, and ours.
-            unsafe { reduce::combine::<f32>(Combine::Add, sum.as_mut_ptr(), addend.as_ptr().cast(), len) };
-            let seconds = (clock.now() - start).as_secs_f64();
-            samples.push(Sample { bytes: size_of_val(&*addend) as u64, seconds: seconds.max(1e-9) });
-        }
-    }
-    samples
+    world.run_in_place(&Collective::all_reduce(Reduction::Max), &mut times)?;
+    times.sort_by(f64::total_cmp);
+    Ok(times[times.len() / 2])
 }
 
 #[cfg(test)]
@@ -132,21 +146,13 @@ mod tests {
     use gradus_error::Kind;
     use proptest::prelude::*;
 
-    #[test]
-    fn partners_are_one_inside_and_one_beyond() {
-        assert_eq!(partners(&Nodes::even(1, 1)), [None, None]);
-        assert_eq!(partners(&Nodes::even(4, 4)), [Some(1), None]);
-        assert_eq!(partners(&Nodes::even(4, 2)), [Some(1), Some(2)]);
-        assert_eq!(partners(&Nodes::even(4, 1)), [None, Some(1)]);
-    }
-
     proptest! {
         #[test]
-        fn foreign_bytes_are_refused(bytes in proptest::collection::vec(any::<u8>(), 0..200), cut in 0usize..400) {
+        fn foreign_bytes_are_refused(bytes in proptest::collection::vec(any::<u8>(), 0..200), cut in 0usize..2000) {
             let error = decode(&bytes).unwrap_err();
             prop_assert_eq!(error.kind(), &Kind::Corrupt);
-            let whole = serde_json::to_vec(&LinkFigures::default()).unwrap();
-            prop_assert_eq!(decode(&whole).unwrap(), LinkFigures::default());
+            let whole = encode(&LinkProfile::default()).unwrap();
+            prop_assert_eq!(decode(&whole).unwrap(), LinkProfile::default());
             prop_assert!(decode(&whole[..cut.min(whole.len() - 1)]).is_err());
         }
     }

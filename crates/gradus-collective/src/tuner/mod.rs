@@ -5,18 +5,19 @@
 //! price. Where prices are closer to each other than predictions are good, the candidate that comes first in the list
 //! wins: lists begin with what is robust.
 //!
-//! Figures are measured once, by [`measure`], and the same on all ranks; or given; or [`LinkFigures::default`].
+//! Figures are measured once, by [`Communicator::measure_links`](crate::Communicator::measure_links), and the same on all
+//! ranks; or given; or [`LinkFigures::default`].
 
 mod candidates;
+mod exchange;
 mod fit;
 mod measure;
 pub(crate) mod pipe;
 
-pub(crate) use candidates::ring;
-pub use fit::{Measurements, Sample, fit, fit_link};
+pub(crate) use candidates::rings;
 #[cfg(feature = "fuzzing")]
-pub(crate) use measure::decode as decode_figures;
-pub use measure::measure;
+pub(crate) use measure::decode as decode_profile;
+pub(crate) use measure::{agree, measure, strange_nodes};
 
 use crate::algorithm::{Algorithm, Nodes};
 use crate::cost::{LinkFigures, Price, price};

@@ -1,38 +1,65 @@
-//! Links measured over real transports: everybody holds the same figures.
+//! Links measured over real transports: everybody holds the same figures, and computes right by what they choose.
 
-use crate::world::{BOTH, PATIENCE, connected};
+use crate::parity::exercise;
+use crate::world::{BOTH, connected, run};
 use gradus_collective::algorithm::Nodes;
-use gradus_collective::tuner::measure;
+use gradus_collective::cost::{LinkFigures, LinkProfile};
+use gradus_collective::{Communicator, Element};
 use gradus_error::Kind;
-use gradus_host::RealClock;
+use gradus_fabric::NetworkSettings;
 use std::time::Duration;
 
 #[test]
-fn all_ranks_hold_the_same_figures() {
+fn all_ranks_hold_the_same_figures_and_choose_alike() {
     for kind in BOTH {
         for (world_size, ranks_per_node) in [(1, 1), (2, 1), (3, 2), (4, 4)] {
             let nodes = Nodes::even(world_size, ranks_per_node);
-            let all = connected(world_size, kind, |mut transport| {
-                let figures = measure(&mut *transport, &nodes, &RealClock::new(), PATIENCE).unwrap();
-                // The transport is as it was.
-                measure(&mut *transport, &nodes, &RealClock::new(), PATIENCE).unwrap();
-                figures
+            let all = run(world_size, kind, &NetworkSettings::default(), |mut world| {
+                let profile = world.measure_links(&nodes).unwrap();
+                let bits = exercise(&mut world);
+                (profile, world.choice_for_all_reduce(1 << 18, Element::F32), bits)
             });
-            all[0].validate().unwrap();
-            assert!(all.iter().all(|figures| *figures == all[0]), "{kind:?} {all:?}");
-            assert_eq!(all[0].nic_bytes_per_s.is_some(), ranks_per_node < world_size);
+            all[0].0.validate().unwrap();
+            assert!(all.iter().all(|found| *found == all[0]), "{kind:?} {world_size}");
         }
     }
 }
 
 #[test]
+fn what_rank_0_knows_of_links_counts_for_all() {
+    let slow = |rank: usize| {
+        let mut figures = LinkFigures::default();
+        figures.across.latency_us = if rank == 0 { 1e4 } else { 0.0 };
+        LinkProfile::uniform(figures)
+    };
+    let all = run(3, BOTH[1], &NetworkSettings::default(), |mut world| {
+        let before = world.choice_for_all_reduce(1 << 18, Element::F32).unwrap().chosen.algorithm;
+        let used = world.use_links(&slow(world.rank()), &Nodes::even(3, 1)).unwrap();
+        let after = world.choice_for_all_reduce(1 << 18, Element::F32).unwrap().chosen.algorithm;
+        world.all_reduce(&mut vec![1.0f32; 1 << 18]).unwrap();
+        (used, before, after)
+    });
+    assert!(all.iter().all(|found| found.0 == slow(0) && found == &all[0]));
+    assert_ne!(all[0].1, all[0].2);
+}
+
+#[test]
+fn what_rank_0_cannot_use_is_told_to_all() {
+    let mut figures = LinkFigures::default();
+    figures.inside.bandwidth_bytes_per_s = 0.0;
+    let errors = run(2, BOTH[0], &NetworkSettings::default(), |mut world| {
+        world.use_links(&LinkProfile::uniform(figures), &Nodes::even(2, 2)).unwrap_err()
+    });
+    assert!(errors.iter().all(|error| *error.kind() == Kind::Invalid), "{errors:?}");
+}
+
+#[test]
 fn who_does_not_measure_is_named() {
     let met = std::sync::Barrier::new(2);
-    let results = connected(2, BOTH[0], |mut transport| {
+    let results = connected(2, BOTH[0], |transport| {
         let idle = transport.rank() == 1;
-        let patience = Duration::from_millis(50);
-        let nodes = Nodes::even(2, 2);
-        let result = (!idle).then(|| measure(&mut *transport, &nodes, &RealClock::new(), patience));
+        let mut world = Communicator::new(transport, Duration::from_millis(50));
+        let result = (!idle).then(|| world.measure_links(&Nodes::even(2, 2)));
         met.wait();
         result
     });
@@ -42,9 +69,16 @@ fn who_does_not_measure_is_named() {
 }
 
 #[test]
-fn nodes_of_another_world_are_refused() {
-    let results = connected(1, BOTH[0], |mut transport| {
-        measure(&mut *transport, &Nodes::even(2, 1), &RealClock::new(), PATIENCE).map(|_| ())
+fn links_are_no_matter_of_a_part_of_the_ranks_or_of_another_world() {
+    run(2, BOTH[0], &NetworkSettings::default(), |mut world| {
+        let mut own = world.group(&[world.rank()]).unwrap();
+        for error in [
+            own.measure_links(&Nodes::even(1, 1)).unwrap_err(),
+            world.measure_links(&Nodes::even(3, 1)).unwrap_err(),
+            world.use_links(&LinkProfile::default(), &Nodes::even(3, 1)).unwrap_err(),
+        ] {
+            assert_eq!(*error.kind(), Kind::Invalid, "{error}");
+        }
+        world.barrier().unwrap();
     });
-    assert_eq!(*results[0].as_ref().unwrap_err().kind(), Kind::Invalid);
 }

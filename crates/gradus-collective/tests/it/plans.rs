@@ -1,7 +1,7 @@
 //! Every generator at every world size up to 64, and plans with planted bugs.
 
 use gradus_collective::checker::{Fault, Goal, check};
-use gradus_collective::choose::choose_all_reduce;
+use gradus_collective::choose::{Links, choose_all_reduce};
 use gradus_collective::generate::{
     binomial_broadcast, dissemination_barrier, recursive_doubling_all_reduce, ring_all_reduce,
 };
@@ -77,7 +77,7 @@ fn barriers_hear_of_everybody() {
 fn what_is_chosen_is_right() {
     for world_size in 1..=8 {
         for len in [0, 1, 1000, 100_000, 1_000_000] {
-            let chosen = choose_all_reduce(world_size, len, 4);
+            let chosen = choose_all_reduce(&Links::default(), world_size, len, 4).chosen.algorithm;
             let plan = Plan::of_world(world_size, len, |rank| chosen.steps(rank, world_size, len));
             assert_eq!(check(&plan, Goal::AllReduce), Ok(()), "{world_size} {len}");
         }

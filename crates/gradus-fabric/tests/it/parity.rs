@@ -1,8 +1,8 @@
 //! One suite for every way that bytes can go.
 
-use crate::world::{WAYS, pattern, receive, run_on, send_all};
+use crate::world::{WAYS, Way, pattern, receive, run_on, send_all};
 use gradus_error::{Error, Kind};
-use gradus_fabric::{Direction, Interest};
+use gradus_fabric::{Direction, Interest, Transport};
 use gradus_host::{Clock, RealClock};
 use std::time::Duration;
 
@@ -33,6 +33,82 @@ fn a_stream_longer_than_any_buffer_arrives_whole() {
                 0 => send_all(&mut *transport, 1, &pattern(0, 1, len)).unwrap(),
                 _ => assert_eq!(receive(&mut *transport, 0, len).unwrap(), pattern(0, 1, len)),
             }
+        });
+    }
+}
+
+/// Sends `bytes` in calls of two parts each, of lengths that change.
+fn send_in_pairs(transport: &mut dyn Transport, peer: usize, bytes: &[u8]) {
+    let mut sent = 0;
+    for first in [0, 1, 64, 5000, 70_000].into_iter().cycle() {
+        let rest = &bytes[sent..];
+        let (first, second) = rest.split_at(first.min(rest.len()));
+        let count = transport.try_send_two(peer, first, &second[..second.len().min(200_000)]).unwrap();
+        sent += count;
+        if sent == bytes.len() {
+            return;
+        }
+        if count == 0 {
+            let room = [Interest { peer, direction: Direction::Send }];
+            transport.wait(&room, Duration::from_secs(1)).unwrap();
+        }
+    }
+}
+
+/// Fills `into`, by turns straight and out of the transport's own memory; whether any of it came straight.
+fn receive_both_ways(transport: &mut dyn Transport, peer: usize, into: &mut [u8]) -> bool {
+    let (mut filled, mut straight) = (0, false);
+    for first in [0, 1, 64, 5000].into_iter().cycle() {
+        let rest = &mut into[filled..];
+        let (one, other) = rest.split_at_mut(first.min(rest.len()));
+        let most = other.len().min(100_000);
+        let count = match transport.try_receive_into(peer, one, &mut other[..most]).unwrap() {
+            Some(count) => {
+                straight |= count > 0;
+                count
+            }
+            None => receive_some(transport, peer, &mut rest[..]),
+        };
+        filled += count;
+        if first == 64 && filled < into.len() {
+            filled += receive_some(transport, peer, &mut into[filled..]);
+        }
+        if filled == into.len() {
+            return straight;
+        }
+        if count == 0 {
+            let news = [Interest { peer, direction: Direction::Receive }];
+            transport.wait(&news, Duration::from_secs(1)).unwrap();
+        }
+    }
+    unreachable!("a cycle has no end")
+}
+
+fn receive_some(transport: &mut dyn Transport, peer: usize, into: &mut [u8]) -> usize {
+    let mut filled = 0;
+    let mut take = |from: *const u8, len: usize| {
+        let count = len.min(into.len() - filled).min(3000);
+        // SAFETY: `len` bytes are readable, of memory that is the transport's; `count` fit.
+        unsafe { std::ptr::copy_nonoverlapping(from, into[filled..].as_mut_ptr(), count) };
+        filled += count;
+        count
+    };
+    transport.try_receive(peer, &mut take).unwrap()
+}
+
+#[test]
+fn bytes_of_two_places_are_one_stream_however_they_are_taken() {
+    for way in WAYS {
+        run_on(way, 2, 0, |rank, mut transport| {
+            let len = 5_000_001;
+            if rank == 0 {
+                send_in_pairs(&mut *transport, 1, &pattern(0, 1, len));
+                return;
+            }
+            let mut received = vec![0; len];
+            let straight = receive_both_ways(&mut *transport, 0, &mut received);
+            assert!(received == pattern(0, 1, len), "{way:?}");
+            assert_eq!(straight, matches!(way, Way::Tcp | Way::Tls));
         });
     }
 }

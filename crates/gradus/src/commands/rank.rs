@@ -9,6 +9,7 @@ use crate::run_settings::Settings;
 use crate::settings::{Resolved, render};
 use crate::sinks::{Many, MetricsFile, Progress, TensorBoard};
 use anyhow::{Context, Result};
+use gradus_collective::algorithm::Nodes;
 use gradus_collective::{Collective, Communicator};
 use gradus_compute::Device;
 use gradus_error::{Error, Kind};
@@ -35,9 +36,10 @@ pub fn run(resolved: &Resolved<Settings>, launch: Option<Launch>, resume: bool) 
     let mut communicator = communicator(settings, launch.as_ref())?;
     let opened = open(resolved, resume, &mut communicator);
     let opened = opened.inspect_err(|error| communicator.give_up(&as_told(error)))?;
-    let Opened { folder, run, model, dataset, tokenizer, mut observer, peak_flops_per_s, stop } = opened;
+    let Opened { folder, run, nodes, model, dataset, tokenizer, mut observer, peak_flops_per_s, stop } =
+        opened;
     let clock: Arc<dyn Clock> = Arc::new(RealClock::new());
-    let parts = Parts { model, communicator, dataset, tokenizer, clock, peak_flops_per_s };
+    let parts = Parts { model, communicator, nodes, dataset, tokenizer, clock, peak_flops_per_s };
     let outcome = train(parts, run, observer.as_mut(), &stop)?;
     drop(observer);
     if let Some(folder) = folder {
@@ -51,6 +53,7 @@ struct Opened {
     /// Held by rank 0.
     folder: Option<RunFolder>,
     run: RunSettings,
+    nodes: Nodes,
     model: Transformer,
     dataset: Dataset,
     tokenizer: Option<Tokenizer>,
@@ -65,7 +68,9 @@ fn open(resolved: &Resolved<Settings>, resume: bool, communicator: &mut Communic
     let dataset = Dataset::open(&prepare::run(settings)?.folder)?;
     // Others may have more to prepare than we.
     communicator.patient_barrier()?;
-    let sharers = sharers(communicator)?;
+    let seats = seats(communicator)?;
+    let sharers = seats[communicator.rank()].sharers(&seats);
+    let nodes = Nodes::try_from(Seat::by_host(&seats))?;
     let device = open_device(settings.train.threads, sharers, settings.train.precision)?;
     agree(communicator, "the data", &dataset.digest())?;
     agree(communicator, "the kernels", &kernels(&device.describe()))?;
@@ -79,7 +84,7 @@ fn open(resolved: &Resolved<Settings>, resume: bool, communicator: &mut Communic
     let model = first_model(settings, device, dataset.vocabulary())?;
     let observer = observers(resolved, first, &path)?;
     let run = settings.run_settings(path, checkpoint)?;
-    Ok(Opened { folder, run, model, dataset, tokenizer, observer, peak_flops_per_s, stop })
+    Ok(Opened { folder, run, nodes, model, dataset, tokenizer, observer, peak_flops_per_s, stop })
 }
 
 /// A failure as the other ranks shall hear of it.
@@ -166,13 +171,12 @@ fn terms(settings: &Settings) -> Result<String> {
     Ok(lines.join("\n"))
 }
 
-/// Ranks that share this one's processors, itself included.
-fn sharers(communicator: &mut Communicator) -> Result<usize> {
+/// Where all ranks compute.
+fn seats(communicator: &mut Communicator) -> Result<Vec<Seat>> {
     let own = Seat::of_this_process();
     let mut words = vec![0i64; Seat::WORDS * communicator.world_size()];
     communicator.run(&Collective::all_gather(), &own.to_words(), &mut words)?;
-    let all: Vec<Seat> = words.as_chunks().0.iter().map(Seat::from_words).collect();
-    Ok(own.sharers(&all))
+    Ok(words.as_chunks().0.iter().map(Seat::from_words).collect())
 }
 
 /// Holds what this rank has against what rank 0 has: with other data or kernels that round differently the ranks would

@@ -100,6 +100,27 @@ fn a_resume_that_would_change_the_bits_is_refused_unless_told() {
 }
 
 #[test]
+fn a_resumed_run_chooses_by_the_links_that_it_began_with() {
+    let place = Place::new();
+    let common = ["--nproc-per-node", "3", "--checkpoint.keep", "100", "--checkpoint.every", "4"];
+    place.train(&[&common[..], &["--train.measure_links", "true"]].concat());
+    let whole = place.final_bytes("a");
+    let links = |step| {
+        let state = place.checkpoint("a", step).join("training_state.json");
+        let state: serde_json::Value = serde_json::from_str(&fs::read_to_string(state).unwrap()).unwrap();
+        let conditions = state["conditions"].as_array().unwrap();
+        conditions.iter().find(|condition| condition[0] == "links").unwrap()[1].clone()
+    };
+    let measured = links(4);
+    let later = (5..=STEPS).map(|step| place.checkpoint("a", step)).filter(|folder| folder.is_dir());
+    later.for_each(|folder| fs::remove_dir_all(folder).unwrap());
+    // It was not asked to measure again, and would find other figures if it did.
+    place.train(&[&common[..], &["--resume"]].concat());
+    assert_eq!(links(STEPS), measured);
+    assert!(place.final_bytes("a") == whole);
+}
+
+#[test]
 fn a_run_that_is_all_warm_up_is_warned_of_and_either_key_gives_the_length_of_sequences() {
     let place = Place::new();
     let short = ["train", "run.toml", "--train.steps", "4", "--data.sequence_length", "16"];
