@@ -13,10 +13,11 @@
 //! the other wrote, so no wake-up is lost. The bell is read before the announcement, so a step in between makes the
 //! sleep return at once. Should a peer die or misbehave, the sleep ends by itself after [`NAP`].
 
-use crate::control::{Line, Lines};
+use crate::control::{Line, Lines, Surroundings};
 use crate::dial;
 use crate::gate::timespec;
 use crate::mesh::Mesh;
+use crate::neighbours::Neighbour;
 use crate::rendezvous::Table;
 use crate::ring::{COUNTER_BYTES, Consumer, Place, Producer};
 use crate::stream::Stream;
@@ -156,8 +157,8 @@ impl SharedMemory {
         table: &mut Table,
         asked_ring_bytes: usize,
         spin: bool,
-        clock: &dyn Clock,
-        until: Duration,
+        surroundings: Surroundings,
+        (clock, until): (&dyn Clock, Duration),
     ) -> Result<Self> {
         let (rank, world_size) = (trust.rank, table.members.len());
         let plan = Plan { world_size, ring_bytes: ring_bytes(asked_ring_bytes, world_size) };
@@ -182,7 +183,7 @@ impl SharedMemory {
             peers.push(Some(Peer::new(plan, rank, peer, &inbox, Arc::new(theirs))));
             lines.push(Some(Line::to_local_process(Stream::plain(socket)?)));
         }
-        let lines = Lines::new(rank, lines);
+        let lines = Lines::new(rank, lines, surroundings);
         Ok(Self {
             rank,
             address: table.doors.address,
@@ -192,6 +193,14 @@ impl SharedMemory {
             spin,
             clock: RealClock::new(),
         })
+    }
+
+    /// The processes with which memory is shared, by rank.
+    ///
+    /// # Errors
+    /// The system's failure to copy a descriptor.
+    pub(crate) fn neighbours(&self) -> Result<Vec<Option<Neighbour>>> {
+        self.lines.neighbours()
     }
 
     fn peer(&mut self, peer: usize) -> &mut Peer {
@@ -297,6 +306,7 @@ impl Transport for SharedMemory {
     }
 
     fn wait(&mut self, interests: &[Interest], limit: Duration) -> Result<()> {
+        self.lines.heed()?;
         if self.spin && self.ready_soon(interests)? {
             return Ok(());
         }
@@ -317,6 +327,10 @@ impl Transport for SharedMemory {
             Some(gone) if !self.is_ready(gone)? => Err(self.lines.left_too_early(gone.peer)),
             _ => Ok(()),
         }
+    }
+
+    fn fence(&mut self, lost: &[usize]) -> Result<()> {
+        self.lines.fence(lost, &self.clock)
     }
 
     fn abort(&mut self, reason: &Error) {
