@@ -42,7 +42,7 @@ mod trust;
 
 pub use connect::connect;
 pub use interface::interface_of;
-pub use launch::{Launch, RENDEZVOUS_FD};
+pub use launch::{COORDINATOR, Launch, RENDEZVOUS_FD};
 pub use seat::Seat;
 pub use secret::{SECRET, SECRET_FILE, Secret};
 pub use session::{Order, Session, SessionSettings, World};

@@ -87,7 +87,7 @@ fn launch_ranks(settings: &Settings) -> Result<u8> {
     }
     let program = std::env::current_exe().context("cannot find this program's own file")?;
     let arguments: Vec<OsString> = std::env::args_os().skip(1).collect();
-    let ended = launch_local(&program, &arguments, ranks, &[])?;
+    let ended = launch_local(&program, &arguments, ranks, &[], Some(settings.network.timeouts()?))?;
     if !matches!(ended, ExitStatusSummary::Done) {
         logging::say(format_args!("gradus: {ended}"));
     }

@@ -3,6 +3,7 @@
 use super::super::coordinator::{Coordinator, CoordinatorNote};
 use super::super::message::{Reply, Request};
 use super::super::timeouts::Timeouts;
+use super::attentive_clock::AttentiveClock;
 use super::door::{Arrival, Door, listen, trust};
 use super::link::Link;
 use super::state_file::StateFile;
@@ -10,11 +11,10 @@ use crate::gate::timespec;
 use crate::secret::Secret;
 use gradus_error::{Error, IoContext, Kind, Result};
 use gradus_host::machine::{Action, ActionOf, Event, EventOf, Machine, Peer};
-use gradus_host::{Clock, RealClock};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
+use std::net::{SocketAddr, TcpListener};
 use std::os::fd::AsFd;
 use std::path::Path;
 use std::time::Duration;
@@ -37,13 +37,14 @@ struct Visitor {
 /// A coordinator that serves members over TCP.
 pub struct CoordinatorServer {
     machine: Coordinator,
-    file: StateFile,
+    /// Where it keeps its state; nowhere if it ends with its members.
+    file: Option<StateFile>,
     door: Door,
     address: SocketAddr,
     visitors: BTreeMap<Peer, Visitor>,
     last_peer: Peer,
     patience: Duration,
-    clock: RealClock,
+    clock: AttentiveClock,
 }
 
 impl CoordinatorServer {
@@ -57,15 +58,36 @@ impl CoordinatorServer {
         let listener = listen(address, secret)?;
         let (file, stored) = StateFile::open(state)?;
         let within = |error: Error| error.within(format!("{} is of no use", state.display()));
+        let machine = Coordinator::open(stored.as_deref(), timeouts).map_err(within)?;
+        Self::serve(listener, machine, Some(file), timeouts, secret)
+    }
+
+    /// As [`CoordinatorServer::open`], but it keeps no state: for one that ends together with all its members, as a
+    /// launcher's does.
+    ///
+    /// # Errors
+    /// As [`CoordinatorServer::open`], but for those of the file.
+    pub fn without_state(address: &str, timeouts: Timeouts, secret: &Secret) -> Result<Self> {
+        let listener = listen(address, secret)?;
+        Self::serve(listener, Coordinator::open(None, timeouts)?, None, timeouts, secret)
+    }
+
+    fn serve(
+        listener: TcpListener,
+        machine: Coordinator,
+        file: Option<StateFile>,
+        timeouts: Timeouts,
+        secret: &Secret,
+    ) -> Result<Self> {
         Ok(Self {
-            machine: Coordinator::open(stored.as_deref(), timeouts).map_err(within)?,
+            machine,
             file,
             address: listener.local_addr().context(|| "cannot read a socket's own address".to_owned())?,
             door: Door::open(listener, trust(secret, 0))?,
             visitors: BTreeMap::new(),
             last_peer: 0,
             patience: timeouts.detection * 4,
-            clock: RealClock::new(),
+            clock: AttentiveClock::new(timeouts.heartbeat),
         })
     }
 
@@ -95,14 +117,17 @@ impl CoordinatorServer {
     }
 
     /// Waits for something to do: who has something to say, or can take what was kept; `None` is to stop.
-    fn wait(&self, stop: &impl AsFd) -> Result<Option<Vec<Peer>>> {
+    fn wait(&mut self, stop: &impl AsFd) -> Result<Option<Vec<Peer>>> {
         let now = self.clock.now();
         let limit = self.machine.deadline().map_or(LONGEST_WAIT, |deadline| deadline.saturating_sub(now));
         let mut watched = vec![PollFd::new(stop, PollFlags::IN), PollFd::new(&self.door, PollFlags::IN)];
         watched.extend(
             self.visitors.values().map(|visitor| PollFd::new(&visitor.link, visitor.link.interest())),
         );
-        match poll(&mut watched, Some(&timespec(limit.min(LONGEST_WAIT)))) {
+        let limit = limit.min(LONGEST_WAIT);
+        let polled = poll(&mut watched, Some(&timespec(limit)));
+        self.clock.has_waited(limit);
+        match polled {
             Ok(_) if !watched[0].revents().is_empty() => Ok(None),
             Ok(_) => {
                 let ready =
@@ -169,7 +194,7 @@ impl CoordinatorServer {
     ) -> Result<()> {
         match action {
             Action::Send { to, message } => self.send(to, &message),
-            Action::Persist(bytes) => return self.file.replace(&bytes),
+            Action::Persist(bytes) => return self.file.as_ref().map_or(Ok(()), |file| file.replace(&bytes)),
             Action::Note(note) => observe(&note),
         }
         Ok(())
