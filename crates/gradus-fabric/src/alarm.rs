@@ -9,10 +9,11 @@ use gradus_host::{Clock, RealClock};
 use rustix::event::{EventfdFlags, eventfd};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 use std::time::Duration;
 
-/// Longer than any wait, and short enough that adding to it does not overflow.
-const NEVER: Duration = Duration::from_secs(1 << 40);
+/// Longer than any wait (a year), and short enough that as many of them as are ever counted do not overflow.
+const LEAP: Duration = Duration::from_secs(365 * 24 * 60 * 60);
 
 /// See the module.
 pub(crate) struct Alarm {
@@ -62,15 +63,26 @@ impl AsFd for Alarm {
     }
 }
 
-/// A clock on which every deadline is over once an alarm was raised: what waits by it ends then.
+/// A clock that leaps ahead with every look once an alarm was raised: every deadline, also one that is set after that, is
+/// over with the next look, and whatever waits by it ends.
 pub(crate) struct Impatient<'a> {
-    pub(crate) clock: RealClock,
-    pub(crate) alarm: &'a Alarm,
+    clock: RealClock,
+    alarm: &'a Alarm,
+    leaps: AtomicU32,
+}
+
+impl<'a> Impatient<'a> {
+    pub(crate) fn new(clock: RealClock, alarm: &'a Alarm) -> Self {
+        Self { clock, alarm, leaps: AtomicU32::new(0) }
+    }
 }
 
 impl Clock for Impatient<'_> {
     fn now(&self) -> Duration {
-        if self.alarm.is_raised() { NEVER } else { self.clock.now() }
+        if !self.alarm.is_raised() {
+            return self.clock.now();
+        }
+        self.clock.now() + LEAP * (self.leaps.fetch_add(1, Relaxed).saturating_add(1))
     }
 
     fn calendar(&self) -> Duration {
@@ -97,9 +109,10 @@ mod tests {
     #[test]
     fn an_alarm_is_raised_once_and_for_good() {
         let alarm = Alarm::new().unwrap();
-        let clock = Impatient { clock: RealClock::new(), alarm: &alarm };
+        let clock = Impatient::new(RealClock::new(), &alarm);
         alarm.check().unwrap();
-        assert!(!rings(&alarm) && clock.now() < Duration::from_secs(3600));
+        let until = clock.now() + LEAP / 2;
+        assert!(!rings(&alarm) && clock.now() < until);
         alarm.raise(&Error::peer_lost(3, "the first"));
         alarm.raise(&Error::closed("the second"));
         for _ in 0..2 {
@@ -108,7 +121,12 @@ mod tests {
                 (error.kind(), error.to_string().as_str()),
                 (&Kind::PeerLost { rank: 3 }, "the first")
             );
-            assert!(rings(&alarm) && clock.now() == NEVER);
+            assert!(rings(&alarm) && clock.now() > until);
+        }
+        // Also what is begun only now has no time.
+        for _ in 0..3 {
+            let until = clock.now() + LEAP / 2;
+            assert!(clock.now() > until);
         }
     }
 }

@@ -383,3 +383,7 @@ fn first_difference<'a>(theirs: &'a str, ours: &'a str) -> (&'a str, &'a str) {
         }
     }
 }
+
+#[cfg(test)]
+#[path = "rendezvous_tests.rs"]
+mod tests;

@@ -258,8 +258,8 @@ impl Group {
         if cause != Cause::Left && !desk.planted.is(Planted::GoesBeforeLeasesEnd) {
             self.go_from = self.go_from.max(gone.heard + desk.timeouts.lease_over);
         }
-        let gone = if cause == Cause::Left { &mut self.left } else { &mut self.lost };
-        gone.push(rank as u32);
+        let ranks = if cause == Cause::Left { &mut self.left } else { &mut self.lost };
+        ranks.push(rank as u32);
         self.break_epoch(desk);
     }
 

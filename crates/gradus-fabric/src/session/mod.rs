@@ -320,7 +320,7 @@ impl Session {
             fingerprint,
             timeout: patience.min(until.saturating_sub(self.clock.now())),
             timeouts: self.timeouts,
-            clock: &Impatient { clock: self.clock, alarm },
+            clock: &Impatient::new(self.clock, alarm),
         };
         join_world(&terms, network, Some(Arc::clone(alarm)))
     }

@@ -6,5 +6,6 @@ mod certificates;
 mod meeting;
 mod membership;
 mod parity;
+mod session;
 mod trust;
 mod world;
