@@ -4,10 +4,10 @@ use crate::alarm::Alarm;
 use crate::control::Surroundings;
 use crate::doors::Member;
 use crate::handshake::Purpose;
+use crate::holders::Holder;
 use crate::host;
 use crate::interface::interface_of;
 use crate::launch::Launch;
-use crate::neighbours::Neighbour;
 use crate::rendezvous::{Occasion, Table, Terms, meet};
 use crate::settings::{NetworkSettings, TransportKind};
 use crate::shm::SharedMemory;
@@ -72,7 +72,7 @@ pub fn connect(
 pub(crate) struct Joined {
     pub(crate) transport: Box<dyn Transport>,
     /// Those with whom memory is shared, by rank; empty where none is.
-    pub(crate) neighbours: Vec<Option<Neighbour>>,
+    pub(crate) holders: Vec<Option<Holder>>,
 }
 
 /// Meets the others and connects to them; `alarm` ends all waiting in the transport when it is raised.
@@ -101,12 +101,12 @@ pub(crate) fn join_world(
             surroundings,
             (clock, until),
         )?;
-        Ok(Joined { neighbours: shared.neighbours()?, transport: Box::new(shared) })
+        Ok(Joined { holders: shared.holders()?, transport: Box::new(shared) })
     } else {
         let trust = terms.trust.towards(Purpose::Stream);
         let buffer_bytes = settings.socket_buffer_bytes;
         let tcp = Tcp::connect(trust, table, buffer_bytes, spin, surroundings, (clock, until))?;
-        Ok(Joined { transport: Box::new(tcp), neighbours: Vec::new() })
+        Ok(Joined { transport: Box::new(tcp), holders: Vec::new() })
     }
 }
 /// The same launch; ranks that are all on this host and have no secret meet on loopback, whatever name the host has.
@@ -132,11 +132,11 @@ fn show(rank: usize, table: &Table) {
 /// told apart by address.
 fn has_processor_each(table: &Table, rank: usize) -> bool {
     let own = &table.members[rank];
-    let neighbours = table.members.iter().filter(|member| match own.host.is_empty() {
+    let holders = table.members.iter().filter(|member| match own.host.is_empty() {
         false => member.host == own.host,
         true => member.address.ip() == own.address.ip(),
     });
-    let masks: Vec<&str> = neighbours.map(|member| member.processors.as_str()).collect();
+    let masks: Vec<&str> = holders.map(|member| member.processors.as_str()).collect();
     host::enough_processors(&masks)
 }
 

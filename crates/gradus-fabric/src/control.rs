@@ -8,8 +8,8 @@
 use crate::alarm::Alarm;
 use crate::frame::{self, Progress, Reader};
 use crate::gate::timespec;
+use crate::holders::{Holder, Process};
 use crate::membership::Timeouts;
-use crate::neighbours::{Neighbour, Process};
 use crate::stream::Stream;
 use gradus_error::{Error, Kind, Result};
 use gradus_host::Clock;
@@ -194,12 +194,12 @@ impl Lines {
     ///
     /// # Errors
     /// The system's failure to copy a descriptor.
-    pub(crate) fn neighbours(&self) -> Result<Vec<Option<Neighbour>>> {
-        let neighbour = |line: &Option<Line>| match line {
-            Some(line) if line.local => Neighbour::new(line.stream.as_fd(), line.process.as_ref()).map(Some),
+    pub(crate) fn holders(&self) -> Result<Vec<Option<Holder>>> {
+        let holder = |line: &Option<Line>| match line {
+            Some(line) if line.local => Holder::new(line.stream.as_fd(), line.process.as_ref()).map(Some),
             _ => Ok(None),
         };
-        self.lines.iter().map(neighbour).collect()
+        self.lines.iter().map(holder).collect()
     }
 
     /// Keeps lost ranks of this host from memory that they share with us.
@@ -208,10 +208,10 @@ impl Lines {
     /// `Unavailable` naming one that lives and could not be ended in time.
     pub(crate) fn fence(&self, lost: &[usize], clock: &dyn Clock) -> Result<()> {
         let until = clock.now() + self.surroundings.timeouts.connect;
-        let neighbours = self.neighbours()?;
+        let holders = self.holders()?;
         for rank in lost {
-            let Some(neighbour) = &neighbours[*rank] else { continue };
-            neighbour.fence(clock, until).map_err(|error| error.within(self.name(*rank)))?;
+            let Some(holder) = &holders[*rank] else { continue };
+            holder.fence(clock, until).map_err(|error| error.within(self.name(*rank)))?;
         }
         Ok(())
     }

@@ -60,10 +60,9 @@ fn who_has_let_go_of_its_lines_is_seen_to_by_its_neighbours() {
         Lines::new(0, vec![None, Some(line)], surroundings(None))
     });
     let [ours, theirs] = lines;
-    let neighbours = [ours.neighbours().unwrap(), theirs.neighbours().unwrap()];
+    let holders = [ours.holders().unwrap(), theirs.holders().unwrap()];
     let clock = gradus_host::RealClock::new();
-    let fence =
-        |end: usize| neighbours[end][1].as_ref().unwrap().fence(&clock, gradus_host::Clock::now(&clock));
+    let fence = |end: usize| holders[end][1].as_ref().unwrap().fence(&clock, gradus_host::Clock::now(&clock));
     assert_eq!(*fence(0).unwrap_err().kind(), Kind::Unavailable);
     drop(theirs);
     fence(0).unwrap();

@@ -19,12 +19,13 @@ mod doors;
 mod frame;
 mod gate;
 mod handshake;
+mod holders;
 mod host;
 mod interface;
 mod launch;
 pub mod membership;
 mod mesh;
-mod neighbours;
+
 mod private;
 mod rendezvous;
 mod ring;

@@ -385,5 +385,5 @@ fn first_difference<'a>(theirs: &'a str, ours: &'a str) -> (&'a str, &'a str) {
 }
 
 #[cfg(test)]
-#[path = "rendezvous_tests.rs"]
+#[path = "occasion_tests.rs"]
 mod tests;

@@ -16,8 +16,8 @@
 use crate::control::{Line, Lines, Surroundings};
 use crate::dial;
 use crate::gate::timespec;
+use crate::holders::Holder;
 use crate::mesh::Mesh;
-use crate::neighbours::Neighbour;
 use crate::rendezvous::Table;
 use crate::ring::{COUNTER_BYTES, Consumer, Place, Producer};
 use crate::stream::Stream;
@@ -199,8 +199,8 @@ impl SharedMemory {
     ///
     /// # Errors
     /// The system's failure to copy a descriptor.
-    pub(crate) fn neighbours(&self) -> Result<Vec<Option<Neighbour>>> {
-        self.lines.neighbours()
+    pub(crate) fn holders(&self) -> Result<Vec<Option<Holder>>> {
+        self.lines.holders()
     }
 
     fn peer(&mut self, peer: usize) -> &mut Peer {

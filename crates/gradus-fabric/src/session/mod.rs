@@ -21,9 +21,9 @@ pub use seats::Order;
 use crate::alarm::{Alarm, Impatient};
 use crate::connect::{Joined, join_world};
 use crate::handshake::Purpose;
+use crate::holders::Holder;
 use crate::launch::Launch;
 use crate::membership::{ClientSettings, Epoch, GroupSettings, Identity, MembershipClient, Table, Timeouts};
-use crate::neighbours::Neighbour;
 use crate::rendezvous::{Occasion, Terms};
 use crate::secret::Secret;
 use crate::settings::{NetworkSettings, TransportKind};
@@ -93,7 +93,7 @@ pub struct Session {
     /// Where this member is met when it is rank 0; told to the others by the table.
     door: TcpListener,
     /// Those with whom memory was shared in the last world.
-    neighbours: Vec<(Identity, Neighbour)>,
+    holders: Vec<(Identity, Holder)>,
     unfenced: Vec<Identity>,
     /// Why the newest epoch could not be connected.
     trouble: Option<Error>,
@@ -138,7 +138,7 @@ impl Session {
             timeouts,
             identity,
             door,
-            neighbours: Vec::new(),
+            holders: Vec::new(),
             unfenced: Vec::new(),
             trouble: None,
             clock,
@@ -236,9 +236,9 @@ impl Session {
     fn fence(&mut self, table: &Table) {
         let until = self.clock.now() + self.timeouts.connect;
         let gone =
-            |(member, _): &&(Identity, Neighbour)| table.rank_of(&member.name, member.incarnation).is_none();
-        let unfenced = self.neighbours.iter().filter(gone).filter_map(|(member, neighbour)| {
-            let error = neighbour.fence(&self.clock, until).err()?;
+            |(member, _): &&(Identity, Holder)| table.rank_of(&member.name, member.incarnation).is_none();
+        let unfenced = self.holders.iter().filter(gone).filter_map(|(member, holder)| {
+            let error = holder.fence(&self.clock, until).err()?;
             tracing::warn!(member.name, member.host, "cannot be fenced: {error}");
             Some(member.clone())
         });
@@ -274,8 +274,8 @@ impl Session {
         let joined = self.meet(epoch, rank, &members, &alarm, until)?;
         alarm.check()?;
         self.trouble = None;
-        let neighbours = members.iter().cloned().zip(joined.neighbours);
-        self.neighbours = neighbours.filter_map(|(member, found)| Some((member, found?))).collect();
+        let holders = members.iter().cloned().zip(joined.holders);
+        self.holders = holders.filter_map(|(member, found)| Some((member, found?))).collect();
         let unfenced = std::mem::take(&mut self.unfenced);
         Ok(World { epoch, rank, members, transport: joined.transport, unfenced })
     }
@@ -289,7 +289,7 @@ impl Session {
         until: Duration,
     ) -> Result<Joined> {
         if members.len() == 1 {
-            return Ok(Joined { transport: Box::new(Alone), neighbours: Vec::new() });
+            return Ok(Joined { transport: Box::new(Alone), holders: Vec::new() });
         }
         let SessionSettings { network, secret, group, fingerprint, .. } = &self.settings;
         let place: SocketAddr = members[0].address.parse().map_err(|_| {

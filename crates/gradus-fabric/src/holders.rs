@@ -2,7 +2,7 @@
 //!
 //! A process that was stopped may wake in the middle of a store, years later by its own clock. No message reaches it and
 //! no epoch is asked for by a store: memory that it maps is safe from it only once it has ended, or has let go by itself.
-//! So each neighbour is held by a descriptor of its *process*, taken when it connected, through which it can be ended
+//! So each holder is held by a descriptor of its *process*, taken when it connected, through which it can be ended
 //! whatever number the system has given away since; and by the socket on which it connected, which it closes when, and
 //! only when, it has let go of everything that it was given.
 
@@ -65,12 +65,12 @@ fn has_closed(socket: impl AsFd) -> bool {
 }
 
 /// One of them.
-pub(crate) struct Neighbour {
+pub(crate) struct Holder {
     socket: OwnedFd,
     process: Option<Process>,
 }
 
-impl Neighbour {
+impl Holder {
     /// Who is at the other end of `socket`.
     ///
     /// # Errors
@@ -111,24 +111,24 @@ mod tests {
     const LIMIT: Duration = Duration::from_secs(60);
 
     /// Names the socket to which a copy of this test connects instead of testing.
-    const CALL: &str = "GRADUS_TEST_NEIGHBOUR";
+    const CALL: &str = "GRADUS_TEST_HOLDER";
 
     fn abstract_name(name: &str) -> SocketAddr {
         SocketAddr::from_abstract_name(name).unwrap()
     }
 
     /// A child that has connected to us, stays until its standard input ends, and our end of the connection.
-    fn neighbour(test: &str) -> (Child, UnixStream) {
+    fn holder(test: &str) -> (Child, UnixStream) {
         let name = format!("gradus-test-{}-{test}", std::process::id());
         let listener = UnixListener::bind_addr(&abstract_name(&name)).unwrap();
         let mut command = Command::new(std::env::current_exe().unwrap());
-        command.args(["--exact", &format!("neighbours::tests::{test}")]).env(CALL, name);
+        command.args(["--exact", &format!("holders::tests::{test}")]).env(CALL, name);
         let child = command.stdin(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap();
         (child, listener.accept().unwrap().0)
     }
 
-    /// Plays the neighbour if this process was started as one.
-    fn plays_neighbour() -> bool {
+    /// Plays the holder if this process was started as one.
+    fn plays_holder() -> bool {
         let Ok(name) = std::env::var(CALL) else { return false };
         let _line = UnixStream::connect_addr(&abstract_name(&name)).unwrap();
         std::io::stdin().read_to_end(&mut Vec::new()).unwrap();
@@ -137,34 +137,34 @@ mod tests {
 
     #[test]
     fn a_stopped_process_is_ended() {
-        if plays_neighbour() {
+        if plays_holder() {
             return;
         }
-        let (mut child, socket) = neighbour("a_stopped_process_is_ended");
+        let (mut child, socket) = holder("a_stopped_process_is_ended");
         let process = Process::behind(&socket).unwrap();
-        let neighbour = Neighbour::new(socket.as_fd(), Some(&process)).unwrap();
+        let holder = Holder::new(socket.as_fd(), Some(&process)).unwrap();
         rustix::process::kill_process(rustix::process::Pid::from_child(&child), Signal::STOP).unwrap();
         let clock = RealClock::new();
-        neighbour.fence(&clock, clock.now() + LIMIT).unwrap();
+        holder.fence(&clock, clock.now() + LIMIT).unwrap();
         let ended = std::os::unix::process::ExitStatusExt::signal(&child.wait().unwrap());
         assert_eq!(ended, Some(Signal::KILL.as_raw()));
         // And again, now that its number may be another's.
-        neighbour.fence(&clock, clock.now() + LIMIT).unwrap();
+        holder.fence(&clock, clock.now() + LIMIT).unwrap();
         assert!(Process::behind(&socket).is_none(), "who has gone is not held by a number");
     }
 
     #[test]
     fn who_has_let_go_is_left_alone() {
-        if plays_neighbour() {
+        if plays_holder() {
             return;
         }
-        let (mut child, socket) = neighbour("who_has_let_go_is_left_alone");
+        let (mut child, socket) = holder("who_has_let_go_is_left_alone");
         let process = Process::behind(&socket).unwrap();
         let (line, other_end) = UnixStream::pair().unwrap();
-        let neighbour = Neighbour::new(line.as_fd(), Some(&process)).unwrap();
+        let holder = Holder::new(line.as_fd(), Some(&process)).unwrap();
         other_end.shutdown(std::net::Shutdown::Write).unwrap();
         let clock = RealClock::new();
-        neighbour.fence(&clock, clock.now()).unwrap();
+        holder.fence(&clock, clock.now()).unwrap();
         assert!(child.try_wait().unwrap().is_none(), "it was ended");
         drop(child.stdin.take());
         assert!(child.wait().unwrap().success());
@@ -174,8 +174,8 @@ mod tests {
     fn who_lives_and_cannot_be_ended_is_named_as_such() {
         let (line, _other_end) = UnixStream::pair().unwrap();
         assert!(Process::behind(&line).is_none(), "no process ends itself");
-        let neighbour = Neighbour::new(line.as_fd(), None).unwrap();
+        let holder = Holder::new(line.as_fd(), None).unwrap();
         let clock = RealClock::new();
-        assert_eq!(*neighbour.fence(&clock, clock.now()).unwrap_err().kind(), Kind::Unavailable);
+        assert_eq!(*holder.fence(&clock, clock.now()).unwrap_err().kind(), Kind::Unavailable);
     }
 }
