@@ -14,7 +14,13 @@ const SHORT_RUN: [&str; 5] = ["train", "examples/quickstart.toml", "--train.dura
 /// When one is not clean.
 pub fn check() -> Result<()> {
     shell::run(shell::cargo(&["fmt", "--all", "--check"]))?;
-    shell::run(shell::cargo(&["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"]))
+    shell::run(shell::cargo(&["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"]))?;
+    // The fuzz targets are a workspace of their own.
+    shell::run(shell::cargo(&["fmt", "--manifest-path", "fuzz/Cargo.toml", "--check"]))?;
+    let mut clippy =
+        shell::cargo(&["clippy", "--locked", "--manifest-path", "fuzz/Cargo.toml", "--target-dir"]);
+    clippy.arg(shell::target()).args(["--", "-D", "warnings"]);
+    shell::run(clippy)
 }
 
 /// The README's test command, run by a shell as a reader would.

@@ -7,6 +7,7 @@
 mod bench;
 mod ci;
 mod environment;
+mod fuzz;
 mod machine;
 mod readme;
 mod shell;
@@ -48,8 +49,11 @@ enum Task {
     /// Measure against a peer, side by side, in one command.
     #[command(subcommand)]
     Bench(bench::Bench),
-    /// Membership under simulated faults: replay a seed, or run many.
-    Sim(simulate::Seeds),
+    /// What is simulated under faults: replay a seed, or run many.
+    #[command(subcommand)]
+    Sim(simulate::Simulation),
+    /// Foreign bytes: every target that takes some, with altered inputs, for a bounded time.
+    Fuzz(fuzz::Inputs),
     /// What CI runs.
     Ci,
 }
@@ -75,7 +79,8 @@ fn run(task: Task) -> Result<()> {
         Task::Golden { check, cases } => ci::golden(check, &cases),
         Task::Interop { run } => ci::interop(run),
         Task::Bench(bench) => bench::run(bench),
-        Task::Sim(seeds) => simulate::run(&seeds),
+        Task::Sim(simulation) => simulate::run(&simulation),
+        Task::Fuzz(inputs) => fuzz::run(&inputs),
         Task::Ci => ci::all(),
     }
 }

@@ -1,11 +1,16 @@
-//! Membership under simulated faults: one seed with all that happens in it, or many.
+//! Simulations under faults: one seed with all that happens in it, or many.
 
 use crate::shell;
 use anyhow::{Result, ensure};
 
-/// The example that runs seeds: the task runner depends on no crate of Gradus.
-const EXAMPLE: [&str; 6] =
-    ["run", "--quiet", "--package", "gradus-fabric", "--example", "membership_simulation"];
+/// What is simulated.
+#[derive(Debug, Clone, clap::Subcommand)]
+pub enum Simulation {
+    /// Membership: a coordinator and the members of groups.
+    Membership(Seeds),
+    /// Collectives: whole programs of them, over a simulated transport.
+    Collective(Seeds),
+}
 
 /// Which seeds.
 #[derive(Debug, Clone, clap::Args)]
@@ -21,11 +26,22 @@ pub struct Seeds {
     first: u64,
 }
 
+impl Simulation {
+    /// The package and its example that run seeds: the task runner depends on no crate of Gradus.
+    fn example(&self) -> (&'static str, &'static str, &Seeds) {
+        match self {
+            Self::Membership(seeds) => ("gradus-fabric", "membership_simulation", seeds),
+            Self::Collective(seeds) => ("gradus-collective", "collective_simulation", seeds),
+        }
+    }
+}
+
 /// Runs them.
 ///
 /// # Errors
 /// When none is asked for, or one violates an invariant.
-pub fn run(seeds: &Seeds) -> Result<()> {
+pub fn run(simulation: &Simulation) -> Result<()> {
+    let (package, example, seeds) = simulation.example();
     let words = match seeds {
         Seeds { seed: Some(seed), .. } => vec!["--seed".to_owned(), seed.to_string()],
         Seeds { seeds: Some(count), first, .. } => {
@@ -34,7 +50,7 @@ pub fn run(seeds: &Seeds) -> Result<()> {
         _ => Vec::new(),
     };
     ensure!(!words.is_empty(), "which seeds? --seed N replays one, --seeds COUNT runs many");
-    let mut command = shell::cargo(&EXAMPLE);
+    let mut command = shell::cargo(&["run", "--quiet", "--package", package, "--example", example]);
     command.arg("--").args(words);
     shell::run(command)
 }

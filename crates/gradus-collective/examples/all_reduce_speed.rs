@@ -1,5 +1,5 @@
 //! Our arms of `cargo x bench collective`: all-reduce of f32 sums in place between processes of this host, and the limit
-//! that no arm can pass: `all_reduce_speed RANKS shared-memory|tcp|limit BYTES,BYTES,...`.
+//! that no arm can pass: `all_reduce_speed RANKS shared-memory|registered|tcp|limit BYTES,BYTES,...`.
 //!
 //! Rank 0 prints a line of JSON for each size: `{"bytes", "us", "turns", "wrong"}`: the median time of one call, how many
 //! turns it is the median of, and how many elements of its last result were wrong. The rules of a turn stand in
@@ -37,8 +37,9 @@ struct Request {
 
 fn main() -> Result<()> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
-    let request = parse(&arguments)
-        .ok_or_else(|| Error::invalid("usage: all_reduce_speed RANKS shared-memory|tcp|limit BYTES,..."))?;
+    let request = parse(&arguments).ok_or_else(|| {
+        Error::invalid("usage: all_reduce_speed RANKS shared-memory|registered|tcp|limit BYTES,...")
+    })?;
     match (std::env::var_os(RANK), request.transport.as_str()) {
         (_, "limit") => request.sizes.iter().for_each(|bytes| limit(*bytes)),
         (None, _) => launch(&request, &arguments)?,
@@ -51,7 +52,7 @@ fn main() -> Result<()> {
 fn parse(arguments: &[String]) -> Option<Request> {
     let [ranks, transport, sizes] = arguments else { return None };
     let sizes = sizes.split(',').map(|size| size.parse().ok()).collect::<Option<_>>()?;
-    let known = ["shared-memory", "tcp", "limit"].contains(&transport.as_str());
+    let known = ["shared-memory", "registered", "tcp", "limit"].contains(&transport.as_str());
     known.then_some(Request { ranks: ranks.parse().ok()?, transport: transport.clone(), sizes })
 }
 
@@ -81,27 +82,55 @@ fn launch(request: &Request, arguments: &[String]) -> Result<()> {
 }
 
 fn rank(request: &Request, kind: TransportKind) -> Result<()> {
+    take_a_processor(request.ranks);
     let launch = Launch::from_environment(&|name| std::env::var(name).ok())?.unwrap_or_else(Launch::alone);
     let transport = connect(&launch, kind, &NetworkSettings::default(), "all_reduce_speed")?;
     let mut communicator = Communicator::new(transport, Duration::from_secs(60));
     for bytes in &request.sizes {
-        measure(&mut communicator, *bytes)?;
+        if request.transport == "registered" {
+            measure_registered(&mut communicator, *bytes)?;
+        } else {
+            measure(&mut communicator, &mut vec![0.0; bytes / 4])?;
+        }
     }
     communicator.barrier()
 }
 
-fn measure(communicator: &mut Communicator, bytes: usize) -> Result<()> {
-    let (rank, ranks) = (communicator.rank(), communicator.world_size());
-    let mut data = vec![0.0; bytes / 4];
+/// A processor for each rank, if there are as many: what launchers of MPI do.
+fn take_a_processor(ranks: usize) {
+    let Ok(allowed) = rustix::thread::sched_getaffinity(None) else { return };
+    let number = std::env::var("RANK").ok().and_then(|rank| rank.parse().ok()).unwrap_or(0);
+    let mut processors = (0..rustix::thread::CpuSet::MAX_CPU).filter(|processor| allowed.is_set(*processor));
+    if allowed.count() as usize >= ranks
+        && let Some(processor) = processors.nth(number)
+    {
+        let mut own = rustix::thread::CpuSet::new();
+        own.set(processor);
+        // A refusal leaves the rank where the system puts it.
+        let _ = rustix::thread::sched_setaffinity(None, &own);
+    }
+}
+
+fn measure_registered(communicator: &mut Communicator, bytes: usize) -> Result<()> {
+    let heap = communicator.heap().ok_or_else(|| Error::internal("ranks of one host share memory"))?;
+    let range = heap.allocate(bytes)?;
+    // SAFETY: zeros, aligned to a page, as long as `range` lives; peers write there within collectives only, which borrow
+    // the slice.
+    let data = unsafe { std::slice::from_raw_parts_mut(range.start().as_ptr().cast::<f32>(), bytes / 4) };
+    measure(communicator, data)
+}
+
+fn measure(communicator: &mut Communicator, data: &mut [f32]) -> Result<()> {
+    let (rank, ranks, bytes) = (communicator.rank(), communicator.world_size(), size_of_val(data));
     let mut times = Vec::new();
     for number in 0..WARM_UP + turns(bytes) {
-        let us = turn(communicator, &mut data, calls(bytes))?;
+        let us = turn(communicator, data, calls(bytes))?;
         if number >= WARM_UP {
             times.push(us);
         }
     }
     if rank == 0 {
-        report(bytes, times, &data, ranks);
+        report(bytes, times, data, ranks);
     }
     Ok(())
 }

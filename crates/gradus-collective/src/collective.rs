@@ -148,6 +148,7 @@ impl Collective {
             peer: if message { self.root } else { 0 },
             work,
             in_place: matches!(memory, Memory::InPlace(_)),
+            registered: false,
         })
     }
 
@@ -225,6 +226,7 @@ impl Collective {
             root: shape.root as u32,
             len: shape.work.total(shape.world_size) as u64,
             counts: shape.work.digest(),
+            registered: shape.registered,
         }
     }
 

@@ -9,7 +9,8 @@ use crate::memory::{Buffer, Memory};
 use crate::operation::Ready;
 use gradus_error::{Error, Kind, Result};
 use gradus_fabric::{Alone, Transport};
-use gradus_memory::RawRange;
+use gradus_host::{Clock, RealClock};
+use gradus_memory::{RawRange, SharedHeap};
 use std::path::PathBuf;
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -78,8 +79,13 @@ impl Communicator {
     /// A communicator over a transport. A wait in which not a single byte moves for `stall_limit` fails: it must be
     /// longer than ranks may be apart in their computation.
     pub fn new(transport: Box<dyn Transport>, stall_limit: Duration) -> Self {
+        Self::with_clock(transport, stall_limit, Arc::new(RealClock::new()))
+    }
+
+    /// As [`Communicator::new`], by another clock: that of a simulated transport.
+    pub fn with_clock(transport: Box<dyn Transport>, stall_limit: Duration, clock: Arc<dyn Clock>) -> Self {
         let group = Group::world(transport.rank(), transport.world_size());
-        Self { core: Arc::new(Mutex::new(Core::new(transport, stall_limit))), group }
+        Self { core: Arc::new(Mutex::new(Core::new(transport, stall_limit, clock))), group }
     }
 
     /// The communicator of a world of one: every collective is over at once.
@@ -127,6 +133,13 @@ impl Communicator {
         self.core().executor.transport().name()
     }
 
+    /// The heap of memory that all ranks reach in place, where they share a host's: an all-reduce whose memory lies in
+    /// ranges of it, on every rank, copies nothing. After an error of a started collective peers may still write into such
+    /// ranges, until their processes end: leave them alone, and take new ones with the next communicator.
+    pub fn heap(&self) -> Option<SharedHeap> {
+        self.core().executor.neighbours().map(|neighbours| neighbours.heap().clone())
+    }
+
     /// What was done so far.
     pub fn counters(&self) -> Counters {
         let core = self.core();
@@ -134,7 +147,7 @@ impl Communicator {
             operations: core.operations,
             bytes_sent: core.executor.moved.sent,
             bytes_received: core.executor.moved.received,
-            waited_ns: u64::try_from(core.waited.as_nanos()).unwrap_or(u64::MAX),
+            waited_ns: u64::try_from(core.waited().as_nanos()).unwrap_or(u64::MAX),
         }
     }
 
@@ -177,7 +190,7 @@ impl Communicator {
     ) -> Result<Handle> {
         let mut core = self.core.lock().unwrap_or_else(PoisonError::into_inner);
         // SAFETY: passed on to our caller.
-        let ticket = unsafe { core.start(&mut self.group, what, memory, ready) }?;
+        let ticket = unsafe { core.start(&mut self.group, what, memory, ready, false) }?;
         Ok(Handle { ticket })
     }
 
@@ -331,9 +344,11 @@ impl Communicator {
     /// The memory is valid and otherwise untouched during the call.
     unsafe fn run_on(&mut self, what: &Collective, memory: Memory) -> Result<()> {
         let blocking = Blocking(self);
+        let Communicator { core, group } = &mut *blocking.0;
+        let mut core = core.lock().unwrap_or_else(PoisonError::into_inner);
         // SAFETY: by the caller's word until we return; should we unwind, `Blocking` lets go of it.
-        let handle = unsafe { blocking.0.start(what, memory) }?;
-        blocking.0.wait(handle)
+        let ticket = unsafe { core.start(group, what, memory, None, true) }?;
+        core.wait(ticket)
     }
 }
 

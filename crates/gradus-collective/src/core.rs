@@ -1,16 +1,16 @@
 //! What the communicators of one transport share: the executor behind them, and whether it has failed.
 
 use crate::collective::Collective;
-use crate::executor::Executor;
+use crate::executor::{Call, Executor};
 use crate::flight::{FlightLog, Recorder};
 use crate::group::Group;
-use crate::memory::Memory;
-use crate::operation::{Prepared, Ready};
-use crate::select::steps;
+use crate::memory::{Buffer, Memory};
+use crate::operation::Ready;
+use crate::select::{Neighbourhood, Way, may_use_registered, way};
 use crate::shape::Shape;
 use gradus_error::{Error, Kind, Result};
-use gradus_fabric::{Interest, Transport};
-use gradus_host::{Clock, RealClock};
+use gradus_fabric::{Interest, Location, Transport};
+use gradus_host::{Clock, Ticks};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -18,7 +18,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 /// Shapes whose plans are kept. A training run has one for each bucket and a few for control values.
-const PLANS: usize = 256;
+const WAYS: usize = 256;
 
 /// A wait is cut into naps of this length, so that time in which this process did not run is not counted as waiting.
 const LONGEST_NAP: Duration = Duration::from_millis(500);
@@ -28,7 +28,9 @@ const READY_NAP: Duration = Duration::from_micros(50);
 
 pub(crate) struct Core {
     pub(crate) executor: Executor,
-    plans: BTreeMap<Shape, Arc<Prepared>>,
+    ways: BTreeMap<Shape, Way>,
+    /// The one that was asked for last: most often the next one too.
+    last: Option<(Shape, Way)>,
     failure: Option<(Kind, String)>,
     clock: Arc<dyn Clock>,
     /// Where the flight record goes.
@@ -37,26 +39,29 @@ pub(crate) struct Core {
     pub(crate) flight_wanted: Option<Arc<AtomicBool>>,
     pub(crate) stall_limit: Duration,
     pub(crate) operations: u64,
-    pub(crate) waited: Duration,
+    waited: Duration,
+    /// What was waited for collectives that were over at once.
+    waited_ticks: Ticks,
 }
 
 impl Core {
-    pub(crate) fn new(transport: Box<dyn Transport>, stall_limit: Duration) -> Self {
-        let clock: Arc<dyn Clock> = Arc::new(RealClock::new());
+    pub(crate) fn new(transport: Box<dyn Transport>, stall_limit: Duration, clock: Arc<dyn Clock>) -> Self {
         Self {
             executor: Executor::new(transport, Recorder::new(Arc::clone(&clock))),
             flight_folder: None,
             flight_wanted: None,
-            plans: BTreeMap::new(),
+            ways: BTreeMap::new(),
+            last: None,
             failure: None,
             clock,
             stall_limit,
             operations: 0,
             waited: Duration::ZERO,
+            waited_ticks: Ticks::NONE,
         }
     }
 
-    /// Starts a collective of a group; its ticket.
+    /// Starts a collective of a group; its ticket. It may be over then, if it is to be waited for (`eager`).
     ///
     /// # Safety
     /// As for [`Executor::start`].
@@ -70,33 +75,63 @@ impl Core {
         what: &Collective,
         memory: Memory,
         ready: Option<Ready>,
+        eager: bool,
     ) -> Result<u64> {
         self.check_failure()?;
-        let shape = what.shape(group.rank, group.ranks.len(), &memory)?;
-        let sequence = match what.message_peer() {
+        let mut shape = what.shape(group.rank, group.ranks.len(), &memory)?;
+        shape.registered = self.is_registered(&shape, &memory);
+        let with = what.message_peer();
+        let sequence = match with {
             Some(peer) => group.next_message(peer, what.sends()),
             None => group.next_collective(),
         };
         let identity = what.identity(group.id, sequence, memory.element(), &shape);
-        let prepared = self.plan(shape);
-        // SAFETY: passed on to our caller.
-        let ticket = unsafe { self.executor.start(identity, memory, prepared, &group.ranks, ready) };
+        let way = self.way(shape);
+        let call = Call { identity, ranks: &group.ranks, rank: group.rank, with };
         self.operations += 1;
+        // SAFETY: passed on to our caller.
+        let started = unsafe {
+            match way {
+                Way::Streams(prepared) => {
+                    Ok((self.executor.start(&call, memory, prepared, ready), Ticks::NONE))
+                }
+                Way::Meeting(agenda) => self.executor.meet(&call, memory, agenda, ready, eager),
+            }
+        };
+        let (ticket, took) = started.map_err(|error| self.fail_in_flight(error))?;
+        self.waited_ticks += took;
         self.progress()?;
         Ok(ticket)
     }
 
-    fn plan(&mut self, shape: Shape) -> Arc<Prepared> {
-        if self.plans.len() >= PLANS && !self.plans.contains_key(&shape) {
-            self.plans.clear();
+    /// Whether peers may reach all of a collective's memory, where that makes a difference.
+    fn is_registered(&mut self, shape: &Shape, memory: &Memory) -> bool {
+        if !may_use_registered(shape) {
+            return false;
         }
-        let make = |shape: &Shape| Arc::new(Prepared::new(steps(shape)));
-        if let Some(plan) = self.plans.get(&shape) {
-            return Arc::clone(plan);
+        let Some(neighbours) = self.executor.neighbours() else { return false };
+        let is_in = |buffer: &Buffer| {
+            let location = neighbours.locate(buffer.start, buffer.len * buffer.element.bytes());
+            matches!(location, Location::Registered(_))
+        };
+        match memory {
+            Memory::InPlace(buffer) => is_in(buffer),
+            Memory::Apart { input, output } => is_in(input) && is_in(output),
         }
-        let plan = make(&shape);
-        self.plans.insert(shape, Arc::clone(&plan));
-        plan
+    }
+
+    fn way(&mut self, shape: Shape) -> Way {
+        if let Some((_, way)) = self.last.as_ref().filter(|(last, _)| *last == shape) {
+            return way.clone();
+        }
+        if self.ways.len() >= WAYS && !self.ways.contains_key(&shape) {
+            self.ways.clear();
+        }
+        let neighbourhood =
+            self.executor.neighbours().map(|near| Neighbourhood { reads_private: near.reads_private() });
+        let way = self.ways.entry(shape.clone()).or_insert_with(|| way(&shape, neighbourhood)).clone();
+        self.last = Some((shape, way.clone()));
+        way
     }
 
     pub(crate) fn progress(&mut self) -> Result<()> {
@@ -138,6 +173,7 @@ impl Core {
             let last = last_look.replace(now).unwrap_or(now);
             // A process that was suspended wakes with the clock far ahead, its peers with it: that is no stall.
             still += (now - last).min(LONGEST_NAP * 2);
+            self.executor.look_for_strangers()?;
             let interests = self.executor.interests();
             if still >= self.stall_limit {
                 return Err(self.stalled(&interests));
@@ -161,27 +197,35 @@ impl Core {
         }
     }
 
+    /// Time that callers spent waiting.
+    pub(crate) fn waited(&self) -> Duration {
+        self.waited + self.executor.duration(self.waited_ticks)
+    }
+
     pub(crate) fn describe(&self) -> String {
         self.executor.oldest().map_or_else(|| "nothing".to_owned(), |identity| identity.to_string())
     }
 
     fn stalled(&self, interests: &[Interest]) -> Error {
-        let (seconds, rank) = (self.stall_limit.as_secs_f32(), self.executor.transport().rank());
+        let seconds = self.stall_limit.as_secs_f32();
+        Error::unavailable(match self.awaited(interests) {
+            None => format!(
+                "nothing has moved for {seconds} s: this rank waits for its own memory to become ready"
+            ),
+            Some(waits) => format!(
+                "nothing has moved for {seconds} s: {waits}, which lives but takes no part; look at its log, or allow \
+                 more time (launch.stall_timeout)"
+            ),
+        })
+    }
+
+    /// Whom this rank waits for, as a sentence; `None` when for nobody.
+    fn awaited(&self, interests: &[Interest]) -> Option<String> {
         let mut peers: Vec<usize> = interests.iter().map(|interest| interest.peer).collect();
         peers.dedup();
         let names: Vec<String> = peers.iter().map(usize::to_string).collect();
-        let what = self.describe();
-        Error::unavailable(if names.is_empty() {
-            format!(
-                "{what} has not moved for {seconds} s: rank {rank} waits for its own memory to become ready"
-            )
-        } else {
-            format!(
-                "{what} has not moved for {seconds} s: rank {rank} waits for rank {}, which lives but takes no part; \
-                 look at its log, or allow more time (launch.stall_timeout)",
-                names.join(", ")
-            )
-        })
+        let rank = self.executor.transport().rank();
+        (!names.is_empty()).then(|| format!("rank {rank} waits for rank {}", names.join(", ")))
     }
 
     pub(crate) fn check_failure(&self) -> Result<()> {
@@ -193,10 +237,19 @@ impl Core {
         }
     }
 
-    /// Says what was in flight when a peer was lost or gave up; other failures say so themselves.
+    /// Says what was in flight, unless the error does so itself. Where another rank has given up, it also says whom this
+    /// one waited for: who is told of a stall may itself wait for the rank that stands still, which the first to give up
+    /// need not know of.
     fn fail_in_flight(&mut self, error: Error) -> Error {
         let error = match (error.kind(), self.executor.oldest()) {
-            (Kind::Invalid | Kind::Unavailable | Kind::Internal, _) | (_, None) => error,
+            (Kind::Invalid | Kind::Internal, _) | (_, None) => error,
+            (Kind::Unavailable, Some(oldest)) if error.is_told() => {
+                let interests = self.executor.interests();
+                match self.awaited(&interests) {
+                    Some(waits) => error.within(format!("in {oldest}, in which {waits}")),
+                    None => error.within(format!("in {oldest}")),
+                }
+            }
             (_, Some(oldest)) => error.within(format!("in {oldest}")),
         };
         self.fail(error)

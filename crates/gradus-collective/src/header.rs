@@ -2,10 +2,11 @@
 
 use crate::element::{Element, Reduction};
 use gradus_error::{Error, Result};
+use gradus_fabric::HEADER_WORDS;
 use std::fmt;
 
 /// Bytes of a header: a cache line, so that what follows it in a ring in shared memory is aligned as the ring is.
-pub(crate) const HEADER_BYTES: usize = 64;
+pub(crate) const HEADER_BYTES: usize = 8 * HEADER_WORDS;
 
 const MAGIC: u32 = u32::from_le_bytes(*b"GrdC");
 
@@ -80,11 +81,13 @@ pub(crate) struct Identity {
     pub(crate) len: u64,
     /// What tells unequal counts apart; 0 for equal ones.
     pub(crate) counts: u64,
+    /// Whether it works on memory that peers reach in place.
+    pub(crate) registered: bool,
 }
 
 impl fmt::Display for Identity {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { group, sequence, operation, element, reduction, root, len, counts } = self;
+        let Self { group, sequence, operation, element, reduction, root, len, counts, registered } = self;
         write!(f, "{} number {sequence}", operation.name())?;
         if *operation != Operation::Barrier {
             write!(f, " of {len} {element}")?;
@@ -101,6 +104,9 @@ impl fmt::Display for Identity {
         if *group != 0 {
             write!(f, " in group {group:016x}")?;
         }
+        if *registered {
+            f.write_str(" in registered memory")?;
+        }
         Ok(())
     }
 }
@@ -113,24 +119,33 @@ pub(crate) struct Header {
     pub(crate) message: u32,
     /// Bytes that follow.
     pub(crate) bytes: u64,
+    /// How many operations the sender has begun before with the receiver.
+    pub(crate) order: u64,
 }
 
 impl Header {
-    /// Mark, kinds (operation, element, reduction or 0, 0), root, message; then group, sequence, length, bytes, counts;
-    /// all little-endian, zeros to the end.
-    pub(crate) fn encode(&self) -> [u8; HEADER_BYTES] {
-        let Self { identity: i, message, bytes } = self;
-        let mut out = [0; HEADER_BYTES];
+    /// As it stands in memory of this host: mark and kinds (operation, element, reduction or 0, memory), root and message,
+    /// group, sequence, length, bytes, counts, order.
+    pub(crate) fn words(&self) -> [u64; HEADER_WORDS] {
+        let Self { identity: i, message, bytes, order } = self;
         let reduction = i.reduction.map_or(0, |reduction| reduction as u8);
-        let kinds = u32::from_le_bytes([i.operation as u8, i.element as u8, reduction, 0]);
-        for (slot, word) in out.chunks_exact_mut(4).zip([MAGIC, kinds, i.root, *message]) {
+        let kinds = u32::from_le_bytes([i.operation as u8, i.element as u8, reduction, i.registered.into()]);
+        let pair = |low: u32, high: u32| u64::from(high) << 32 | u64::from(low);
+        [pair(MAGIC, kinds), pair(i.root, *message), i.group, i.sequence, i.len, *bytes, i.counts, *order]
+    }
+
+    /// As it travels: its words, little-endian.
+    pub(crate) fn encode(&self) -> [u8; HEADER_BYTES] {
+        Self::bytes(&self.words())
+    }
+
+    /// Words as they travel.
+    pub(crate) fn bytes(words: &[u64; HEADER_WORDS]) -> [u8; HEADER_BYTES] {
+        let mut bytes = [0; HEADER_BYTES];
+        for (slot, word) in bytes.chunks_exact_mut(8).zip(words) {
             slot.copy_from_slice(&word.to_le_bytes());
         }
-        for (slot, word) in out[16..].chunks_exact_mut(8).zip([i.group, i.sequence, i.len, *bytes, i.counts])
-        {
-            slot.copy_from_slice(&word.to_le_bytes());
-        }
-        out
+        bytes
     }
 
     /// Reads a header.
@@ -142,7 +157,7 @@ impl Header {
             |at: usize| u32::from_le_bytes(*bytes[at..].first_chunk().expect("all fields lie inside"));
         let u64_at =
             |at: usize| u64::from_le_bytes(*bytes[at..].first_chunk().expect("all fields lie inside"));
-        if u32_at(0) != MAGIC || bytes[7] != 0 || bytes[56..] != [0; 8] {
+        if u32_at(0) != MAGIC || bytes[7] > 1 {
             return Err(corrupt("its mark is missing"));
         }
         let operation = Operation::ALL.into_iter().find(|operation| *operation as u8 == bytes[4]);
@@ -160,8 +175,9 @@ impl Header {
             root: u32_at(8),
             len: u64_at(32),
             counts: u64_at(48),
+            registered: bytes[7] == 1,
         };
-        Ok(Self { identity, message: u32_at(12), bytes: u64_at(40) })
+        Ok(Self { identity, message: u32_at(12), bytes: u64_at(40), order: u64_at(56) })
     }
 
     /// Holds a header that came from `peer` against the one that `rank` expects.
@@ -175,8 +191,8 @@ impl Header {
         let (theirs, ours) = (self.identity, expected.identity);
         let detail = if theirs == ours {
             format!(
-                ", message {} of {} bytes against message {} of {} bytes",
-                self.message, self.bytes, expected.message, expected.bytes
+                ", message {} of {} bytes at place {} against message {} of {} bytes at place {}",
+                self.message, self.bytes, self.order, expected.message, expected.bytes, expected.order
             )
         } else {
             String::new()
@@ -208,15 +224,16 @@ mod tests {
             root: 3,
             len: 1 << 50,
             counts: 0,
+            registered: false,
         };
-        Header { identity, message: 7, bytes: u64::MAX }
+        Header { identity, message: 7, bytes: u64::MAX, order: 1 << 33 }
     }
 
     #[test]
     fn a_header_survives_the_wire() {
         assert_eq!(Header::decode(&header().encode()).unwrap(), header());
         let identity = Identity { group: 5, reduction: None, counts: u64::MAX, ..header().identity };
-        let other = Header { identity, message: u32::MAX, bytes: 0 };
+        let other = Header { identity, message: u32::MAX, bytes: 0, order: u64::MAX };
         assert_eq!(Header::decode(&other.encode()).unwrap(), other);
     }
 
@@ -232,6 +249,7 @@ mod tests {
             (Identity { root: 9, ..ours }, "to rank 9"),
             (Identity { len: 12, ..ours }, "of 12 f64"),
             (Identity { counts: 0xdef, ..ours }, "unequal counts 0000000000000def"),
+            (Identity { registered: true, ..ours }, "in registered memory"),
         ]
     }
 
@@ -251,6 +269,7 @@ mod tests {
         }
         assert!(Header { message: 8, ..ours }.expect(&ours, 0, 1).is_err());
         assert!(Header { bytes: 8, ..ours }.expect(&ours, 0, 1).is_err());
+        assert!(Header { order: 8, ..ours }.expect(&ours, 0, 1).is_err());
     }
 
     proptest! {
@@ -261,9 +280,8 @@ mod tests {
             if marked {
                 let sound = header().encode();
                 bytes[..4].copy_from_slice(&sound[..4]);
-                bytes[7] = 0;
-                bytes[56..].fill(0);
-                bytes[4..7].iter_mut().for_each(|byte| *byte &= 3);
+                bytes[4..8].iter_mut().for_each(|byte| *byte &= 3);
+                bytes[7] &= 1;
             }
             let bytes: [u8; HEADER_BYTES] = bytes.try_into().unwrap();
             if let Ok(header) = Header::decode(&bytes) {

@@ -5,8 +5,11 @@
 //! - [`checker`] proves on symbols that a plan does what it should, for any world and length.
 //! - [`fingerprint`] does so for thousands of ranks, by hashes of symbols.
 //! - [`cost`] predicts what a plan takes on given links.
+//! - [`preflight`] measures every pair of ranks and names those that stand out.
 //! - [`tuner`] measures links and chooses algorithms by price; [`choose`] does so where nothing was measured.
+//! - [`one_sided`] is what ranks of one host do instead, which reach each other's memory.
 //! - The executor runs plans over any [`gradus_fabric::Transport`], several at a time, without blocking.
+//! - [`simulation`] runs whole programs of collectives in virtual time, under every fault that a seed can draw.
 //! - [`flight`] remembers what was done lately, and says who waits for whom.
 //! - [`Communicator`] is what the trainer holds, [`Collective`] what it asks of it.
 //!
@@ -26,16 +29,21 @@ mod executor;
 pub mod fingerprint;
 pub mod flight;
 mod flights;
+#[cfg(feature = "fuzzing")]
+pub mod fuzzing;
 pub mod generate;
 mod graph;
 mod group;
 mod header;
 mod memory;
+pub mod one_sided;
 mod operation;
 mod parts;
 pub mod plan;
+pub mod preflight;
 mod select;
 mod shape;
+pub mod simulation;
 mod threads;
 pub mod tuner;
 

@@ -259,6 +259,7 @@ mod tests {
             root: 0,
             len: len as u64,
             counts: 0,
+            registered: false,
         }
     }
 

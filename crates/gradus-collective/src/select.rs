@@ -7,14 +7,80 @@ use crate::generate::{
     dissemination_barrier, pairwise_all_to_all, ring_all_gather, ring_reduce_scatter,
 };
 use crate::header::Operation;
+use crate::one_sided::{
+    Agenda, Program, Sum, flat_all_reduce, flat_barrier, pull_all_reduce, push_all_reduce,
+};
+use crate::operation::Prepared;
 use crate::parts::Parts;
 use crate::plan::{Part, Region, Step};
 use crate::shape::{Shape, Work};
+use gradus_fabric::STAGING_BYTES;
 use gradus_memory::Span;
+use std::sync::Arc;
 
 /// A hop of shared memory costs about as much as moving this many bytes (a microsecond at some 6 GB/s): up to here it is
 /// the number of hops that counts.
 const HOP_BYTES: usize = 6 << 10;
+
+/// What ranks of one host know of each other's memory: the same on all of them.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Neighbourhood {
+    /// Whether they read each other's private memory.
+    pub(crate) reads_private: bool,
+}
+
+/// How a collective is carried out.
+#[derive(Clone)]
+pub(crate) enum Way {
+    /// Steps over streams.
+    Streams(Arc<Prepared>),
+    /// Acts among neighbours.
+    Meeting(Arc<Agenda>),
+}
+
+/// The way for a shape: the same on every rank but for its place.
+pub(crate) fn way(shape: &Shape, neighbourhood: Option<Neighbourhood>) -> Way {
+    match neighbourhood.and_then(|neighbourhood| program(shape, neighbourhood)) {
+        Some(program) => Way::Meeting(Arc::new(Agenda::new(program))),
+        None => Way::Streams(Arc::new(Prepared::new(steps(shape)))),
+    }
+}
+
+/// Ranks that meet at once: beyond, what each must read of all others outweighs the hops saved.
+const MOST_AT_ONCE: usize = 16;
+
+/// Bytes that all ranks together stage for one flat hop.
+const FLAT_BYTES: usize = STAGING_BYTES;
+
+/// Registered memory below this is better staged: one hop less.
+const REGISTERED_BYTES: usize = 16 << 10;
+
+/// Private buffers beyond this are better streamed: their pages fall out of the cache between being read and being used.
+const PULL_BYTES: std::ops::RangeInclusive<usize> = 64 << 10..=16 << 20;
+
+/// Whether it makes a difference that a collective's memory is registered.
+pub(crate) fn may_use_registered(shape: &Shape) -> bool {
+    shape.operation == Operation::AllReduce && shape.total() * shape.element_bytes >= REGISTERED_BYTES
+}
+
+/// What neighbours do, where that serves better than streams.
+fn program(shape: &Shape, neighbourhood: Neighbourhood) -> Option<Program> {
+    let Shape { rank, world_size, mean, in_place, element_bytes, .. } = *shape;
+    if world_size == 1 || world_size > MOST_AT_ONCE {
+        return None;
+    }
+    let sum = Sum { len: shape.total(), element_bytes, in_place, mean };
+    let bytes = sum.len * element_bytes;
+    match shape.operation {
+        Operation::Barrier => Some(flat_barrier(rank, world_size)),
+        Operation::AllReduce if shape.registered => Some(push_all_reduce(rank, world_size, sum)),
+        Operation::AllReduce if bytes <= FLAT_BYTES => Some(flat_all_reduce(rank, world_size, sum)),
+        Operation::AllReduce if neighbourhood.reads_private && PULL_BYTES.contains(&bytes) => {
+            Some(pull_all_reduce(rank, world_size, sum))
+        }
+        _ => None,
+    }
+}
 
 /// A rank's steps, the same on every rank but for its place.
 pub(crate) fn steps(shape: &Shape) -> Vec<Step> {

@@ -157,6 +157,8 @@ pub(crate) struct Shape {
     pub(crate) peer: usize,
     pub(crate) work: Work,
     pub(crate) in_place: bool,
+    /// Whether its memory is registered, so that peers reach it.
+    pub(crate) registered: bool,
 }
 
 impl Shape {

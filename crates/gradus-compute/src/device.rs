@@ -1,7 +1,7 @@
 //! What a device can do.
 
 use gradus_error::Result;
-use gradus_memory::{RawRange, Span};
+use gradus_memory::{HeapRange, RawRange, SharedHeap, Span};
 use serde::{Deserialize, Serialize};
 
 /// A target that counts in no loss.
@@ -168,6 +168,12 @@ pub trait Device: Send + Sync {
     /// # Errors
     /// `Exhausted` when the device has no more memory.
     fn allocate(&self, len: usize) -> Result<Span>;
+    /// As [`Device::allocate`], in memory that other processes reach through `heap`; and what keeps it there, to be
+    /// dropped with the device or after it.
+    ///
+    /// # Errors
+    /// `Exhausted` when the device or the heap has no more memory.
+    fn allocate_shared(&self, len: usize, heap: &SharedHeap) -> Result<(Span, HeapRange)>;
     /// Elements handed out so far.
     fn allocated(&self) -> usize;
     /// Copies from the host.

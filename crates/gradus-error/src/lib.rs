@@ -83,6 +83,9 @@ impl Error {
     /// A failure of the operating system while doing what `context` says; its kind follows from the system's.
     pub fn io(context: impl Into<String>, source: std::io::Error) -> Self {
         use std::io::ErrorKind as Io;
+        if let Some(mend) = source.raw_os_error().and_then(exhausted_mend) {
+            return Self::new(Kind::Exhausted, format!("{} ({mend})", context.into())).with_source(source);
+        }
         let kind = match source.kind() {
             Io::NotFound | Io::InvalidInput | Io::IsADirectory | Io::NotADirectory | Io::AlreadyExists => {
                 Kind::Invalid
@@ -131,6 +134,23 @@ impl Error {
         if self.kind == Kind::Invalid { 2 } else { 1 }
     }
 }
+
+/// What to do about an exhausted table of the system, which the standard library has no kind for.
+fn exhausted_mend(code: i32) -> Option<&'static str> {
+    // Linux numbers them alike on every architecture: include/uapi/asm-generic/errno-base.h and errno.h.
+    match code {
+        ENFILE => Some("the system's files are all open: raise fs.file-max, or run fewer processes"),
+        EMFILE => Some("this process may open no more files: raise its limit (ulimit -n)"),
+        ENOBUFS => {
+            Some("the system has no memory for sockets: raise net.core limits, or run fewer processes")
+        }
+        _ => None,
+    }
+}
+
+const ENFILE: i32 = 23;
+const EMFILE: i32 = 24;
+const ENOBUFS: i32 = 105;
 
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -183,6 +203,13 @@ mod tests {
         assert_eq!(*error.kind(), Kind::Invalid);
         assert_eq!(error.exit_code(), 2);
         assert!(error.to_string().starts_with("preparing data: cannot read a.txt: "));
+    }
+
+    #[test]
+    fn too_many_open_files_are_exhaustion_with_a_mend() {
+        let error = Error::io("accepting", std::io::Error::from_raw_os_error(EMFILE));
+        assert_eq!(*error.kind(), Kind::Exhausted);
+        assert!(error.to_string().contains("ulimit -n"), "{error}");
     }
 
     #[test]

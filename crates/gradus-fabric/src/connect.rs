@@ -93,14 +93,7 @@ pub(crate) fn join_world(
     let surroundings = Surroundings { hosts: table.hosts(), timeouts: terms.timeouts, alarm };
     if shares_memory(terms.transport, &table.members)? {
         let trust = terms.trust.towards(Purpose::Memory);
-        let shared = SharedMemory::connect(
-            trust,
-            &mut table,
-            settings.ring_bytes,
-            spin,
-            surroundings,
-            (clock, until),
-        )?;
+        let shared = SharedMemory::connect(trust, &mut table, settings, spin, surroundings, (clock, until))?;
         Ok(Joined { holders: shared.holders()?, transport: Box::new(shared) })
     } else {
         let trust = terms.trust.towards(Purpose::Stream);

@@ -26,7 +26,7 @@ const REASON_CHARS: usize = 2000;
 /// A last word.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-enum LastWord {
+pub(crate) enum LastWord {
     /// The peer leaves in good order.
     Goodbye,
     /// The peer gives up.
@@ -36,7 +36,7 @@ enum LastWord {
 /// An error's kind, on the wire.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-enum Reason {
+pub(crate) enum Reason {
     Invalid,
     Denied,
     Unavailable,

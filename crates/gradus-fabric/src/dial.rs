@@ -66,7 +66,10 @@ fn inherited(fd: i32) -> Result<TcpListener> {
     }
     // SAFETY: borrowed for one call that copies whatever the number names, and fails if it names nothing.
     let borrowed = unsafe { BorrowedFd::borrow_raw(fd) };
-    let copy = rustix::io::fcntl_dupfd_cloexec(borrowed, 3).map_err(|error| wrong().with_source(error))?;
+    let copy = rustix::io::fcntl_dupfd_cloexec(borrowed, 3).map_err(|error| match error {
+        Errno::MFILE => Error::io(format!("cannot take over {RENDEZVOUS_FD}"), error.into()),
+        _ => wrong().with_source(error),
+    })?;
     match sockopt::socket_acceptconn(&copy) {
         Ok(true) => Ok(copy.into()),
         _ => Err(wrong()),
@@ -84,7 +87,8 @@ pub(crate) fn own_address(listener: &TcpListener) -> Result<SocketAddr> {
 /// Connects to rank 0, again and again until `until`.
 ///
 /// # Errors
-/// `Unavailable` with the last try's failure; `Denied` when it is on another host and there is no secret.
+/// `Unavailable` with the last try's failure; `Denied` when it is on another host and there is no secret; `Exhausted` when
+/// this process may open no more connections.
 pub(crate) fn reach(launch: &Launch, clock: &dyn Clock, until: Duration) -> Result<TcpStream> {
     let mut pause = FIRST_PAUSE;
     loop {
@@ -100,6 +104,9 @@ pub(crate) fn reach(launch: &Launch, clock: &dyn Clock, until: Duration) -> Resu
                 }
             }
         };
+        if is_shortage(&error) {
+            return Err(Error::io("cannot open a connection to rank 0", error));
+        }
         if clock.now() + pause >= until {
             let Launch { rank, master_address: address, master_port: port, .. } = launch;
             return Err(Error::unavailable(format!(
@@ -110,6 +117,20 @@ pub(crate) fn reach(launch: &Launch, clock: &dyn Clock, until: Duration) -> Resu
         clock.sleep(pause);
         pause = (pause * 2).min(LONGEST_PAUSE);
     }
+}
+
+/// Whether this process could not even try: waiting for the other side would not help.
+fn is_shortage(error: &std::io::Error) -> bool {
+    [Errno::MFILE, Errno::NFILE].iter().any(|short| error.raw_os_error() == Some(short.raw_os_error()))
+}
+
+/// The error for a peer that could not be connected to: it is lost, unless the want is ours.
+pub(crate) fn unreachable(rank: usize, peer: usize, place: &str, error: std::io::Error) -> Error {
+    let what = format!("rank {rank} cannot reach rank {peer} {place}");
+    if is_shortage(&error) {
+        return Error::io(what, error);
+    }
+    Error::peer_lost(peer, what).with_source(error)
 }
 
 /// Tries each address of a name once.

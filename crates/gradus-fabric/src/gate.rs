@@ -42,6 +42,8 @@ pub(crate) struct Gate<'a> {
     trust: Trust,
     visitors: Vec<Visitor>,
     refusals: Vec<String>,
+    /// What the system said when visitors were turned away because there were no descriptors for them.
+    shortage: Option<Errno>,
     clock: &'a dyn Clock,
 }
 
@@ -53,7 +55,7 @@ impl<'a> Gate<'a> {
     pub(crate) fn new(listener: OwnedFd, trust: Trust, clock: &'a dyn Clock) -> Result<Self> {
         rustix::io::ioctl_fionbio(&listener, true)
             .map_err(|error| Error::io("cannot prepare a listening socket", error.into()))?;
-        Ok(Self { listener, trust, visitors: Vec::new(), refusals: Vec::new(), clock })
+        Ok(Self { listener, trust, visitors: Vec::new(), refusals: Vec::new(), shortage: None, clock })
     }
 
     /// Waits until `until` at most for visitors to prove and introduce themselves.
@@ -77,8 +79,12 @@ impl<'a> Gate<'a> {
         Ok(arrived)
     }
 
-    /// `missing`, which says who did not come; with those who came and were refused it is `Denied`.
+    /// `missing`, which says who did not come; with those who came and were refused it is `Denied`, and `Exhausted` where
+    /// some were turned away for want of descriptors.
     pub(crate) fn explain(&self, missing: Error) -> Error {
+        if let Some(shortage) = self.shortage {
+            return Error::io(format!("{missing}; callers were turned away"), shortage.into());
+        }
         if self.refusals.is_empty() {
             return missing;
         }
@@ -117,8 +123,9 @@ impl<'a> Gate<'a> {
                 // The caller hung up before being let in.
                 Err(Errno::INTR | Errno::CONNABORTED | Errno::PROTO | Errno::PERM) => {}
                 // Strangers must not use up what ranks need.
-                Err(Errno::MFILE | Errno::NFILE) if !self.visitors.is_empty() => {
-                    drop(self.visitors.remove(0))
+                Err(short @ (Errno::MFILE | Errno::NFILE)) if !self.visitors.is_empty() => {
+                    self.shortage = Some(short);
+                    drop(self.visitors.remove(0));
                 }
                 Err(error) => return Err(Error::io("cannot accept a connection", error.into())),
             }

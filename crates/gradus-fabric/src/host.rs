@@ -1,6 +1,8 @@
 //! What a host is called, what tells whether two ranks share one, and whether the ranks of a host have a processor each.
 
+use gradus_host::random;
 use gradus_memory::Segment;
+use sha2::{Digest, Sha256};
 use std::fmt::Write;
 
 /// Words of 64 processors in a mask: as many as the system's own mask holds.
@@ -30,6 +32,18 @@ pub(crate) fn shown(name: &str) -> String {
     let fits = |c: &char| c.is_ascii_alphanumeric() || ".-_".contains(*c);
     let name: String = name.chars().filter(fits).take(LONGEST_NAME).collect();
     if name.is_empty() { "unnamed".to_owned() } else { name }
+}
+
+/// A number that processes share exactly if they share a kernel and a network namespace: between them lies no network. Where
+/// the system does not tell, it is nobody else's.
+pub fn host_mark() -> u64 {
+    let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+    let network = std::fs::read_link("/proc/self/ns/net").unwrap_or_default();
+    if boot.is_empty() || network.as_os_str().is_empty() {
+        return random::seed_from_system();
+    }
+    let digest = Sha256::digest(format!("{} {}", boot.trim(), network.display()));
+    u64::from_le_bytes(*digest.first_chunk().expect("a digest has 32 bytes"))
 }
 
 /// The processors that this process may use, as a mask, the first 64 first; none if unknown.
@@ -68,7 +82,7 @@ mod tests {
 
     #[test]
     fn this_process_has_a_host_and_processors() {
-        assert_eq!(identity(), identity());
+        assert_eq!((identity(), host_mark()), (identity(), host_mark()));
         assert!(!identity().is_empty() && enough_processors(&[&processors()]));
     }
 

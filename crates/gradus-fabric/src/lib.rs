@@ -4,6 +4,8 @@
 //! - The *rendezvous* is how ranks that know only rank 0's address get to know each other, or all learn why not.
 //! - A [`Secret`], and perhaps certificates ([`TlsSettings`]), are what every connection proves on both ends before a
 //!   byte of what it says is believed.
+//! - [`membership`] is who belongs to a group as of when, kept by a coordinator in a file or in etcd ([`EtcdAddress`]).
+//! - [`simulated`] is a transport in virtual time, on which everything that goes wrong follows from a seed.
 //! - A [`Transport`] is an ordered stream of bytes from each rank to each other, over shared memory or TCP, moved
 //!   without blocking, so that one executor serves all of them.
 //!
@@ -12,11 +14,16 @@
 //! when told and with a secret; no end of a process leaves anything behind, in whatever way it comes.
 
 mod alarm;
+mod bell;
+mod board;
 mod connect;
 mod control;
 mod dial;
 mod doors;
+mod etcd;
 mod frame;
+#[cfg(feature = "fuzzing")]
+pub mod fuzzing;
 mod gate;
 mod handshake;
 mod holders;
@@ -25,7 +32,7 @@ mod interface;
 mod launch;
 pub mod membership;
 mod mesh;
-
+mod neighbours;
 mod private;
 mod rendezvous;
 mod ring;
@@ -34,6 +41,7 @@ mod secret;
 mod session;
 mod settings;
 mod shm;
+pub mod simulated;
 mod slurm;
 mod stream;
 mod tcp;
@@ -41,12 +49,16 @@ mod tls;
 mod transport;
 mod trust;
 
+pub use board::{HEADER_WORDS, NOTE_WORDS, Note, STAGING_BYTES, STAGING_SLOTS};
 pub use connect::connect;
+pub use etcd::EtcdAddress;
+pub use host::host_mark;
 pub use interface::interface_of;
 pub use launch::{COORDINATOR, Launch, RENDEZVOUS_FD};
+pub use neighbours::{Location, Neighbours};
 pub use seat::Seat;
 pub use secret::{SECRET, SECRET_FILE, Secret};
 pub use session::{Order, Session, SessionSettings, World};
-pub use settings::{NetworkSettings, TransportKind};
+pub use settings::{NetworkSettings, PeerMemory, TransportKind};
 pub use tls::TlsSettings;
 pub use transport::{Alone, Direction, Interest, Transport};

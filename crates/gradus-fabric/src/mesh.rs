@@ -19,7 +19,7 @@ use std::time::Duration;
 /// Who is on which line.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Introduction {
+pub(crate) struct Introduction {
     job: String,
     rank: usize,
     line: usize,

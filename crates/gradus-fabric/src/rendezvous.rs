@@ -385,5 +385,9 @@ fn first_difference<'a>(theirs: &'a str, ours: &'a str) -> (&'a str, &'a str) {
 }
 
 #[cfg(test)]
-#[path = "occasion_tests.rs"]
+#[path = "rendezvous_tests.rs"]
 mod tests;
+
+#[cfg(test)]
+#[path = "occasion_tests.rs"]
+mod occasion_tests;

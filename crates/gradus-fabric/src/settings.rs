@@ -33,6 +33,19 @@ pub enum TransportKind {
     Tcp,
 }
 
+/// Whether ranks of one host read each other's private memory through the system (`process_vm_readv`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum PeerMemory {
+    /// Where every rank may, and finds it fast when they meet.
+    #[default]
+    Auto,
+    /// Where every rank may.
+    Always,
+    /// Not at all.
+    Never,
+}
+
 /// Times and sizes of rendezvous and transports.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -45,6 +58,8 @@ pub struct NetworkSettings {
     pub rendezvous_timeout_s: u64,
     /// Shared memory from each rank to each other, bytes, a power of two of at least 4096; 0 chooses by world size.
     pub ring_bytes: usize,
+    /// Whether ranks of one host read each other's private memory through the system.
+    pub peer_memory: PeerMemory,
     /// Send and receive buffer that the system is asked for on each TCP connection, bytes; 0 leaves it to the system.
     pub socket_buffer_bytes: usize,
     /// Interfaces to be reached at: names between commas, each the beginning of one (`eth`), exactly (`=eth0`) or all but
@@ -60,6 +75,7 @@ impl Default for NetworkSettings {
             failure_detection: Duration::from_secs(10),
             rendezvous_timeout_s: 60,
             ring_bytes: 0,
+            peer_memory: PeerMemory::default(),
             socket_buffer_bytes: 1 << 20,
             interface: String::new(),
             tls: TlsSettings::default(),

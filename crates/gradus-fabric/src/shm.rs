@@ -5,45 +5,37 @@
 //! there. Inboxes are handed over Unix sockets in the abstract namespace, which leave nothing behind; the sockets then
 //! stay open as lines of life.
 //!
-//! # Sleeping
-//!
-//! A rank that waits announces it in its inbox (`asleep` = 1), looks once more, then sleeps on the bell. A rank that
-//! moved bytes looks whether its peer is asleep, and if so clears that, steps the bell and wakes it. Each side writes
-//! one word and then reads the other's, with a sequentially consistent fence between: at least one of them sees what
-//! the other wrote, so no wake-up is lost. The bell is read before the announcement, so a step in between makes the
-//! sleep return at once. Should a peer die or misbehave, the sleep ends by itself after [`NAP`].
+//! Beside the streams each inbox holds its owner's board, for what ranks do without a stream: see [`Neighbours`].
 
+use crate::bell::Bell;
+use crate::board::{Board, HEADER_WORDS, Note};
 use crate::control::{Line, Lines, Surroundings};
 use crate::dial;
-use crate::gate::timespec;
 use crate::holders::Holder;
 use crate::mesh::Mesh;
+use crate::neighbours::{Location, Neighbour, Neighbours};
 use crate::rendezvous::Table;
 use crate::ring::{COUNTER_BYTES, Consumer, Place, Producer};
+use crate::settings::{NetworkSettings, PeerMemory};
 use crate::stream::Stream;
 use crate::transport::{Direction, Interest, Transport};
 use crate::trust::Trust;
 use gradus_error::{Error, IoContext, Result};
 use gradus_host::{Clock, RealClock};
-use gradus_memory::Segment;
+use gradus_memory::{PeerHeap, Segment, SharedHeap};
+use rustix::io::Errno;
 use rustix::net::{
-    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage,
-    SendFlags,
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer,
+    SendAncillaryMessage, SendFlags,
 };
-use rustix::thread::futex;
 use std::io::{IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
-use std::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release, SeqCst};
-use std::sync::atomic::{AtomicU32, fence};
 use std::time::Duration;
 
 const PAGE: usize = 4096;
-
-/// Offset of the word that says whether the inbox's owner sleeps; the bell itself is at 0.
-const ASLEEP: usize = 128;
 
 /// All rings of an inbox together, by default, and the bounds of one: beyond a megabyte a ring falls out of the cache
 /// that both sides should find it in.
@@ -61,8 +53,8 @@ const LOOKS: usize = 64;
 /// Looks between yields of the processor before sleeping.
 const YIELDS: usize = 20;
 
-/// The longest sleep without a look whether the peers live.
-const NAP: Duration = Duration::from_millis(20);
+/// The longest wait, while ranks meet, without a look at the time.
+const LONGEST_WAIT: Duration = Duration::from_secs(1);
 
 /// Bytes of a ring when none were asked for: a power of two.
 fn ring_bytes(asked: usize, world_size: usize) -> usize {
@@ -89,8 +81,12 @@ impl Plan {
         PAGE + (self.rings() * COUNTER_BYTES).next_multiple_of(PAGE)
     }
 
+    fn board(&self) -> usize {
+        self.data() + (self.rings() * self.ring_bytes).next_multiple_of(PAGE)
+    }
+
     fn len(&self) -> usize {
-        self.data() + self.rings() * self.ring_bytes
+        self.board() + Board::len(self.world_size)
     }
 
     /// The ring from `sender` in the inbox of `owner`.
@@ -101,29 +97,6 @@ impl Plan {
             counters: PAGE + slot * COUNTER_BYTES,
             data: self.data() + slot * self.ring_bytes,
             capacity: self.ring_bytes,
-        }
-    }
-}
-
-/// The bell of an inbox.
-struct Bell(Arc<Segment>);
-
-impl Bell {
-    fn count(&self) -> &AtomicU32 {
-        self.0.atomic_u32(0)
-    }
-
-    fn asleep(&self) -> &AtomicU32 {
-        self.0.atomic_u32(ASLEEP)
-    }
-
-    /// Wakes the owner if it sleeps; called after a counter was stored.
-    fn ring(&self) {
-        fence(SeqCst);
-        if self.asleep().load(Relaxed) != 0 && self.asleep().swap(0, AcqRel) != 0 {
-            self.count().fetch_add(1, Release);
-            // A failure leaves the owner to its nap.
-            let _ = futex::wake(self.count(), futex::Flags::empty(), 1);
         }
     }
 }
@@ -139,6 +112,7 @@ pub(crate) struct SharedMemory {
     rank: usize,
     address: SocketAddr,
     peers: Vec<Option<Peer>>,
+    neighbours: Neighbours,
     bell: Bell,
     lines: Lines,
     /// Whether every rank of the host has a processor.
@@ -155,44 +129,95 @@ impl SharedMemory {
     pub(crate) fn connect(
         trust: Trust,
         table: &mut Table,
-        asked_ring_bytes: usize,
+        settings: &NetworkSettings,
         spin: bool,
         surroundings: Surroundings,
         (clock, until): (&dyn Clock, Duration),
     ) -> Result<Self> {
         let (rank, world_size) = (trust.rank, table.members.len());
-        let plan = Plan { world_size, ring_bytes: ring_bytes(asked_ring_bytes, world_size) };
+        let plan = Plan { world_size, ring_bytes: ring_bytes(settings.ring_bytes, world_size) };
         let inbox = Arc::new(Segment::create(&format!("gradus-inbox-{rank}"), plan.len())?);
         inbox.populate(0, plan.len());
+        let heap = SharedHeap::create(&format!("gradus-heap-{rank}"))?;
         let sockets = connect_sockets(trust, table, clock, until)?;
         for (peer, lines) in sockets.iter().enumerate() {
             for socket in lines {
-                hand_over(socket, &inbox).map_err(|error| error.within(format!("rank {peer}")))?;
+                hand_over(socket, &inbox, &heap).map_err(|error| error.within(format!("rank {peer}")))?;
             }
         }
-        let (mut peers, mut lines) = (Vec::new(), Vec::new());
+        let (mut peers, mut neighbours, mut lines) = (Vec::new(), Vec::new(), Vec::new());
         for (peer, socket) in sockets.into_iter().map(|lines| lines.into_iter().next()).enumerate() {
             let Some(socket) = socket else {
                 peers.push(None);
+                neighbours.push(None);
                 lines.push(None);
                 continue;
             };
-            let theirs = take_over(&socket, plan.len(), clock, until).map_err(|error| {
+            let handed = take_over(&socket, plan.len(), clock, until).map_err(|error| {
                 error.within(format!("rank {rank} cannot take over the inbox of rank {peer}"))
             })?;
-            peers.push(Some(Peer::new(plan, rank, peer, &inbox, Arc::new(theirs))));
+            let theirs = Arc::new(handed.inbox);
+            neighbours.push(Some(neighbour(plan, &theirs, handed.heap, &socket)));
+            peers.push(Some(Peer::new(plan, rank, peer, &inbox, theirs)));
             lines.push(Some(Line::to_local_process(Stream::plain(socket)?)));
         }
-        let lines = Lines::new(rank, lines, surroundings);
-        Ok(Self {
+        let board = Board::new(Arc::clone(&inbox), plan.board(), world_size);
+        let mut transport = Self {
             rank,
             address: table.doors.address,
             peers,
+            neighbours: Neighbours::new(rank, board, heap, neighbours, spin),
             bell: Bell(inbox),
-            lines,
+            lines: Lines::new(rank, lines, surroundings),
             spin,
             clock: RealClock::new(),
-        })
+        };
+        if transport.try_peer_memory(settings.peer_memory, until)? {
+            transport.neighbours.allow_private();
+        }
+        Ok(transport)
+    }
+
+    /// Whether every rank may read the private memory of every other: all try, and hear how the others fared.
+    ///
+    /// # Errors
+    /// `PeerLost` naming a rank that died meanwhile, `Unavailable` one that does not answer in time.
+    fn try_peer_memory(&mut self, wanted: PeerMemory, until: Duration) -> Result<bool> {
+        let others: Vec<usize> = (0..self.world_size()).filter(|peer| *peer != self.rank).collect();
+        let inbox = Location::Private(self.bell.0.at(0, 1).addr());
+        for peer in &others {
+            self.neighbours.signal(*peer, &probe(inbox.to_word()), &[0; HEADER_WORDS]);
+        }
+        let mut readable = wanted != PeerMemory::Never;
+        for peer in &others {
+            let [word, ..] = self.hear(*peer, until)?;
+            readable = readable && self.neighbours.can_read(*peer, Location::from_word(word), wanted);
+        }
+        for peer in &others {
+            self.neighbours.signal(*peer, &probe(u64::from(readable)), &[0; HEADER_WORDS]);
+        }
+        let mut all = readable;
+        for peer in &others {
+            let [word, ..] = self.hear(*peer, until)?;
+            all = all && word == 1;
+        }
+        tracing::debug!(rank = self.rank, readable, all, "ranks read each other's memory");
+        Ok(all)
+    }
+
+    /// Waits for a signal.
+    fn hear(&mut self, peer: usize, until: Duration) -> Result<Note> {
+        loop {
+            if let Some(note) = self.neighbours.hear(peer) {
+                return Ok(note);
+            }
+            if self.clock.now() >= until {
+                return Err(Error::unavailable(format!(
+                    "rank {peer} did not answer in shared memory in time"
+                )));
+            }
+            self.wait(&[Interest { peer, direction: Direction::Signal }], LONGEST_WAIT)?;
+        }
     }
 
     /// The processes with which memory is shared, by rank.
@@ -212,6 +237,7 @@ impl SharedMemory {
         match interest.direction {
             Direction::Send => peer.producer.has_room(),
             Direction::Receive => Ok(peer.consumer.available()? > 0),
+            Direction::Signal => Ok(self.neighbours.has_news(interest.peer)),
         }
     }
 
@@ -241,20 +267,6 @@ impl SharedMemory {
             rustix::thread::sched_yield();
         }
     }
-
-    fn sleep(&self, interests: &[Interest], limit: Duration) -> Result<()> {
-        let seen = self.bell.count().load(Acquire);
-        self.bell.asleep().store(1, Relaxed);
-        fence(SeqCst);
-        let ready = self.any_ready(interests);
-        if let Ok(false) = ready {
-            // Whatever ends the sleep, the caller looks again.
-            let nap = timespec(limit.min(NAP));
-            let _ = futex::wait(self.bell.count(), futex::Flags::empty(), seen, Some(&nap));
-        }
-        self.bell.asleep().store(0, Relaxed);
-        ready.map(|_| ())
-    }
 }
 
 impl Peer {
@@ -262,6 +274,7 @@ impl Peer {
         let outgoing = plan.place(&theirs, peer, rank);
         theirs.populate(0, plan.data());
         theirs.populate(outgoing.data, outgoing.capacity);
+        theirs.populate(plan.board(), Board::len(plan.world_size));
         Self {
             producer: Producer::new(outgoing),
             consumer: Consumer::new(plan.place(ours, rank, peer)),
@@ -316,7 +329,7 @@ impl Transport for SharedMemory {
             }
             rustix::thread::sched_yield();
         }
-        self.sleep(interests, limit)?;
+        self.bell.sleep(limit, || self.any_ready(interests))?;
         if self.any_ready(interests)? {
             return Ok(());
         }
@@ -336,6 +349,30 @@ impl Transport for SharedMemory {
     fn abort(&mut self, reason: &Error) {
         self.lines.give_up(reason);
     }
+
+    fn neighbours(&mut self) -> Option<&mut Neighbours> {
+        Some(&mut self.neighbours)
+    }
+}
+
+/// A note of one word.
+fn probe(word: u64) -> Note {
+    let mut note = Note::default();
+    note[0] = word;
+    note
+}
+
+/// What is known of a peer when it has handed over its files.
+fn neighbour(plan: Plan, inbox: &Arc<Segment>, heap: PeerHeap, socket: &OwnedFd) -> Neighbour {
+    let process = rustix::net::sockopt::socket_peercred(socket).ok();
+    Neighbour {
+        board: Board::new(Arc::clone(inbox), plan.board(), plan.world_size),
+        bell: Bell(Arc::clone(inbox)),
+        heap,
+        process: process.map(|credentials| credentials.pid.as_raw_nonzero().get()),
+        signalled: 0,
+        heard: 0,
+    }
 }
 
 fn connect_sockets(
@@ -350,28 +387,33 @@ fn connect_sockets(
     };
     let mesh = Mesh { rank, world_size: table.members.len(), job: &table.job, trust, lines: 1, clock, until };
     let streams = mesh.connect(listener.into(), &|peer| {
-        dial::reach_local(&table.members[peer].socket, until.saturating_sub(clock.now())).map_err(|error| {
-            Error::peer_lost(peer, format!("rank {peer} cannot be reached on this host")).with_source(error)
-        })
+        let socket = dial::reach_local(&table.members[peer].socket, until.saturating_sub(clock.now()));
+        socket.map_err(|error| dial::unreachable(rank, peer, "on this host", error.into()))
     })?;
     let plain = |lines: Vec<Stream>| lines.into_iter().filter_map(Stream::into_plain).collect();
     Ok(streams.into_iter().map(plain).collect())
 }
 
-/// Sends the inbox' file along with one byte, which carries it.
-fn hand_over(socket: &OwnedFd, inbox: &Segment) -> Result<()> {
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+/// Sends the files of inbox and heap along with one byte, which carries them.
+fn hand_over(socket: &OwnedFd, inbox: &Segment, heap: &SharedHeap) -> Result<()> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(2))];
     let mut ancillary = SendAncillaryBuffer::new(&mut space);
-    let files = [inbox.file()];
-    assert!(ancillary.push(SendAncillaryMessage::ScmRights(&files)), "the space holds one file");
+    let files = [inbox.file(), heap.file()];
+    assert!(ancillary.push(SendAncillaryMessage::ScmRights(&files)), "the space holds two files");
     let sent = rustix::net::sendmsg(socket, &[IoSlice::new(&[1])], &mut ancillary, SendFlags::NOSIGNAL);
     sent.map(|_| ()).context(|| "cannot hand over shared memory".to_owned())
 }
 
-/// Receives a file and maps it.
-fn take_over(socket: &OwnedFd, len: usize, clock: &dyn Clock, until: Duration) -> Result<Segment> {
+/// What a peer has handed over.
+struct Handed {
+    inbox: Segment,
+    heap: PeerHeap,
+}
+
+/// Receives the files of a peer and maps its inbox.
+fn take_over(socket: &OwnedFd, len: usize, clock: &dyn Clock, until: Duration) -> Result<Handed> {
     dial::wait_readable(socket, clock, until)?;
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(2))];
     let mut ancillary = RecvAncillaryBuffer::new(&mut space);
     let mut byte = [0];
     let received = rustix::net::recvmsg(
@@ -380,11 +422,18 @@ fn take_over(socket: &OwnedFd, len: usize, clock: &dyn Clock, until: Duration) -
         &mut ancillary,
         RecvFlags::CMSG_CLOEXEC,
     );
-    received.context(|| "no shared memory arrived".to_owned())?;
+    let received = received.context(|| "no shared memory arrived".to_owned())?;
+    if received.flags.contains(ReturnFlags::CTRUNC) {
+        // The kernel had no place for the descriptor and has dropped it.
+        return Err(Error::io("shared memory arrived and could not be taken", Errno::MFILE.into()));
+    }
     let files = ancillary.drain().filter_map(|message| match message {
         RecvAncillaryMessage::ScmRights(files) => Some(files),
         _ => None,
     });
-    let file = files.flatten().next().ok_or_else(|| Error::unavailable("no shared memory arrived"))?;
-    Segment::open(file, len)
+    let mut files = files.flatten();
+    let (Some(inbox), Some(heap)) = (files.next(), files.next()) else {
+        return Err(Error::unavailable("no shared memory arrived"));
+    };
+    Ok(Handed { inbox: Segment::open(inbox, len)?, heap: PeerHeap::open(heap)? })
 }

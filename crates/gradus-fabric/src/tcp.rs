@@ -88,10 +88,8 @@ impl Tcp {
         let mesh = Mesh { rank, world_size, job: &table.job, trust, lines: 2, clock, until };
         let streams = mesh.connect(table.doors.tcp.into(), &|peer| {
             let address = table.members[peer].address;
-            dial::try_once(address, clock, until).map(OwnedFd::from).map_err(|error| {
-                Error::peer_lost(peer, format!("rank {rank} cannot reach rank {peer} at {address}"))
-                    .with_source(error)
-            })
+            let socket = dial::try_once(address, clock, until).map(OwnedFd::from);
+            socket.map_err(|error| dial::unreachable(rank, peer, &format!("at {address}"), error))
         })?;
         let (mut peers, mut lines) = (Vec::new(), Vec::new());
         for streams in streams {

@@ -24,6 +24,7 @@ use std::io::Read;
 use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::sync::Arc;
+use zeroize::Zeroizing;
 
 /// No PEM file of a rank is larger: a bound on what is read on another's word.
 const LARGEST_FILE: usize = 1 << 20;
@@ -157,7 +158,11 @@ fn unfit(error: &rustls::Error) -> Error {
         .with_source(error.clone())
 }
 
-fn certificates(path: &str, setting: &str) -> Result<Vec<CertificateDer<'static>>> {
+/// The certificates in the PEM file that `setting` names.
+///
+/// # Errors
+/// `Invalid` when it is not there or holds none.
+pub(crate) fn certificates(path: &str, setting: &str) -> Result<Vec<CertificateDer<'static>>> {
     let mut pem = Vec::new();
     let describe = || format!("cannot read {setting} {path}");
     File::open(Path::new(path))
@@ -173,13 +178,23 @@ fn certificates(path: &str, setting: &str) -> Result<Vec<CertificateDer<'static>
     Ok(read)
 }
 
+/// The PEM file of a private key that `setting` names.
+///
+/// # Errors
+/// `Invalid` when it is not there, `Denied` when others can read it.
+pub(crate) fn private_pem(path: &str, setting: &str) -> Result<Zeroizing<Vec<u8>>> {
+    let pem = private::read(Path::new(path), LARGEST_FILE).map_err(|error| error.within(setting))?;
+    Ok(Zeroizing::new(pem))
+}
+
+/// What is said of a file without a key. The reason is left out: it might show what it could not read.
+pub(crate) fn no_private_key(path: &str, setting: &str) -> Error {
+    Error::invalid(format!("{setting} {path} holds no private key in PEM"))
+}
+
 fn private_key(path: &str) -> Result<PrivateKeyDer<'static>> {
-    let pem =
-        private::read(Path::new(path), LARGEST_FILE).map_err(|error| error.within("network.tls.key"))?;
-    let pem = zeroize::Zeroizing::new(pem);
-    // The reason is left out: it might show what it could not read.
-    PrivateKeyDer::from_pem_slice(&pem)
-        .map_err(|_| Error::invalid(format!("network.tls.key {path} holds no private key in PEM")))
+    const SETTING: &str = "network.tls.key";
+    PrivateKeyDer::from_pem_slice(&private_pem(path, SETTING)?).map_err(|_| no_private_key(path, SETTING))
 }
 
 fn authority(path: &str) -> Result<RootCertStore> {

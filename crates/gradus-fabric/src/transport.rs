@@ -1,5 +1,6 @@
 //! What every transport offers: an ordered stream of bytes from each rank to each other, moved without blocking.
 
+use crate::neighbours::Neighbours;
 use gradus_error::{Error, Result};
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -11,6 +12,8 @@ pub enum Direction {
     Send,
     /// Bytes from the peer.
     Receive,
+    /// A signal from the peer, where ranks are [`Neighbours`].
+    Signal,
 }
 
 /// Progress that someone waits for.
@@ -88,6 +91,11 @@ pub trait Transport: Send {
     /// `Unavailable` naming a rank that lives and could not be ended: the memory must not be used again.
     fn fence(&mut self, _lost: &[usize]) -> Result<()> {
         Ok(())
+    }
+
+    /// What ranks do without streams, if all of them share this host's memory.
+    fn neighbours(&mut self) -> Option<&mut Neighbours> {
+        None
     }
 
     /// Tells every peer that this rank gives up, and why. Never blocks and cannot fail: whom it does not reach finds

@@ -10,6 +10,8 @@ pub mod machine;
 pub mod processors;
 pub mod random;
 pub mod simulation;
+mod ticks;
 pub mod units;
 
 pub use clock::{Clock, RealClock};
+pub use ticks::{TickRate, TickScale, Ticks};

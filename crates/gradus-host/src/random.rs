@@ -4,8 +4,8 @@
 //! Numbers: As Easy as 1, 2, 3", SC 2011, section 4.3: Philox4x32 with ten rounds). What is drawn then depends on what
 //! it is for, never on who drew before.
 
-use std::fs::File;
-use std::io::Read;
+use rustix::io::Errno;
+use rustix::rand::{GetRandomFlags, getrandom};
 
 const MULTIPLIERS: [u32; 2] = [0xD251_1F53, 0xCD9E_8D57];
 const KEY_STEPS: [u32; 2] = [0x9E37_79B9, 0xBB67_AE85];
@@ -68,13 +68,21 @@ impl Stream {
     }
 }
 
-/// Fills `bytes` with what nobody can guess: for secrets, nonces and names that must differ between processes.
+/// Fills `bytes` with what nobody can guess: for secrets, nonces and names that must differ between processes. Needs no
+/// descriptor, so that a process that has run out of them can still shake hands, and say so.
 ///
 /// # Panics
-/// If the system offers no `/dev/urandom`, which Linux guarantees.
+/// If the system refuses `getrandom`, which Linux has offered since 3.17 and which fails for no pool that is filled.
 pub fn fill_from_system(bytes: &mut [u8]) {
-    let mut source = File::open("/dev/urandom").expect("Linux offers /dev/urandom");
-    source.read_exact(bytes).expect("/dev/urandom never ends");
+    let mut filled = 0;
+    while filled < bytes.len() {
+        match getrandom(&mut bytes[filled..], GetRandomFlags::empty()) {
+            Ok(count) => filled += count,
+            // A signal came between.
+            Err(Errno::INTR) => {}
+            Err(error) => panic!("getrandom is refused: {error}"),
+        }
+    }
 }
 
 /// A seed from the operating system, for names that must differ between processes.

@@ -1,6 +1,6 @@
 //! The memory of a host device: one reserved region, handed out from its start.
 
-use crate::{RawRange, Span};
+use crate::{HeapRange, RawRange, SharedHeap, Span};
 use gradus_error::{Error, IoContext, Result};
 use rustix::mm::{self, Advice, MapFlags, ProtFlags};
 use std::ffi::c_void;
@@ -9,6 +9,9 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// Every span begins on a multiple of this many elements: a cache line of 64 bytes.
 const ALIGNMENT: usize = 16;
+
+/// Elements of a page.
+const PAGE: usize = 4096 / size_of::<f32>();
 
 /// A region of zeroed f32 elements. Address space is reserved at once, memory is taken when first touched.
 pub struct Arena {
@@ -61,6 +64,24 @@ impl Arena {
                 self.capacity
             ))),
         }
+    }
+
+    /// Hands out `len` elements, zero, that lie in a heap, so that peers reach them; and what keeps them there: dropped
+    /// before the arena, it takes their contents away.
+    ///
+    /// # Errors
+    /// `Exhausted` when the reservation is used up, or the heap cannot reserve memory.
+    pub fn allocate_shared(&self, len: usize, heap: &SharedHeap) -> Result<(Span, HeapRange)> {
+        // Somewhere in these elements whole pages begin that hold as many.
+        let pages = len.max(1).next_multiple_of(PAGE);
+        let around = self.allocate(pages + PAGE)?;
+        let address = self.raw(around).start;
+        let skipped = address.addr().next_multiple_of(PAGE * size_of::<f32>()) - address.addr();
+        let span = around.part(skipped / size_of::<f32>(), pages);
+        let start = NonNull::new(self.raw(span).start.cast::<u8>()).expect("an arena does not begin at zero");
+        // SAFETY: whole pages of the arena that were handed out just now, to nobody else.
+        let range = unsafe { heap.allocate_at(start, pages * size_of::<f32>()) }?;
+        Ok((span.part(0, len), range))
     }
 
     /// Elements handed out so far.
@@ -122,6 +143,26 @@ mod tests {
         let (x, y) = unsafe { (arena.slice_mut(a), arena.slice(b)) };
         x.fill(7.0);
         assert_eq!(y, [0.0; 5]);
+    }
+
+    #[test]
+    fn shared_spans_are_part_of_the_arena_and_of_the_heap() {
+        let (arena, heap) = (Arena::reserve(10_000).unwrap(), SharedHeap::create("test").unwrap());
+        let before = arena.allocate(5).unwrap();
+        let (span, range) = arena.allocate_shared(3000, &heap).unwrap();
+        let after = arena.allocate(5).unwrap();
+        assert!(!span.overlaps(&before) && !span.overlaps(&after) && span.len == 3000);
+        let raw = arena.raw(span);
+        assert_eq!(heap.locate(raw.start.cast(), 12_000), Some(range.offset()));
+        // SAFETY: one thread, three disjoint spans.
+        unsafe {
+            arena.slice_mut(before).fill(1.0);
+            arena.slice_mut(after).fill(2.0);
+            assert!(arena.slice(span).iter().all(|x| *x == 0.0));
+            arena.slice_mut(span).fill(3.0);
+            assert!(arena.slice(before).iter().all(|x| *x == 1.0));
+        }
+        assert_eq!(*arena.allocate_shared(9000, &heap).err().unwrap().kind(), Kind::Exhausted);
     }
 
     #[test]

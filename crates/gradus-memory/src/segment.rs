@@ -8,6 +8,7 @@
 use gradus_error::{Error, IoContext, Result};
 use rustix::fs::{self, FallocateFlags, MemfdFlags, SealFlags};
 use rustix::mm::{self, Advice, MapFlags, ProtFlags};
+use rustix::process::{Resource, getrlimit};
 use std::ffi::c_void;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::ptr::NonNull;
@@ -31,15 +32,7 @@ impl Segment {
     /// # Errors
     /// `Exhausted` when the memory cannot be reserved; the system's failure otherwise.
     pub fn create(name: &str, len: usize) -> Result<Self> {
-        let describe = || format!("cannot reserve {len} bytes of shared memory for {name}");
-        let file =
-            fs::memfd_create(name, MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING).context(describe)?;
-        fs::ftruncate(&file, len as u64).context(describe)?;
-        if len > 0 {
-            fs::fallocate(&file, FallocateFlags::empty(), 0, len as u64).context(describe)?;
-        }
-        let seals = SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL;
-        fs::fcntl_add_seals(&file, seals).context(describe)?;
+        let file = reserved_file(name, len, SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL)?;
         Self::map(file, len)
     }
 
@@ -91,6 +84,7 @@ impl Segment {
     ///
     /// # Panics
     /// If they are not inside the segment.
+    #[inline]
     pub fn at(&self, offset: usize, len: usize) -> *mut u8 {
         assert!(
             offset.checked_add(len).is_some_and(|end| end <= self.len),
@@ -104,6 +98,7 @@ impl Segment {
     ///
     /// # Panics
     /// If it is not inside the segment or not aligned.
+    #[inline]
     pub fn atomic_u32(&self, offset: usize) -> &AtomicU32 {
         assert!(offset.is_multiple_of(align_of::<AtomicU32>()), "an atomic must be aligned");
         // SAFETY: inside the mapping, aligned (mappings begin on a page), valid for any bits, alive as long as self.
@@ -114,6 +109,7 @@ impl Segment {
     ///
     /// # Panics
     /// If it is not inside the segment or not aligned.
+    #[inline]
     pub fn atomic_u64(&self, offset: usize) -> &AtomicU64 {
         assert!(offset.is_multiple_of(align_of::<AtomicU64>()), "an atomic must be aligned");
         // SAFETY: inside the mapping, aligned (mappings begin on a page), valid for any bits, alive as long as self.
@@ -128,6 +124,33 @@ impl Segment {
         let start = self.at(offset, len);
         // SAFETY: the range lies inside the mapping; populating changes no byte.
         let _ = unsafe { mm::madvise(start.cast::<c_void>(), len, Advice::LinuxPopulateWrite) };
+    }
+}
+
+/// A file in memory of `len` zero bytes, which are reserved, with seals.
+pub(crate) fn reserved_file(name: &str, len: usize, seals: SealFlags) -> Result<OwnedFd> {
+    let describe = || format!("cannot reserve {len} bytes of shared memory for {name}");
+    check_file_limit(len).map_err(|error| error.within(describe()))?;
+    let file = fs::memfd_create(name, MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING).context(describe)?;
+    fs::ftruncate(&file, len as u64).context(describe)?;
+    if len > 0 {
+        fs::fallocate(&file, FallocateFlags::empty(), 0, len as u64).context(describe)?;
+    }
+    fs::fcntl_add_seals(&file, seals).context(describe)?;
+    Ok(file)
+}
+
+/// Whether this process may have a file of `len` bytes: growing one beyond the limit raises a signal that ends the process
+/// without a word.
+///
+/// # Errors
+/// `Exhausted`, naming the limit.
+pub(crate) fn check_file_limit(len: usize) -> Result<()> {
+    match getrlimit(Resource::Fsize).current.filter(|limit| (len as u64) > *limit) {
+        Some(limit) => {
+            Err(Error::exhausted(format!("files may have {limit} bytes: raise the limit (ulimit -f)")))
+        }
+        None => Ok(()),
     }
 }
 

@@ -9,10 +9,18 @@ use serde_json::{Map, Value};
 pub(crate) type Conditions = Vec<(String, String)>;
 
 /// The conditions of a run. Settings are named by their keys.
-pub(crate) fn of_run(settings: &RunSettings, world_size: usize, device: &str, data: &str) -> Conditions {
+///
+/// `sums` says how gradients are summed: the order in which three ranks or more are depends on it.
+pub(crate) fn of_run(
+    settings: &RunSettings,
+    (world_size, sums): (usize, &str),
+    device: &str,
+    data: &str,
+) -> Conditions {
     let train = &settings.train;
     let run = [
         ("world size", world_size.to_string()),
+        ("transport", if world_size > 2 { sums.to_owned() } else { "any".to_owned() }),
         ("device", device.to_owned()),
         ("run.seed", settings.seed.to_string()),
         ("data", data.to_owned()),

@@ -4,9 +4,10 @@ use crate::batches;
 use crate::data_parallel::DataParallel;
 use crate::optimizer::Optimizer;
 use crate::settings::OptimizerSettings;
-use gradus_collective::Communicator;
+use gradus_collective::{Collective, Communicator, Reduction};
+use gradus_compute::Device;
 use gradus_error::{Error, Result};
-use gradus_memory::Span;
+use gradus_memory::{HeapRange, Span};
 use gradus_model::{BackwardObserver, Batch, LossSum, Transformer, Workspace};
 use std::sync::Arc;
 
@@ -39,10 +40,31 @@ pub struct Learner {
     // Declared first so that it is dropped first: it may hold addresses of the device's memory.
     ranks: DataParallel,
     model: Transformer,
-    gradients: Span,
+    gradients: Gradients,
     optimizer: Optimizer,
     workspace: Workspace,
     clip_norm: f64,
+}
+
+/// Memory for gradients.
+struct Gradients {
+    span: Span,
+    /// Keeps it where the other ranks reach it.
+    shared: Option<HeapRange>,
+}
+
+impl Gradients {
+    /// Takes memory that all ranks reach, if all of them can have it: sums copy less then.
+    fn new(device: &dyn Device, len: usize, communicator: &mut Communicator) -> Result<Self> {
+        let heap = communicator.heap();
+        let shared = heap.map(|heap| device.allocate_shared(len, &heap)).transpose();
+        let mut all = [u8::from(matches!(shared, Ok(Some(_))))];
+        communicator.run_in_place(&Collective::all_reduce(Reduction::Min), &mut all)?;
+        match shared {
+            Ok(Some((span, range))) if all == [1] => Ok(Self { span, shared: Some(range) }),
+            _ => Ok(Self { span: device.allocate(len)?, shared: None }),
+        }
+    }
 }
 
 /// Sizes that a learner takes memory for.
@@ -63,13 +85,13 @@ impl Learner {
     /// `Invalid` for impossible settings; `Exhausted` where memory does not suffice.
     pub fn new(
         model: Transformer,
-        communicator: Communicator,
+        mut communicator: Communicator,
         settings: &OptimizerSettings,
         sizes: LearnerSizes,
     ) -> Result<Self> {
         let device = Arc::clone(model.device());
         let layout = &model.parameters().layout;
-        let gradients = device.allocate(layout.len())?;
+        let gradients = Gradients::new(device.as_ref(), layout.len(), &mut communicator)?;
         let optimizer = Optimizer::new(device.as_ref(), layout, settings.clone())?;
         let workspace =
             Workspace::for_training(device.as_ref(), model.config(), sizes.rows, sizes.recompute).map_err(|error| {
@@ -80,6 +102,11 @@ impl Learner {
             })?;
         let ranks = DataParallel::new(communicator, layout.len(), sizes.bucket_bytes);
         Ok(Self { ranks, model, gradients, optimizer, workspace, clip_norm: settings.clip_norm })
+    }
+
+    /// Whether the other ranks reach this one's gradients where they lie.
+    pub fn shares_gradients(&self) -> bool {
+        self.gradients.shared.is_some()
     }
 
     /// The model as it is now.
@@ -142,12 +169,12 @@ impl Learner {
         // Every rank holds the same sums, so all of them take the step or none does.
         let device = self.model.device();
         let targets = loss.targets.max(1) as f64;
-        let gradient_norm = device.sum_of_squares(self.gradients).sqrt() / targets;
+        let gradient_norm = device.sum_of_squares(self.gradients.span).sqrt() / targets;
         let skipped = !gradient_norm.is_finite();
         if !skipped {
             let scale = clip(self.clip_norm, gradient_norm) / targets;
             let weights = self.model.weights();
-            self.optimizer.update(device.as_ref(), weights, self.gradients, learning_rate, scale);
+            self.optimizer.update(device.as_ref(), weights, self.gradients.span, learning_rate, scale);
         }
         Ok(StepResult { loss, gradient_norm, skipped, asked_to_stop: votes[2] > 0.0 })
     }
@@ -158,15 +185,15 @@ impl Learner {
         let (rank, world_size) = (self.ranks.communicator().rank(), self.ranks.communicator().world_size());
         let mine = batches::share(microbatches.count(), rank, world_size);
         let device = self.model.device();
-        device.fill(self.gradients, 0.0);
+        device.fill(self.gradients.span, 0.0);
         // SAFETY: the learner owns the device's memory and the ranks, and drops the ranks first; between here and
         // `finish` only the backward pass touches the gradients, and it reports a range after its last use.
-        let sum = unsafe { self.ranks.begin(device.raw(self.gradients)) };
+        let sum = unsafe { self.ranks.begin(device.raw(self.gradients.span)) };
         let mut loss = LossSum::default();
         for index in mine.clone() {
             let observer: &dyn BackwardObserver = if index + 1 == mine.end { &sum } else { &() };
             let batch = microbatches.load(index)?;
-            loss += self.model.forward_backward(&self.workspace, batch, self.gradients, observer)?;
+            loss += self.model.forward_backward(&self.workspace, batch, self.gradients.span, observer)?;
         }
         sum.finish()?;
         Ok(loss)

@@ -145,7 +145,10 @@ impl Trainer {
             recompute: settings.train.recompute,
             bucket_bytes: settings.train.bucket_bytes,
         };
-        let learner = Learner::new(model, communicator, &settings.optimizer, sizes)?;
+        let mut learner = Learner::new(model, communicator, &settings.optimizer, sizes)?;
+        let transport = learner.communicator().transport_name();
+        let sums =
+            if learner.shares_gradients() { format!("{transport}, in place") } else { transport.to_owned() };
         let state = TrainingState {
             format: TrainingState::FORMAT,
             step: 0,
@@ -153,7 +156,7 @@ impl Trainer {
             total_steps: settings.train.steps,
             tokens: 0,
             skipped: 0,
-            conditions: conditions::of_run(&settings, world_size, &device, &dataset.digest()),
+            conditions: conditions::of_run(&settings, (world_size, &sums), &device, &dataset.digest()),
         };
         let mut trainer = Self {
             learner,

@@ -10,6 +10,7 @@ use crate::commands::coordinator::CoordinatorArguments;
 use crate::commands::generate::GenerateArguments;
 use crate::commands::logits::LogitsArguments;
 use crate::commands::plan_collective::PlanCollectiveArguments;
+use crate::commands::preflight::PreflightArguments;
 use crate::commands::train::TrainArguments;
 use clap::{Parser, Subcommand};
 use gradus_error::{Error, Result};
@@ -54,6 +55,8 @@ pub enum Command {
     },
     /// Keep the membership of groups, on its own; members come and go, epochs are numbered.
     Coordinator(CoordinatorArguments),
+    /// Measure the links between all ranks, and name those that are bad, before anything is trained over them.
+    Preflight(PreflightArguments),
     /// Show what this machine offers and what Gradus will use of it.
     Doctor,
     /// Predict what something would take, and say which way Gradus would choose.
@@ -104,10 +107,18 @@ impl Command {
     /// `Invalid`, naming the first.
     pub fn check_overrides(&self, overrides: &[(String, String)]) -> Result<()> {
         match (self, overrides.first()) {
-            (Self::Train(_) | Self::Prepare { .. } | Self::Config { .. } | Self::Plan { .. }, _)
+            (
+                Self::Train(_)
+                | Self::Prepare { .. }
+                | Self::Config { .. }
+                | Self::Coordinator(_)
+                | Self::Preflight(_)
+                | Self::Plan { .. },
+                _,
+            )
             | (_, None) => Ok(()),
             (_, Some((key, _))) => Err(Error::invalid(format!(
-                "--{key} is a setting of a run: only train, prepare and config take settings"
+                "--{key} is a setting of a run: only train, preflight, prepare and config take settings"
             ))),
         }
     }

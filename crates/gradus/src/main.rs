@@ -61,7 +61,8 @@ fn run() -> Result<u8> {
             let files = report::write_report(run)?;
             logging::print(format_args!("{}\n{}", files.page.display(), files.loss.display()))?;
         }
-        Command::Coordinator(arguments) => commands::coordinator::run(arguments)?,
+        Command::Coordinator(arguments) => commands::coordinator::run(arguments, &overrides)?,
+        Command::Preflight(arguments) => return commands::preflight::run(arguments, &overrides),
         Command::Doctor => commands::doctor::run()?,
         Command::Plan { what: Plan::Collective(arguments) } => {
             commands::plan_collective::run(arguments, &overrides)?;

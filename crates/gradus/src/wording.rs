@@ -44,6 +44,12 @@ fn three_digits(value: f64) -> String {
     format!("{value:.places$}")
 }
 
+/// Bytes per second: `512B/s`, `47.6MB/s`, `1.24GB/s`.
+pub fn rate(bytes_per_s: f64) -> String {
+    // A thousand millions of bytes are a giga, not a billion.
+    format!("{}B/s", quantity(bytes_per_s).replace('B', "G"))
+}
+
 /// Bytes in GiB, or in MiB below a tenth of one.
 pub fn memory(bytes: u64) -> String {
     let mebibytes = bytes as f64 / f64::from(1 << 20);
@@ -142,6 +148,7 @@ mod tests {
         let quantities =
             [0.0, 7.25, 512.0, 999.6, 10_512.0, 13_900_000.0, 1.24e9, 999_960.0, f64::NAN].map(quantity);
         assert_eq!(quantities, ["0", "7.25", "512", "1.00k", "10.5k", "13.9M", "1.24B", "1.00M", "-"]);
+        assert_eq!([512.0, 4.76e7, 1.24e9].map(rate), ["512B/s", "47.6MB/s", "1.24GB/s"]);
         assert_eq!([10 << 20, 440_234_147].map(memory), ["10.0MiB", "0.41GiB"]);
         let durations = [0.84, 9.96, 59.6, 125.0, 3720.0, 273_600.0, f64::INFINITY, -1.0].map(duration);
         assert_eq!(durations, ["0.8s", "10s", "1m 00s", "2m 05s", "1h 02m", "3d 04h", "-", "-"]);

@@ -15,6 +15,7 @@
 
 mod atoms;
 mod expectation;
+pub mod one_sided;
 mod run;
 mod symbols;
 
@@ -90,6 +91,20 @@ pub enum Fault {
         rank: usize,
         /// The step at which it does.
         step: usize,
+    },
+    /// Two ranks touch an element, one of them to write it, and nothing tells which is first.
+    Race {
+        /// One of them.
+        rank: usize,
+        /// Its act; one beyond the last when it is done and somebody still touches its buffers.
+        step: usize,
+    },
+    /// A rank signals again before it has heard the other's answer.
+    OutOfTurn {
+        /// The one that signals.
+        from: usize,
+        /// Who may not have read the signal before.
+        to: usize,
     },
     /// An element does not hold what it should.
     WrongResult {

@@ -1,15 +1,24 @@
 //! The last operations of a rank, in bounded memory.
 
 use super::log::{FlightEntry, FlightLog, PeerState};
-use crate::header::{Identity, Operation};
-use crate::operation::Flight;
-use gradus_host::Clock;
+use crate::flights::InFlight;
+use crate::header::Identity;
+use crate::one_sided::Meeting;
+use gradus_host::{Clock, TickScale, Ticks};
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
 /// Operations that are remembered.
 const CAPACITY: usize = 1000;
+
+/// When something happened.
+#[derive(Clone, Copy)]
+enum Moment {
+    Time(Duration),
+    /// Of what is over before a clock could be read.
+    Ticks(Ticks),
+}
 
 /// One operation, as it is kept.
 struct Entry {
@@ -18,9 +27,9 @@ struct Entry {
     ranks: Arc<[usize]>,
     /// Sender and receiver of a message.
     message: Option<[usize; 2]>,
-    started: Duration,
-    first_byte: Option<Duration>,
-    done: Option<Duration>,
+    started: Moment,
+    first_byte: Option<Moment>,
+    done: Option<Moment>,
     bytes: (u64, u64),
     /// Known once it was given up.
     peers: Vec<PeerState>,
@@ -29,6 +38,7 @@ struct Entry {
 /// See the module.
 pub(crate) struct Recorder {
     clock: Arc<dyn Clock>,
+    scale: TickScale,
     /// By growing ticket without gaps.
     entries: VecDeque<Entry>,
     forgotten: u64,
@@ -36,46 +46,65 @@ pub(crate) struct Recorder {
 
 impl Recorder {
     pub(crate) fn new(clock: Arc<dyn Clock>) -> Self {
-        Self { clock, entries: VecDeque::with_capacity(CAPACITY), forgotten: 0 }
+        let scale = TickScale::new(&*clock);
+        Self { clock, scale, entries: VecDeque::with_capacity(CAPACITY), forgotten: 0 }
+    }
+
+    fn now(&self) -> Moment {
+        Moment::Time(self.clock.now())
+    }
+
+    /// How long some ticks took.
+    pub(crate) fn duration(&self, ticks: Ticks) -> Duration {
+        self.scale.rate(&*self.clock).duration(ticks)
     }
 
     /// A collective was started.
-    pub(crate) fn started(&mut self, ticket: u64, flight: &Flight, ranks: &Arc<[usize]>, own: usize) {
+    pub(crate) fn started(&mut self, ticket: u64, flight: &InFlight, ranks: &Arc<[usize]>, own: usize) {
+        let message = flight.message(ranks, own);
+        let entry = Entry::new(ticket, *flight.identity(), ranks, self.now());
+        self.push(Entry { message, ..entry });
+    }
+
+    /// A collective has come and gone.
+    pub(crate) fn passed(
+        &mut self,
+        ticket: u64,
+        times: (Ticks, Ticks),
+        meeting: &Meeting,
+        ranks: &Arc<[usize]>,
+    ) {
+        let (began, done) = (Moment::Ticks(times.0), Some(Moment::Ticks(times.1)));
+        let bytes = meeting.exchanged();
+        let entry = Entry::new(ticket, meeting.identity, ranks, began);
+        self.push(Entry { first_byte: Some(began), done, bytes, ..entry });
+    }
+
+    fn push(&mut self, entry: Entry) {
         if self.entries.len() == CAPACITY {
             self.entries.pop_front();
             self.forgotten += 1;
         }
-        let identity = flight.identity;
-        self.entries.push_back(Entry {
-            ticket,
-            identity,
-            ranks: Arc::clone(ranks),
-            message: message(flight, ranks, own),
-            started: self.clock.now(),
-            first_byte: None,
-            done: None,
-            bytes: (0, 0),
-            peers: Vec::new(),
-        });
+        self.entries.push_back(entry);
     }
 
     /// A collective has moved.
-    pub(crate) fn moved(&mut self, ticket: u64, flight: &Flight) {
+    pub(crate) fn moved(&mut self, ticket: u64, flight: &InFlight) {
         let Some(index) = self.entries.front().and_then(|first| ticket.checked_sub(first.ticket)) else {
             return;
         };
         let Some(entry) = self.entries.get_mut(index as usize) else { return };
         if entry.first_byte.is_none() && flight.has_moved() {
-            entry.first_byte = Some(self.clock.now());
+            entry.first_byte = Some(Moment::Time(self.clock.now()));
         }
-        if entry.done.is_none() && flight.pending == 0 {
-            entry.done = Some(self.clock.now());
+        if entry.done.is_none() && flight.is_over() {
+            entry.done = Some(Moment::Time(self.clock.now()));
             entry.bytes = flight.exchanged();
         }
     }
 
     /// A collective is given up: what is known of it is kept.
-    pub(crate) fn given_up(&mut self, ticket: u64, flight: &Flight) {
+    pub(crate) fn given_up(&mut self, ticket: u64, flight: &InFlight) {
         if let Some(entry) = self.entries.iter_mut().find(|entry| entry.ticket == ticket) {
             entry.bytes = flight.exchanged();
             entry.peers = flight.peers(&entry.ranks);
@@ -86,12 +115,17 @@ impl Recorder {
     pub(crate) fn log<'a>(
         &self,
         mut log: FlightLog,
-        in_flight: impl Iterator<Item = (u64, &'a Flight)>,
+        in_flight: impl Iterator<Item = (u64, &'a InFlight)>,
     ) -> FlightLog {
         let epoch = self.clock.calendar().saturating_sub(self.clock.now());
         (log.epoch_us, log.forgotten) = (micros(epoch), self.forgotten);
-        log.operations = self.entries.iter().map(Entry::written).collect();
-        for (ticket, flight) in in_flight.filter(|(_, flight)| flight.pending > 0) {
+        let rate = self.scale.rate(&*self.clock);
+        let at = |moment| match moment {
+            Moment::Time(time) => micros(time),
+            Moment::Ticks(reading) => micros(rate.moment(reading)),
+        };
+        log.operations = self.entries.iter().map(|entry| entry.written(at)).collect();
+        for (ticket, flight) in in_flight.filter(|(_, flight)| !flight.is_over()) {
             let index = self.entries.iter().position(|entry| entry.ticket == ticket);
             if let Some(entry) = index.map(|index| &mut log.operations[index]) {
                 (entry.bytes_sent, entry.bytes_received) = flight.exchanged();
@@ -102,28 +136,36 @@ impl Recorder {
     }
 }
 
-/// Sender and receiver of a message, of which this rank is one.
-fn message(flight: &Flight, ranks: &[usize], own: usize) -> Option<[usize; 2]> {
-    let step = flight.steps().first().filter(|_| flight.identity.operation == Operation::Message)?;
-    let peer = ranks[step.peer()];
-    Some(if step.sends() { [own, peer] } else { [peer, own] })
-}
-
 fn micros(time: Duration) -> u64 {
     u64::try_from(time.as_micros()).unwrap_or(u64::MAX)
 }
 
 impl Entry {
-    fn written(&self) -> FlightEntry {
+    fn new(ticket: u64, identity: Identity, ranks: &Arc<[usize]>, started: Moment) -> Self {
+        let (ranks, peers) = (Arc::clone(ranks), Vec::new());
+        Self {
+            ticket,
+            identity,
+            ranks,
+            message: None,
+            started,
+            first_byte: None,
+            done: None,
+            bytes: (0, 0),
+            peers,
+        }
+    }
+
+    fn written(&self, at: impl Fn(Moment) -> u64) -> FlightEntry {
         FlightEntry {
             group: self.identity.group,
             message: self.message,
             sequence: self.identity.sequence,
             what: self.identity.to_string(),
             ranks: self.ranks.to_vec(),
-            started_us: micros(self.started),
-            first_byte_us: self.first_byte.map(micros),
-            done_us: self.done.map(micros),
+            started_us: at(self.started),
+            first_byte_us: self.first_byte.map(&at),
+            done_us: self.done.map(&at),
             bytes_sent: self.bytes.0,
             bytes_received: self.bytes.1,
             peers: self.peers.clone(),

@@ -49,6 +49,7 @@ pub use recursive_doubling::recursive_doubling_all_reduce;
 pub use ring::ring_all_reduce;
 pub use ring_all_gather::ring_all_gather;
 pub use ring_reduce_scatter::ring_reduce_scatter;
+pub(crate) use share::share;
 pub(crate) use transform::{adds, mirrored, with_span};
 pub use two_level::{two_level_all_reduce, two_level_broadcast};
 

@@ -7,7 +7,7 @@ const ALIGNMENT: usize = 16;
 
 /// Part `index` of `parts` of a range: as even as alignment allows, in order, covering all of it. Ranges shorter than
 /// `parts` cache lines leave some parts empty.
-pub(super) fn share(whole: Span, parts: usize, index: usize) -> Span {
+pub(crate) fn share(whole: Span, parts: usize, index: usize) -> Span {
     let even = |index: usize| match whole.len.checked_mul(index) {
         Some(product) => product / parts,
         None => (whole.len as u128 * index as u128 / parts as u128) as usize,

@@ -64,8 +64,7 @@ fn lead(pipe: &mut Pipe<'_>, near: Option<usize>, far: Option<usize>) -> Result<
     let record = serde_json::to_vec(&fit(&measurements)?)
         .map_err(|error| Error::internal("figures can be written").with_source(error))?;
     for peer in 1..pipe.transport.world_size() {
-        pipe.send(peer, &(record.len() as u32).to_le_bytes())?;
-        pipe.send(peer, &record)?;
+        pipe.send_record(peer, &record)?;
     }
     // As the others read it: writing a number as text and reading it may change its last bit.
     decode(&record)
@@ -101,18 +100,11 @@ fn answer(pipe: &mut Pipe<'_>) -> Result<()> {
 }
 
 fn receive(pipe: &mut Pipe<'_>) -> Result<LinkFigures> {
-    let mut len = [0; 4];
-    pipe.receive(0, &mut len)?;
-    let len = u32::from_le_bytes(len) as usize;
-    if len > MOST_BYTES {
-        return Err(Error::corrupt(format!("rank 0 sent {len} bytes as figures of links")));
-    }
-    let mut record = vec![0; len];
-    pipe.receive(0, &mut record)?;
-    decode(&record)
+    decode(&pipe.receive_record(0, MOST_BYTES)?)
 }
 
-fn decode(record: &[u8]) -> Result<LinkFigures> {
+/// Figures from the JSON that rank 0 sends.
+pub(crate) fn decode(record: &[u8]) -> Result<LinkFigures> {
     let wrong = |why: String| Error::corrupt(format!("rank 0 sent no figures of links: {why}"));
     let figures: LinkFigures = serde_json::from_slice(record).map_err(|error| wrong(error.to_string()))?;
     figures.validate().map_err(|error| wrong(error.to_string()))?;

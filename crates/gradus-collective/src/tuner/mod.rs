@@ -10,10 +10,12 @@
 mod candidates;
 mod fit;
 mod measure;
-mod pipe;
+pub(crate) mod pipe;
 
 pub(crate) use candidates::ring;
 pub use fit::{Measurements, Sample, fit, fit_link};
+#[cfg(feature = "fuzzing")]
+pub(crate) use measure::decode as decode_figures;
 pub use measure::measure;
 
 use crate::algorithm::{Algorithm, Nodes};

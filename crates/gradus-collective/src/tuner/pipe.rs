@@ -9,10 +9,10 @@ use std::time::Duration;
 const NAP: Duration = Duration::from_millis(100);
 
 /// A transport, and how long to wait without a byte moving.
-pub(super) struct Pipe<'a> {
-    pub(super) transport: &'a mut dyn Transport,
-    pub(super) clock: &'a dyn Clock,
-    pub(super) patience: Duration,
+pub(crate) struct Pipe<'a> {
+    pub(crate) transport: &'a mut dyn Transport,
+    pub(crate) clock: &'a dyn Clock,
+    pub(crate) patience: Duration,
 }
 
 impl Pipe<'_> {
@@ -20,7 +20,7 @@ impl Pipe<'_> {
     ///
     /// # Errors
     /// Those of the transport; `Unavailable`, naming the peer, when nothing moves for as long as patience lasts.
-    pub(super) fn send(&mut self, peer: usize, bytes: &[u8]) -> Result<()> {
+    pub(crate) fn send(&mut self, peer: usize, bytes: &[u8]) -> Result<()> {
         let mut sent = 0;
         self.until(peer, Direction::Send, |transport| {
             let count = transport.try_send(peer, &bytes[sent..])?;
@@ -33,7 +33,7 @@ impl Pipe<'_> {
     ///
     /// # Errors
     /// As for [`Pipe::send`].
-    pub(super) fn receive(&mut self, peer: usize, bytes: &mut [u8]) -> Result<()> {
+    pub(crate) fn receive(&mut self, peer: usize, bytes: &mut [u8]) -> Result<()> {
         let mut filled = 0;
         self.until(peer, Direction::Receive, |transport| {
             let count = transport.try_receive(peer, &mut |from, len| {
@@ -46,6 +46,34 @@ impl Pipe<'_> {
             })?;
             Ok((count, filled == bytes.len()))
         })
+    }
+
+    /// Sends a record, its length before it. Blocks.
+    ///
+    /// # Errors
+    /// As for [`Pipe::send`]; `Internal` for a record beyond 4 GiB.
+    pub(crate) fn send_record(&mut self, peer: usize, record: &[u8]) -> Result<()> {
+        let len = u32::try_from(record.len()).map_err(|_| Error::internal("a record fits into 4 GiB"))?;
+        self.send(peer, &len.to_le_bytes())?;
+        self.send(peer, record)
+    }
+
+    /// What a peer sends as a record, of `most` bytes at most. Blocks.
+    ///
+    /// # Errors
+    /// As for [`Pipe::send`]; `Corrupt` when it is longer.
+    pub(crate) fn receive_record(&mut self, peer: usize, most: usize) -> Result<Vec<u8>> {
+        let mut len = [0; 4];
+        self.receive(peer, &mut len)?;
+        let len = u32::from_le_bytes(len) as usize;
+        if len > most {
+            return Err(Error::corrupt(format!(
+                "rank {peer} sent a record of {len} bytes, of {most} at most"
+            )));
+        }
+        let mut record = vec![0; len];
+        self.receive(peer, &mut record)?;
+        Ok(record)
     }
 
     /// Tries until `attempt` says that it is done; it also says how many bytes it moved.

@@ -3,8 +3,12 @@
 use crate::world::PATIENCE;
 use gradus_collective::Communicator;
 use gradus_error::{Error, Kind};
-use gradus_fabric::membership::{CoordinatorServer, GroupSettings, Timeouts};
-use gradus_fabric::{NetworkSettings, Order, Secret, Session, SessionSettings, TransportKind, World};
+use gradus_fabric::membership::{
+    CoordinatorAddress, CoordinatorServer, CoordinatorSettings, Engine, GroupSettings, Timeouts,
+};
+use gradus_fabric::{
+    NetworkSettings, Order, Secret, Session, SessionSettings, TlsSettings, TransportKind, World,
+};
 use rustix::process::{Pid, Signal, kill_process};
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Write};
@@ -34,12 +38,13 @@ fn plays_a_member() -> bool {
     let words: Vec<&str> = role.split(' ').collect();
     let transport = if words[2] == "tcp" { TransportKind::Tcp } else { TransportKind::SharedMemory };
     let settings = SessionSettings {
-        coordinator: words[0].into(),
+        coordinator: CoordinatorAddress::At(words[0].into()),
         group: "epochs".into(),
         size: GroupSettings { min_size: 2, max_size: 3, join_window_ms: 0 },
         name: words[1].into(),
         order: Order::Dealt,
         secret: Secret::default(),
+        coordinator_tls: TlsSettings::default(),
         transport,
         network: NetworkSettings { failure_detection: FAILURE_DETECTION, ..NetworkSettings::default() },
         interfaces: String::new(),
@@ -200,7 +205,14 @@ fn beside_a_coordinator(body: impl FnOnce(&str)) {
     let folder = tempfile::tempdir().unwrap();
     let timeouts = Timeouts::from(FAILURE_DETECTION).unwrap();
     let state = folder.path().join("state");
-    let mut server = CoordinatorServer::open("127.0.0.1:0", &state, timeouts, &Secret::default()).unwrap();
+    let server = CoordinatorServer::open(CoordinatorSettings {
+        listen: "127.0.0.1:0".into(),
+        engine: Engine::File(state),
+        timeouts,
+        secret: Secret::default(),
+        tls: TlsSettings::default(),
+    })
+    .unwrap();
     let address = server.address().to_string();
     let (stop, stopped) = UnixStream::pair().unwrap();
     std::thread::scope(|scope| {

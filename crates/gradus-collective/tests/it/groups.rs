@@ -1,7 +1,7 @@
 //! Groups of ranks, meshes of them, and memory that is ready later.
 
 use crate::operations::all_types;
-use crate::world::{BOTH, run};
+use crate::world::{ALL, run};
 use gradus_collective::{Buffer, Collective, Communicator, Memory, Reduction};
 use gradus_error::Kind;
 use gradus_fabric::{NetworkSettings, TransportKind};
@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 #[test]
 fn axes_of_a_mesh_do_all_that_a_world_does() {
-    for kind in BOTH {
+    for kind in ALL {
         run(6, kind, &NetworkSettings::default(), |mut communicator| {
             let rank = communicator.rank();
             let mut axes = communicator.mesh(&[("dp", 3), ("tp", 2)]).unwrap();
@@ -49,7 +49,7 @@ fn groups_of_groups_sum_what_their_ranks_bring() {
 
 #[test]
 fn collectives_of_crossing_groups_are_in_flight_together() {
-    for kind in BOTH {
+    for kind in ALL {
         run(4, kind, &NetworkSettings::default(), |mut communicator| {
             let rank = communicator.rank() as i64;
             let mut axes = communicator.mesh(&[("dp", 2), ("tp", 2)]).unwrap();
@@ -104,7 +104,7 @@ fn start_when(
 
 #[test]
 fn memory_may_be_ready_later_than_its_collective() {
-    for kind in BOTH {
+    for kind in ALL {
         run(3, kind, &NetworkSettings::default(), |mut communicator| {
             let flag = Arc::new(AtomicBool::new(false));
             let mut early = vec![1i32; 70_000];

@@ -3,14 +3,22 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
 mod algorithms;
+mod delay_line;
 mod epochs;
+mod far;
+mod faults;
 mod groups;
+mod leaks;
 mod measure;
+mod namespaces;
+mod one_sided;
 mod operations;
 mod parity;
 mod plans;
+mod preflight;
 mod processes;
 mod recorder;
+mod scarcity;
 mod shares;
 mod trouble;
 mod two_rings;

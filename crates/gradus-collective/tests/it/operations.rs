@@ -1,8 +1,8 @@
 //! Every operation, every element, every reduction, over real transports, against a sequential reference.
 
-use crate::world::{BOTH, run};
+use crate::world::{ALL, contribution, is_near, reference, run};
 use gradus_collective::{Collective, Communicator, Number, Reduction, bf16, f16};
-use gradus_fabric::{NetworkSettings, TransportKind};
+use gradus_fabric::{NetworkSettings, PeerMemory, TransportKind};
 use proptest::prelude::*;
 use std::fmt::Debug;
 
@@ -221,7 +221,7 @@ pub fn all_types(communicator: &mut Communicator, len: usize, in_place: bool) ->
 
 #[test]
 fn every_operation_type_and_reduction_in_every_world_to_nine() {
-    for kind in BOTH {
+    for kind in ALL {
         for world_size in 1..=9 {
             let results = run(world_size, kind, &NetworkSettings::default(), |mut communicator| {
                 let mut bits = Vec::new();
@@ -249,6 +249,75 @@ fn large_parts_go_through_small_rings() {
 }
 
 #[test]
+fn sums_are_the_same_out_of_any_memory() {
+    let ways = [PeerMemory::Never, PeerMemory::Always, PeerMemory::Auto];
+    for world_size in 2..=5 {
+        for peer_memory in ways {
+            let settings = NetworkSettings { peer_memory, ..NetworkSettings::default() };
+            run(world_size, TransportKind::SharedMemory, &settings, |mut communicator| {
+                for in_place in [true, false] {
+                    // Carried by signals, staged, and pulled where that is allowed.
+                    for len in [1, 10, 5_000, 40_001, 300_007] {
+                        sums::<f32>(&mut communicator, len, in_place);
+                        sums::<u8>(&mut communicator, len, in_place);
+                    }
+                }
+            });
+        }
+    }
+}
+
+/// Some reductions of `len` elements, held against the sequential ones.
+fn sums<T: Sample>(communicator: &mut Communicator, len: usize, in_place: bool) {
+    let (rank, world_size) = (communicator.rank(), communicator.world_size());
+    for reduction in [Reduction::Sum, Reduction::Max, Reduction::Product] {
+        let input = brought::<T>(reduction, rank, len);
+        let got = outcome(communicator, &Collective::all_reduce(reduction), &input, (in_place, len, 0), len);
+        assert_eq!(got, combined::<T>(reduction, world_size, len), "{reduction} {len} {in_place}");
+    }
+}
+
+#[test]
+fn registered_memory_is_summed_in_place() {
+    for world_size in 2..=4 {
+        run(world_size, TransportKind::SharedMemory, &NetworkSettings::default(), |mut communicator| {
+            let (rank, heap) = (communicator.rank(), communicator.heap().unwrap());
+            let before = communicator.counters().bytes_sent;
+            for len in [1usize, 4096, 100_003] {
+                let range = heap.allocate(len * 4 + 64).unwrap();
+                // SAFETY: zeros, alive as long as `range`; peers write there within collectives only.
+                let data = unsafe {
+                    std::slice::from_raw_parts_mut(range.start().as_ptr().cast::<f32>().add(3), len)
+                };
+                for round in 0..3 {
+                    data.copy_from_slice(&contribution(rank, len, round));
+                    communicator.all_reduce(data).unwrap();
+                    assert!(is_near(data, &reference(world_size, len, round), world_size));
+                }
+            }
+            assert!(communicator.counters().bytes_sent > before + 300_000);
+        });
+    }
+}
+
+#[test]
+fn registered_on_one_rank_only_is_named() {
+    let errors = run(2, TransportKind::SharedMemory, &NetworkSettings::default(), |mut communicator| {
+        let heap = communicator.heap().unwrap();
+        let range = heap.allocate(1 << 20).unwrap();
+        // SAFETY: as above.
+        let shared = unsafe { std::slice::from_raw_parts_mut(range.start().as_ptr().cast::<f32>(), 1 << 18) };
+        let mut private = vec![0f32; 1 << 18];
+        let data = if communicator.rank() == 0 { shared } else { &mut private };
+        communicator.all_reduce(data).unwrap_err()
+    });
+    for error in errors {
+        assert_eq!(*error.kind(), gradus_error::Kind::Invalid, "{error}");
+        assert!(error.to_string().contains("in registered memory"), "{error}");
+    }
+}
+
+#[test]
 fn what_is_no_number_is_one_nan_everywhere() {
     for world_size in 2..=5 {
         let results =
@@ -272,7 +341,7 @@ fn what_is_no_number_is_one_nan_everywhere() {
 
 #[test]
 fn messages_pass_between_two() {
-    for kind in BOTH {
+    for kind in ALL {
         run(3, kind, &NetworkSettings::default(), |mut communicator| {
             let rank = communicator.rank();
             for round in 0..20i32 {

@@ -1,6 +1,6 @@
 //! One suite over every transport: what collectives compute.
 
-use crate::world::{BOTH, bits, contribution, is_near, reference, run};
+use crate::world::{ALL, bits, contribution, is_near, reference, run};
 use gradus_collective::Communicator;
 use gradus_fabric::{NetworkSettings, TransportKind};
 use gradus_memory::RawRange;
@@ -69,7 +69,7 @@ fn in_flight(communicator: &mut Communicator) -> Vec<u32> {
 
 #[test]
 fn threads_agree_to_the_bit_over_every_transport() {
-    for kind in BOTH {
+    for kind in ALL {
         for world_size in 1..=5 {
             let results = run(world_size, kind, &NetworkSettings::default(), |mut communicator| {
                 exercise(&mut communicator)

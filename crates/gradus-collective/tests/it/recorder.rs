@@ -1,6 +1,6 @@
 //! The flight recorder over real transports.
 
-use crate::world::{BOTH, run};
+use crate::world::{ALL, BOTH, run};
 use gradus_collective::flight::{FlightLog, Why, analyse, read_logs};
 use gradus_collective::{Buffer, Collective, Memory, Reduction};
 use gradus_error::Kind;
@@ -33,7 +33,7 @@ fn the_last_thousand_operations_are_remembered() {
 
 #[test]
 fn a_failure_leaves_records_that_name_who_never_came() {
-    for kind in BOTH {
+    for kind in ALL {
         let folder = tempfile::tempdir().unwrap();
         run(3, kind, &NetworkSettings::default(), |mut communicator| {
             communicator.record_flight(folder.path().join("flight"), Arc::default());

@@ -1,6 +1,6 @@
 //! What goes wrong, and that everybody is told.
 
-use crate::world::{BOTH, run};
+use crate::world::{ALL, BOTH, run};
 use gradus_collective::{Collective, Communicator, Reduction, bf16, f16};
 use gradus_error::{Error, Kind};
 use gradus_fabric::{NetworkSettings, TransportKind, connect};
@@ -9,7 +9,7 @@ use std::time::Duration;
 
 fn fail_everywhere(world_size: usize, body: impl Fn(&mut Communicator) -> Error + Sync) -> Vec<Error> {
     let settings = NetworkSettings::default();
-    let errors = BOTH.into_iter().flat_map(|kind| {
+    let errors = ALL.into_iter().flat_map(|kind| {
         run(world_size, kind, &settings, |mut communicator| {
             let error = body(&mut communicator);
             let after = communicator.barrier().unwrap_err();
@@ -186,7 +186,7 @@ fn what_cannot_be_is_refused_before_it_starts() {
 #[test]
 fn a_cancelled_collective_ends_everywhere_with_a_word() {
     for world_size in [2, 4] {
-        for kind in BOTH {
+        for kind in ALL {
             let errors = run(world_size, kind, &NetworkSettings::default(), |mut communicator| {
                 communicator.barrier().unwrap();
                 if communicator.rank() != 0 {
@@ -215,7 +215,7 @@ fn two_roots_are_an_error_at_the_next_collective_at_the_latest() {
 
 #[test]
 fn a_rank_that_leaves_is_lost_to_those_who_need_it() {
-    for kind in BOTH {
+    for kind in ALL {
         let errors = run(3, kind, &NetworkSettings::default(), |mut communicator| {
             communicator.barrier().unwrap();
             (communicator.rank() != 2).then(|| communicator.all_reduce(&mut [0.0f32; 100]).unwrap_err())
@@ -228,7 +228,7 @@ fn a_rank_that_leaves_is_lost_to_those_who_need_it() {
 
 #[test]
 fn a_rank_that_panics_tells_the_others() {
-    for kind in BOTH {
+    for kind in ALL {
         let errors = run(2, kind, &NetworkSettings::default(), |mut communicator| {
             if communicator.rank() == 1 {
                 let panicked = std::panic::catch_unwind(std::panic::AssertUnwindSafe(move || {

@@ -1,12 +1,30 @@
 //! Ranks as threads of this process, each with its own transport, met over the loopback interface.
 
 use gradus_collective::Communicator;
+use gradus_fabric::simulated::{self, Conditions};
 use gradus_fabric::{Launch, NetworkSettings, Transport, TransportKind, connect};
 use std::net::TcpListener;
 use std::os::fd::AsRawFd;
 use std::time::Duration;
 
 pub const BOTH: [TransportKind; 2] = [TransportKind::SharedMemory, TransportKind::Tcp];
+
+/// A way for bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Way {
+    Real(TransportKind),
+    /// In virtual time, on a network in order; ranks must not wait for each other by other means.
+    Simulated,
+}
+
+pub const ALL: [Way; 3] =
+    [Way::Real(TransportKind::SharedMemory), Way::Real(TransportKind::Tcp), Way::Simulated];
+
+impl From<TransportKind> for Way {
+    fn from(kind: TransportKind) -> Self {
+        Self::Real(kind)
+    }
+}
 
 /// Longer than any pause of a loaded machine: a test that meets it has found a hang.
 pub const PATIENCE: Duration = Duration::from_secs(120);
@@ -18,11 +36,21 @@ pub fn communicator(transport: Box<dyn Transport>) -> Communicator {
 /// Runs `body` on every rank; what each returns, by rank.
 pub fn run<T: Send>(
     world_size: usize,
-    kind: TransportKind,
+    way: impl Into<Way>,
     settings: &NetworkSettings,
     body: impl Fn(Communicator) -> T + Sync,
 ) -> Vec<T> {
-    with_transports(world_size, kind, settings, |transport| body(communicator(transport)))
+    match way.into() {
+        Way::Real(kind) => {
+            with_transports(world_size, kind, settings, |transport| body(communicator(transport)))
+        }
+        Way::Simulated => {
+            let finish = simulated::run(world_size, &Conditions::default(), |transport, clock| {
+                body(Communicator::with_clock(transport, PATIENCE, clock))
+            });
+            finish.results
+        }
+    }
 }
 
 /// Runs `body` on every rank's transport; what each returns, by rank.

@@ -14,7 +14,7 @@ use crate::device::{
     AdamW, Attention, CrossEntropy, Device, Embedding, IGNORED, Linear, Norm, Precision, Rope, Rows,
 };
 use gradus_error::Result;
-use gradus_memory::{RawRange, Span};
+use gradus_memory::{HeapRange, RawRange, SharedHeap, Span};
 
 /// Elements of a cache line: parts of elementwise work begin on one.
 const LINE: usize = 16;
@@ -45,6 +45,10 @@ impl Device for CpuDevice {
 
     fn allocate(&self, len: usize) -> Result<Span> {
         self.arena.allocate(len)
+    }
+
+    fn allocate_shared(&self, len: usize, heap: &SharedHeap) -> Result<(Span, HeapRange)> {
+        self.arena.allocate_shared(len, heap)
     }
 
     fn allocated(&self) -> usize {

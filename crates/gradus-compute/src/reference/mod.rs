@@ -11,7 +11,7 @@ mod norm;
 
 use crate::device::{AdamW, Attention, CrossEntropy, Device, Embedding, Linear, Norm, Precision, Rope, Rows};
 use gradus_error::Result;
-use gradus_memory::{Arena, RawRange, Span};
+use gradus_memory::{Arena, HeapRange, RawRange, SharedHeap, Span};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// The device of plain loops.
@@ -88,6 +88,10 @@ impl Device for Reference {
 
     fn allocate(&self, len: usize) -> Result<Span> {
         self.arena().allocate(len)
+    }
+
+    fn allocate_shared(&self, len: usize, heap: &SharedHeap) -> Result<(Span, HeapRange)> {
+        self.arena().allocate_shared(len, heap)
     }
 
     fn allocated(&self) -> usize {

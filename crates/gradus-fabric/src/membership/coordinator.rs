@@ -1,10 +1,10 @@
 //! The coordinator of groups, as a pure machine.
 //!
 //! It keeps the groups of one run or of many, gives each change of a group's members a new epoch, and stores that epoch
-//! before anybody hears of it. A coordinator that starts on the file of an earlier one takes the next *term*, assumes
+//! before anybody hears of it. A coordinator that starts on what an earlier one stored takes the next *term*, assumes
 //! that all members of the newest tables live and may act, and goes on; a coordinator that hears of a later term than
-//! its own is silent from then on. Invariants: epochs only grow, over all groups, terms and crashes; what a file says
-//! is never older than what a member was told.
+//! its own is silent from then on. Invariants: epochs only grow, over all groups, terms and crashes; what is
+//! stored is never older than what a member was told.
 
 use super::group::Group;
 use super::message::{Epoch, Identity, News, Reply, Request, Table, Wish};
@@ -70,6 +70,11 @@ pub enum CoordinatorNote {
         /// Which epoch.
         epoch: Epoch,
     },
+    /// It has lost the right to coordinate, and stands by until no other has it. The shell around the machine says so.
+    Deposed {
+        /// The term that is over.
+        term: u64,
+    },
     /// Another coordinator has taken over: this one is silent from now on and is to be ended.
     Superseded {
         /// The other one's term.
@@ -113,9 +118,11 @@ impl Coordinator {
     /// A coordinator that goes on from what an earlier one stored, if any did.
     ///
     /// # Errors
-    /// `Corrupt` when what was stored is nothing that a coordinator stored.
+    /// `Corrupt` when what was stored is nothing that a coordinator stored; `Invalid` when there are members whose leases
+    /// follow from another `failure_detection`.
     pub fn open(stored: Option<&[u8]>, timeouts: Timeouts) -> Result<Self> {
         let saved = stored.map_or_else(|| Ok(Saved::first()), Saved::from_bytes)?;
+        check_detection(&saved, &timeouts)?;
         Ok(Self {
             timeouts,
             term: saved.term + 1,
@@ -129,7 +136,18 @@ impl Coordinator {
 
     /// The same with a bug.
     pub(super) fn with_planted(self, planted: Planted) -> Self {
-        Self { planted, ..self }
+        let again = u64::from(planted.is(Planted::KeepsItsTerm));
+        Self { planted, term: self.term - again, ..self }
+    }
+
+    /// Which life of the coordinator this is.
+    pub fn term(&self) -> u64 {
+        self.term
+    }
+
+    /// The spans that it goes by.
+    pub(super) fn timeouts(&self) -> &Timeouts {
+        &self.timeouts
     }
 
     /// Whether another coordinator has taken over.
@@ -172,7 +190,8 @@ impl Coordinator {
             settings: group.settings,
             table: group.table.clone(),
         };
-        Saved::new(self.term, self.last_epoch, self.groups.iter().map(save).collect())
+        let groups = self.groups.iter().map(save).collect();
+        Saved::new(self.timeouts.detection.as_millis() as u64, self.term, self.last_epoch, groups)
     }
 
     // Requests.
@@ -253,6 +272,19 @@ impl Coordinator {
     fn all_groups(&self) -> Vec<String> {
         self.groups.keys().cloned().collect()
     }
+}
+
+/// Members keep the leases that they were given: a coordinator that waits for shorter ones would let others act beside them.
+fn check_detection(saved: &Saved, timeouts: &Timeouts) -> Result<()> {
+    let ours = timeouts.detection.as_millis();
+    let theirs = saved.failure_detection_ms;
+    if saved.groups.is_empty() || u128::from(theirs) == ours {
+        return Ok(());
+    }
+    Err(Error::invalid(format!(
+        "the members that it knows keep a failure_detection of {theirs} ms, this coordinator one of {ours} ms: start all \
+         coordinators with that of the members"
+    )))
 }
 
 /// Does what a member of a group wants.

@@ -335,8 +335,8 @@ impl Pages {
         if epoch != self.epoch {
             *self = Self { epoch, members: BTreeMap::new() };
         }
-        let fits = |(rank, _): &(u32, Identity)| *rank < size;
-        self.members.extend((first..).zip(members).filter(fits));
+        let ranks = (u64::from(first)..).map(u32::try_from).map_while(|rank| rank.ok());
+        self.members.extend(ranks.zip(members).filter(|(rank, _)| *rank < size));
         let whole = self.members.len() == size as usize;
         whole.then(|| Table { epoch, members: std::mem::take(&mut self.members).into_values().collect() })
     }

@@ -7,7 +7,7 @@
 //!
 //! Invariants, each held by the simulation's checker:
 //! - an epoch of a group has one table;
-//! - epochs only grow, over all crashes of the coordinator;
+//! - epochs only grow, over all crashes of the coordinator, and so do its terms;
 //! - no member acts in an epoch after any member has acted in a later one of its group;
 //! - no member believes a coordinator of an older term than it has heard of, nor an older table than it has;
 //! - a dead member is declared dead within `failure_detection`;
@@ -30,5 +30,7 @@ pub use coordinator::{Cause, Coordinator, CoordinatorNote};
 pub use member::{COORDINATOR, Member, MemberCommand, MemberNote};
 pub use message::{Epoch, GroupSettings, Identity, News, Reply, Request, Standing, Table, Wish};
 pub use quorum::{Candidate, Decision, GroupState, quorum};
-pub use shell::{ClientSettings, CoordinatorServer, MembershipClient};
+pub use shell::{
+    ClientSettings, CoordinatorAddress, CoordinatorServer, CoordinatorSettings, Engine, MembershipClient,
+};
 pub use timeouts::Timeouts;

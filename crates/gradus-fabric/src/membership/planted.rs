@@ -16,6 +16,8 @@ pub(crate) enum Planted {
     DeclaresNobody,
     /// The coordinator says everything once.
     SaysOnce,
+    /// The coordinator begins in the term of its earlier life.
+    KeepsItsTerm,
     /// A member acts on when its lease has ended.
     ForgetsItsLease,
     /// A member believes coordinators of an older term.

@@ -1,17 +1,23 @@
-//! What a coordinator must not forget, as bytes in a file.
+//! What a coordinator must not forget, as bytes in a file or in etcd.
 
 use super::message::{Epoch, GroupSettings, Table};
 use gradus_error::{Error, Result};
 use serde::{Deserialize, Serialize};
 
-/// The form of the file; a coordinator reads its own only.
-const VERSION: u32 = 1;
+/// The form of the bytes; a coordinator reads its own only.
+const VERSION: u32 = 2;
+
+/// The most that terms and epochs count to: at a million a second the age of the earth is not enough, and there is room
+/// above for those to come.
+const MOST_COUNTED: u64 = 1 << 62;
 
 /// What outlives a coordinator.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Saved {
     version: u32,
+    /// `failure_detection` of the coordinator that wrote it, from which the leases of its members follow, milliseconds.
+    pub(super) failure_detection_ms: u64,
     /// The coordinator's lives so far.
     pub(super) term: u64,
     /// The greatest epoch given to any group.
@@ -20,7 +26,7 @@ pub(super) struct Saved {
     pub(super) groups: Vec<SavedGroup>,
 }
 
-/// A group in the file.
+/// A group, as it is stored.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct SavedGroup {
@@ -32,11 +38,16 @@ pub(super) struct SavedGroup {
 impl Saved {
     /// The state of a coordinator that has never lived.
     pub(super) fn first() -> Self {
-        Self::new(0, Epoch::NONE, Vec::new())
+        Self::new(0, 0, Epoch::NONE, Vec::new())
     }
 
-    pub(super) fn new(term: u64, last_epoch: Epoch, groups: Vec<SavedGroup>) -> Self {
-        Self { version: VERSION, term, last_epoch, groups }
+    pub(super) fn new(
+        failure_detection_ms: u64,
+        term: u64,
+        last_epoch: Epoch,
+        groups: Vec<SavedGroup>,
+    ) -> Self {
+        Self { version: VERSION, failure_detection_ms, term, last_epoch, groups }
     }
 
     pub(super) fn to_bytes(&self) -> Vec<u8> {
@@ -50,6 +61,9 @@ impl Saved {
             .map_err(|error| Error::corrupt("it holds no state of a coordinator").with_source(error))?;
         if saved.version != VERSION {
             return Err(Error::corrupt(format!("it has version {}, not {VERSION}", saved.version)));
+        }
+        if saved.term > MOST_COUNTED || saved.last_epoch.0 > MOST_COUNTED {
+            return Err(Error::corrupt("it counts terms or epochs that no coordinator lives to see"));
         }
         saved.groups.iter().try_for_each(|group| saved.check(group))?;
         Ok(saved)
@@ -74,7 +88,7 @@ mod tests {
     fn example() -> Saved {
         let table = Table { epoch: Epoch(7), members: Vec::new() };
         let group = SavedGroup { name: "g".into(), settings: GroupSettings::fixed(2), table };
-        Saved::new(3, Epoch(7), vec![group])
+        Saved::new(1000, 3, Epoch(7), vec![group])
     }
 
     #[test]
@@ -88,9 +102,11 @@ mod tests {
 
     #[test]
     fn what_no_coordinator_wrote_is_refused() {
-        let impossible: [fn(&mut Saved); 3] = [
-            |saved| saved.version = 2,
+        let impossible: [fn(&mut Saved); 5] = [
+            |saved| saved.version = 1,
             |saved| saved.last_epoch = Epoch(6),
+            |saved| saved.last_epoch = Epoch(u64::MAX),
+            |saved| saved.term = u64::MAX,
             |saved| saved.groups[0].settings.min_size = 0,
         ];
         for change in impossible {

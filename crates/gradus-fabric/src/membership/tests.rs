@@ -226,6 +226,7 @@ fn a_lease_counts_from_when_the_sign_of_life_was_sent() {
 fn a_table_is_known_when_its_last_page_has_come() {
     let mut member = Listener::acting();
     assert_eq!(member.page(10, 7, 2, &["e"]), []);
+    assert_eq!(member.page(10, 7, u32::MAX, &["beyond", "all", "ranks"]), []);
     assert_eq!(member.page(10, 6, 0, &["a", "b", "x"]).len(), 2);
     assert_eq!(member.0.proposed().unwrap().epoch, Epoch(6));
     assert_eq!(member.page(10, 7, 0, &["a", "d"]), [], "pages of epoch 7 were given up for those of 6");
@@ -283,4 +284,23 @@ fn old_terms_and_other_lives_are_not_believed() {
     assert!(member.acts(12));
     assert_eq!(member.hear(12, 3, News::Fenced), [Action::Note(MemberNote::Fenced)]);
     assert!(!member.acts(12) && member.0.has_ended());
+}
+
+#[test]
+fn a_coordinator_with_shorter_spans_than_its_members_does_not_start() {
+    let mut desk = Desk::open();
+    let actions = desk.join(0, 1, "a", pair());
+    let stored = |action| match action {
+        Action::Persist(bytes) => Some(bytes),
+        _ => None,
+    };
+    let with_members = actions.into_iter().find_map(stored).unwrap();
+    let other = Timeouts::from(DETECTION / 2).unwrap();
+    let error = Coordinator::open(Some(&with_members), other).err().unwrap();
+    assert_eq!(*error.kind(), gradus_error::Kind::Invalid);
+    assert!(error.to_string().contains("8000 ms"), "{error}");
+    let mut first = Coordinator::open(None, timeouts()).unwrap();
+    let without = first.step(Event::Wake, seconds(0)).into_iter().find_map(stored).unwrap();
+    assert_eq!(Coordinator::open(Some(&without), other).unwrap().term(), 2);
+    assert_eq!(Coordinator::open(Some(&with_members), timeouts()).unwrap().term(), 2);
 }

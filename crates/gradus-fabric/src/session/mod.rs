@@ -23,11 +23,13 @@ use crate::connect::{Joined, join_world};
 use crate::handshake::Purpose;
 use crate::holders::Holder;
 use crate::launch::Launch;
-use crate::membership::{ClientSettings, Epoch, GroupSettings, Identity, MembershipClient, Table, Timeouts};
+use crate::membership::{
+    ClientSettings, CoordinatorAddress, Epoch, GroupSettings, Identity, MembershipClient, Table, Timeouts,
+};
 use crate::rendezvous::{Occasion, Terms};
 use crate::secret::Secret;
 use crate::settings::{NetworkSettings, TransportKind};
-use crate::tls;
+use crate::tls::{self, TlsSettings};
 use crate::transport::{Alone, Transport};
 use crate::trust::Trust;
 use crate::{dial, host, interface};
@@ -44,8 +46,8 @@ use watch::Watch;
 /// What a process needs to live in a group.
 #[derive(Debug, Clone)]
 pub struct SessionSettings {
-    /// Where the coordinator listens, `host:port`.
-    pub coordinator: String,
+    /// Where the coordinator is found.
+    pub coordinator: CoordinatorAddress,
     /// The group.
     pub group: String,
     /// How many members it has; all say the same.
@@ -56,6 +58,8 @@ pub struct SessionSettings {
     pub order: Order,
     /// What the coordinator and all members know; the empty one serves on loopback only.
     pub secret: Secret,
+    /// TLS with the coordinator, which then needs it too; with other members it is as the network's settings say.
+    pub coordinator_tls: TlsSettings,
     /// How bytes travel; all say the same.
     pub transport: TransportKind,
     /// Times, sizes and interfaces of the network. `failure_detection` is the coordinator's too.
@@ -128,6 +132,7 @@ impl Session {
             identity: identity.clone(),
             timeouts,
             secret: settings.secret.clone(),
+            tls: settings.coordinator_tls.clone(),
         };
         let client = MembershipClient::join_watched(member, Box::new(move |note| watching.note(note)))?;
         Ok(Self {
@@ -334,7 +339,7 @@ fn fenced(group: &str) -> Error {
 /// Where this process is met when it is rank 0: at the address from which it reaches the coordinator, or that of the
 /// interface that is wished for.
 fn door(settings: &SessionSettings) -> Result<TcpListener> {
-    let here = way_to(&settings.coordinator)?;
+    let here = way_to(settings.coordinator.first_place())?;
     let here = match settings.network.wish(&settings.interfaces, here.is_loopback())? {
         Some((wish, source)) => wish.choose(&interface::of_this_host()?, here, source)?.address,
         None => here,

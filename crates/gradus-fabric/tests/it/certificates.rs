@@ -34,8 +34,17 @@ impl Authority {
 
     /// One whose certificate was valid from 1990 until the beginning of `year`.
     pub fn member_until(&self, year: i32) -> Member {
+        self.sign("somewhere.invalid", year)
+    }
+
+    /// One for a server that is called by its address.
+    pub fn loopback(&self) -> Member {
+        self.sign("127.0.0.1", 2100)
+    }
+
+    fn sign(&self, name: &str, year: i32) -> Member {
         let key = KeyPair::generate().unwrap();
-        let mut params = CertificateParams::new(vec!["somewhere.invalid".to_owned()]).unwrap();
+        let mut params = CertificateParams::new(vec![name.to_owned()]).unwrap();
         params.not_before = date_time_ymd(1990, 1, 1);
         params.not_after = date_time_ymd(year, 1, 1);
         let certificate = params.signed_by(&key, &self.issuer).unwrap().pem();

@@ -3,9 +3,12 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
 mod certificates;
+mod etcd;
+mod etcd_server;
 mod meeting;
 mod membership;
 mod parity;
+mod roles;
 mod session;
 mod trust;
 mod world;

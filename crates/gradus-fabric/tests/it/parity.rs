@@ -1,6 +1,6 @@
 //! One suite for every way that bytes can go.
 
-use crate::world::{Start, WAYS, on, pattern, receive, run, send_all};
+use crate::world::{WAYS, pattern, receive, run_on, send_all};
 use gradus_error::{Error, Kind};
 use gradus_fabric::{Direction, Interest};
 use gradus_host::{Clock, RealClock};
@@ -10,8 +10,7 @@ use std::time::Duration;
 fn every_rank_reaches_every_other() {
     for way in WAYS {
         for world_size in 1..=5 {
-            run(world_size, on(way), |rank, transport| {
-                let mut transport = transport.unwrap();
+            run_on(way, world_size, 0, |rank, mut transport| {
                 assert_eq!((transport.rank(), transport.world_size()), (rank, world_size));
                 let peers = (0..world_size).filter(|peer| *peer != rank);
                 for peer in peers.clone() {
@@ -28,13 +27,7 @@ fn every_rank_reaches_every_other() {
 #[test]
 fn a_stream_longer_than_any_buffer_arrives_whole() {
     for way in WAYS {
-        let on_way = on(way);
-        let small_rings = |rank: usize, start: &mut Start| {
-            on_way(rank, start);
-            start.settings.ring_bytes = 4096;
-        };
-        run(2, small_rings, |rank, transport| {
-            let mut transport = transport.unwrap();
+        run_on(way, 2, 4096, |rank, mut transport| {
             let len = 3_000_001;
             match rank {
                 0 => send_all(&mut *transport, 1, &pattern(0, 1, len)).unwrap(),
@@ -47,8 +40,7 @@ fn a_stream_longer_than_any_buffer_arrives_whole() {
 #[test]
 fn who_leaves_in_good_order_is_missed_only_when_needed() {
     for way in WAYS {
-        run(3, on(way), |rank, transport| {
-            let mut transport = transport.unwrap();
+        run_on(way, 3, 0, |rank, mut transport| {
             match rank {
                 0 => send_all(&mut *transport, 1, b"last words").unwrap(),
                 1 => {
@@ -69,8 +61,7 @@ fn who_leaves_in_good_order_is_missed_only_when_needed() {
 #[test]
 fn who_gives_up_tells_everybody_why() {
     for way in WAYS {
-        run(3, on(way), |rank, transport| {
-            let mut transport = transport.unwrap();
+        run_on(way, 3, 0, |rank, mut transport| {
             if rank == 2 {
                 transport.abort(&Error::peer_lost(7, "rank 7 has burnt down"));
                 return;
@@ -85,8 +76,7 @@ fn who_gives_up_tells_everybody_why() {
 #[test]
 fn waiting_is_bounded() {
     for way in WAYS {
-        run(2, on(way), |rank, transport| {
-            let mut transport = transport.unwrap();
+        run_on(way, 2, 0, |rank, mut transport| {
             let interest = [Interest { peer: 1 - rank, direction: Direction::Receive }];
             let clock = RealClock::new();
             transport.wait(&interest, Duration::from_millis(5)).unwrap();

@@ -1,10 +1,12 @@
 //! Members of a group as threads of this process, from world to world.
 
 use gradus_error::{Error, Kind, Result};
-use gradus_fabric::membership::{CoordinatorServer, Epoch, GroupSettings, Timeouts};
+use gradus_fabric::membership::{
+    CoordinatorAddress, CoordinatorServer, CoordinatorSettings, Engine, Epoch, GroupSettings, Timeouts,
+};
 use gradus_fabric::{
-    Direction, Interest, NetworkSettings, Order, Secret, Session, SessionSettings, Transport, TransportKind,
-    World,
+    Direction, Interest, NetworkSettings, Order, Secret, Session, SessionSettings, TlsSettings, Transport,
+    TransportKind, World,
 };
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
@@ -17,12 +19,13 @@ const LIMIT: Duration = Duration::from_secs(120);
 
 fn settings(coordinator: &str, number: usize) -> SessionSettings {
     SessionSettings {
-        coordinator: coordinator.into(),
+        coordinator: CoordinatorAddress::At(coordinator.into()),
         group: "g".into(),
         size: GroupSettings::fixed(2),
         name: format!("member-{number}"),
         order: Order::ByName,
         secret: Secret::default(),
+        coordinator_tls: TlsSettings::default(),
         transport: TransportKind::Auto,
         network: NetworkSettings { failure_detection: FAILURE_DETECTION, ..NetworkSettings::default() },
         interfaces: String::new(),
@@ -33,7 +36,14 @@ fn settings(coordinator: &str, number: usize) -> SessionSettings {
 /// Runs `body` beside a coordinator that keeps no state.
 fn beside_a_coordinator<T>(body: impl FnOnce(&str) -> T) -> T {
     let timeouts = Timeouts::from(FAILURE_DETECTION).unwrap();
-    let mut server = CoordinatorServer::without_state("127.0.0.1:0", timeouts, &Secret::default()).unwrap();
+    let server = CoordinatorServer::open(CoordinatorSettings {
+        listen: "127.0.0.1:0".into(),
+        engine: Engine::Nothing,
+        timeouts,
+        secret: Secret::default(),
+        tls: TlsSettings::default(),
+    })
+    .unwrap();
     let address = server.address().to_string();
     let (stop, stopped) = UnixStream::pair().unwrap();
     std::thread::scope(|scope| {

@@ -2,6 +2,7 @@
 
 use crate::certificates::Authority;
 use gradus_error::Result;
+use gradus_fabric::simulated::{self, Conditions};
 use gradus_fabric::{Direction, Interest, Launch, NetworkSettings, Transport, TransportKind, connect};
 use std::net::TcpListener;
 use std::os::fd::AsRawFd;
@@ -13,9 +14,11 @@ pub enum Way {
     SharedMemory,
     Tcp,
     Tls,
+    /// In virtual time, on a network in order.
+    Simulated,
 }
 
-pub const WAYS: [Way; 3] = [Way::SharedMemory, Way::Tcp, Way::Tls];
+pub const WAYS: [Way; 4] = [Way::SharedMemory, Way::Tcp, Way::Tls, Way::Simulated];
 
 /// What a rank starts with; tests change it.
 pub struct Start {
@@ -55,7 +58,30 @@ pub fn run<T: Send>(
     })
 }
 
-/// Ranks that go one way.
+/// Runs ranks that go one way, with shared memory or simulated streams of some bytes between every two (0: as it comes).
+pub fn run_on<T: Send>(
+    way: Way,
+    world_size: usize,
+    stream_bytes: usize,
+    body: impl Fn(usize, Box<dyn Transport>) -> T + Sync,
+) -> Vec<T> {
+    if way == Way::Simulated {
+        let default = Conditions::default();
+        let stream_bytes = if stream_bytes == 0 { default.stream_bytes } else { stream_bytes };
+        let conditions = Conditions { stream_bytes, ..default };
+        let finish =
+            simulated::run(world_size, &conditions, |transport, _| body(transport.rank(), transport));
+        return finish.results;
+    }
+    let on_way = on(way);
+    let change = |rank: usize, start: &mut Start| {
+        on_way(rank, start);
+        start.settings.ring_bytes = stream_bytes;
+    };
+    run(world_size, change, |rank, transport| body(rank, transport.unwrap()))
+}
+
+/// Ranks that go one way, a real one.
 pub fn on(way: Way) -> impl Fn(usize, &mut Start) + Sync {
     let files = (way == Way::Tls).then(|| Authority::new().member());
     move |_, start| {

@@ -3,7 +3,9 @@
 //!
 //! - [`Scenario`] says which [`Machine`](crate::machine::Machine) runs on each node and sees all that happens;
 //! - [`Faults`] is the list of what goes wrong and when, as data, drawn from the seed;
-//! - [`World`] lets virtual time pass from event to event until the end, and keeps a [`Trace`].
+//! - [`World`] lets virtual time pass from event to event until the end, and keeps a [`Trace`];
+//! - [`relay`] does the same for programs that block, over a [`Course`] of their own making, which may have the same
+//!   [`Network`] in it.
 //!
 //! After [`Faults::heal`] the network is perfect and nobody fails any more, so that progress can be demanded and not
 //! only safety. Invariants: the same seed gives the same trace, byte for byte; nothing here reads a real clock, and
@@ -15,6 +17,7 @@ mod faults;
 mod network;
 mod process;
 mod queue;
+mod relay;
 #[cfg(test)]
 mod tests;
 mod trace;
@@ -23,6 +26,8 @@ mod world;
 pub use clock::SimulatedClock;
 pub use disk::{SimulatedDisk, Step};
 pub use faults::{Fault, FaultSettings, Faults, Strike, Weather};
+pub use network::Network;
+pub use relay::{Course, Finish, Plans, Runner, relay};
 pub use trace::{Recording, Trace};
 pub use world::{Happening, Outcome, Scenario, World};
 

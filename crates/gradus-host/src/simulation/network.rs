@@ -1,5 +1,6 @@
 //! A network that delays, loses, repeats, reorders and parts, as the faults of the run say.
 
+use super::Purpose;
 use super::faults::{Weather, part_of};
 use crate::random::Stream;
 use std::time::Duration;
@@ -27,7 +28,7 @@ struct Slowness {
 }
 
 /// The ways between all nodes.
-pub(super) struct Network {
+pub struct Network {
     weather: Weather,
     heal: Duration,
     cuts: Vec<Cut>,
@@ -36,20 +37,24 @@ pub(super) struct Network {
 }
 
 impl Network {
-    pub(super) fn new(weather: Weather, heal: Duration, chance: Stream) -> Self {
-        Self { weather, heal, cuts: Vec::new(), slow: Vec::new(), chance }
+    /// A network with this weather until it heals, whose chances follow from the seed of the run.
+    pub fn new(weather: Weather, heal: Duration, seed: u64) -> Self {
+        Self { weather, heal, cuts: Vec::new(), slow: Vec::new(), chance: Purpose::Network.stream(seed) }
     }
 
-    pub(super) fn cut(&mut self, side: Vec<usize>, one_way: bool, until: Duration) {
+    /// Parts some nodes from the others, from now on until a time; one way, or both.
+    pub fn cut(&mut self, side: Vec<usize>, one_way: bool, until: Duration) {
         self.cuts.push(Cut { side, one_way, until });
     }
 
-    pub(super) fn slow_down(&mut self, node: usize, delay: Duration, until: Duration) {
+    /// Has messages from and to a node take longer, from now on until a time.
+    pub fn slow_down(&mut self, node: usize, delay: Duration, until: Duration) {
         self.slow.push(Slowness { node, delay, until });
     }
 
-    /// When a message sent `now` arrives: never, once or twice, and at the latest when the network heals.
-    pub(super) fn arrivals(&mut self, now: Duration, from: usize, to: usize) -> Vec<Duration> {
+    /// When a message sent `now` arrives: never, once or twice, and at the latest when the network heals. `now` may lie
+    /// ahead: what strikes until then is not foreseen.
+    pub fn arrivals(&mut self, now: Duration, from: usize, to: usize) -> Vec<Duration> {
         if now >= self.heal {
             return vec![now + part_of(&mut self.chance, PERFECT_DELAY)];
         }
@@ -60,16 +65,16 @@ impl Network {
         (0..copies).map(|_| self.arrival(now, from, to)).collect()
     }
 
-    pub(super) fn is_cut(&mut self, now: Duration, from: usize, to: usize) -> bool {
-        self.cuts.retain(|cut| now < cut.until);
-        self.cuts.iter().any(|cut| cut.stops(from, to))
+    /// Whether nothing gets from one node to another at a time, now or later.
+    pub fn is_cut(&self, at: Duration, from: usize, to: usize) -> bool {
+        self.cuts.iter().any(|cut| at < cut.until && cut.stops(from, to))
     }
 
     fn arrival(&mut self, now: Duration, from: usize, to: usize) -> Duration {
         let Weather { shortest_delay, longest_delay, .. } = self.weather;
         let delay = shortest_delay + part_of(&mut self.chance, longest_delay - shortest_delay);
-        self.slow.retain(|slowness| now < slowness.until);
-        let touched = self.slow.iter().filter(|slowness| [from, to].contains(&slowness.node));
+        let touches = |slowness: &&Slowness| now < slowness.until && [from, to].contains(&slowness.node);
+        let touched = self.slow.iter().filter(touches);
         let extra: Duration = touched.map(|slowness| slowness.delay).sum();
         (now + delay + extra).min(self.heal.max(now + shortest_delay))
     }

@@ -131,7 +131,7 @@ impl<S: Scenario> World<S> {
             heal: faults.heal,
             queue: Queue::new(),
             processes: Vec::new(),
-            network: Network::new(faults.weather, faults.heal, Purpose::Network.stream(seed)),
+            network: Network::new(faults.weather, faults.heal, seed),
             disk_chance: Purpose::Disk.stream(seed),
             application_chance: Purpose::Application.stream(seed),
             clock_chance: Purpose::Clocks.stream(seed),

@@ -114,8 +114,24 @@ fn what_is_no_tokenizer_is_invalid() {
     assert_eq!(*Tokenizer::load(folder.path()).unwrap_err().kind(), Kind::Invalid);
     std::fs::write(folder.path().join(TOKENIZER), "{}").unwrap();
     assert_eq!(*Tokenizer::load(folder.path()).unwrap_err().kind(), Kind::Invalid);
-    std::fs::write(folder.path().join(TOKENIZER), "{").unwrap();
+    let whole = metaspace("<stop>");
+    let text = String::from_utf8(whole.clone()).unwrap();
+    let no_character = text.replacen(r#""decoder":{"#, r#""decoder":{"\ud800":1,"#, 1);
+    assert_ne!(text, no_character);
+    std::fs::write(folder.path().join(TOKENIZER), no_character).unwrap();
     assert_eq!(*Tokenizer::load(folder.path()).unwrap_err().kind(), Kind::Invalid);
+    let damaged_table = text.replace(
+        r#""normalizer":null"#,
+        r#""normalizer":{"type":"Sequence","normalizers":[
+        {"type":"Precompiled","precompiled_charsmap":"!"}]}"#,
+    );
+    assert_ne!(text, damaged_table);
+    std::fs::write(folder.path().join(TOKENIZER), damaged_table).unwrap();
+    assert_eq!(*Tokenizer::load(folder.path()).unwrap_err().kind(), Kind::Invalid);
+    for end in 0..whole.len() {
+        std::fs::write(folder.path().join(TOKENIZER), &whole[..end]).unwrap();
+        assert_eq!(*Tokenizer::load(folder.path()).unwrap_err().kind(), Kind::Invalid, "cut at {end}");
+    }
 }
 
 proptest! {

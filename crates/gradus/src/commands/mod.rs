@@ -7,6 +7,7 @@ pub mod doctor;
 pub mod generate;
 pub mod logits;
 pub mod plan_collective;
+pub mod preflight;
 pub mod prepare;
 pub mod rank;
 pub mod train;

@@ -12,7 +12,7 @@ use anyhow::{Context, Result};
 use gradus_collective::{Collective, Communicator};
 use gradus_compute::Device;
 use gradus_error::{Error, Kind};
-use gradus_fabric::membership::GroupSettings;
+use gradus_fabric::membership::{CoordinatorAddress, GroupSettings};
 use gradus_fabric::{
     Launch, NetworkSettings, Order, Seat, Session, SessionSettings, TlsSettings, Transport, connect,
     interface_of,
@@ -143,12 +143,13 @@ fn join(settings: &Settings, launch: Option<&Launch>) -> Result<(Option<Session>
 fn member(settings: &Settings, launch: &Launch, coordinator: &str) -> Result<SessionSettings> {
     let world_size = u32::try_from(launch.world_size).context("the world is too large")?;
     Ok(SessionSettings {
-        coordinator: coordinator.to_owned(),
+        coordinator: CoordinatorAddress::At(coordinator.to_owned()),
         group: GROUP.to_owned(),
         size: GroupSettings::fixed(world_size),
         name: format!("rank-{}", launch.rank),
         order: Order::ByName,
         secret: launch.secret.clone(),
+        coordinator_tls: TlsSettings::default(),
         transport: settings.transport()?,
         network: settings.network.clone(),
         interfaces: launch.interfaces.clone(),

@@ -47,7 +47,10 @@ pub fn run(arguments: &TrainArguments, overrides: &[(String, String)]) -> Result
 }
 
 /// Ranks that this process should start, where another launcher has made it a rank already, are a mistake.
-fn check_nproc(asked: Option<usize>, launch: Option<&Launch>) -> Result<(), Error> {
+///
+/// # Errors
+/// `Invalid`, naming the launcher.
+pub(super) fn check_nproc(asked: Option<usize>, launch: Option<&Launch>) -> Result<(), Error> {
     match (asked, launch) {
         (Some(asked), Some(launch)) if asked != launch.local_world_size => Err(Error::invalid(format!(
             "--nproc-per-node is {asked}, but another launcher has started this process as rank {} of {} ({}): leave it \
@@ -81,6 +84,14 @@ fn launch_ranks(settings: &Settings) -> Result<u8> {
     settings.check(ranks)?;
     let prepared = prepare::run(settings)?;
     settings.model_config(prepared.manifest.vocabulary)?;
+    start_ranks(ranks)
+}
+
+/// Starts this program again as `ranks` local ranks, with the same arguments; returns their exit code.
+///
+/// # Errors
+/// As [`launch_local`].
+pub(super) fn start_ranks(ranks: usize) -> Result<u8> {
     let cores = processors::available();
     if ranks > cores {
         tracing::warn!("{ranks} ranks share {cores} processors: they will take turns");

@@ -4,8 +4,8 @@
 //! also where no connection closes, and tells all others.
 
 use gradus_error::{IoContext, Result};
-use gradus_fabric::Secret;
-use gradus_fabric::membership::{CoordinatorServer, Timeouts};
+use gradus_fabric::membership::{CoordinatorServer, CoordinatorSettings, Engine, Timeouts};
+use gradus_fabric::{Secret, TlsSettings};
 use std::net::SocketAddr;
 use std::os::unix::net::UnixStream;
 use std::thread::JoinHandle;
@@ -26,7 +26,13 @@ impl Coordinator {
     /// The system's failure to listen or to start a thread.
     pub(super) fn start(timeouts: Timeouts, secret: &Secret) -> Result<Self> {
         let describe = || "cannot start the ranks' coordinator".to_owned();
-        let mut server = CoordinatorServer::without_state("127.0.0.1:0", timeouts, secret)?;
+        let server = CoordinatorServer::open(CoordinatorSettings {
+            listen: "127.0.0.1:0".to_owned(),
+            engine: Engine::Nothing,
+            timeouts,
+            secret: secret.clone(),
+            tls: TlsSettings::default(),
+        })?;
         let address = server.address();
         let (stop, stopped) = UnixStream::pair().context(describe)?;
         let serve = move || {

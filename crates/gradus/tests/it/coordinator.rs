@@ -35,16 +35,36 @@ fn it_ends_in_good_order_and_goes_on_from_its_file() {
 }
 
 #[test]
+fn with_an_etcd_that_is_not_there_it_stands_by_until_it_is_told_to_stop() {
+    let directory = tempfile::tempdir().unwrap();
+    // The discard port (RFC 863), which only a privileged program could serve.
+    let nowhere = ["--listen", "127.0.0.1:0", "--rdzv", "etcd://127.0.0.1:9/p", "--failure-detection", "1s"];
+    let mut child = coordinator(directory.path(), &nowhere).spawn().unwrap();
+    let mut said = String::new();
+    BufReader::new(child.stderr.as_mut().unwrap()).read_line(&mut said).unwrap();
+    assert!(said.contains("127.0.0.1:9"), "{said}");
+    kill_process(Pid::from_child(&child), Signal::TERM).unwrap();
+    assert_eq!(child.wait().unwrap().code(), Some(0));
+}
+
+#[test]
 fn what_cannot_be_ends_with_a_reason() {
     let directory = tempfile::tempdir().unwrap();
-    let cases: [(&[&str], i32, &str); 4] = [
+    let cases: [(&[&str], i32, &str); 11] = [
         (&["--state", "state", "--listen", "0.0.0.0:0"], 1, "GRADUS_SECRET"),
         (&["--state", "state", "--listen", "nonsense"], 2, "nonsense"),
         (&["--state", "state", "--failure-detection", "1ms"], 2, "failure_detection"),
         (&["--state", "state", "--failure-detection", "soon"], 2, "soon"),
+        (&[], 2, "--rdzv"),
+        (&["--state", "state", "--rdzv", "etcd://here"], 2, "--rdzv"),
+        (&["--state", "state", "--advertise", "here:1"], 2, "--rdzv"),
+        (&["--rdzv", "here:2379"], 2, "etcd://"),
+        (&["--rdzv", "etcds://here"], 2, "ETCDCTL_CACERT"),
+        (&["--state", "state", "--network.tls.key", "key.pem"], 2, "network.tls.certificate"),
+        (&["--state", "state", "--network.interface", "eth0"], 2, "network.interface"),
     ];
     for (arguments, code, reason) in cases {
-        let output = coordinator(directory.path(), arguments).output().unwrap();
+        let output = coordinator(directory.path(), arguments).env_remove("ETCDCTL_CACERT").output().unwrap();
         let text = String::from_utf8_lossy(&output.stderr);
         assert_eq!(output.status.code(), Some(code), "{text}");
         assert!(text.contains(reason), "{text}");

@@ -23,7 +23,7 @@ fn try_ip(words: &str) -> Result<(), String> {
 ///
 /// # Panics
 /// If they cannot, and must.
-fn hosts_can_be_made() -> bool {
+pub fn hosts_can_be_made() -> bool {
     static PROBES: AtomicUsize = AtomicUsize::new(0);
     let probe = format!("g{}p{}", std::process::id(), PROBES.fetch_add(1, Relaxed));
     let made = try_ip(&format!("netns add {probe}")).and_then(|()| try_ip(&format!("netns del {probe}")));
@@ -39,13 +39,13 @@ fn ip(words: &str) {
 }
 
 /// Namespaces that are joined by a bridge in one more; gone when this is dropped.
-struct Hosts {
+pub struct Hosts {
     mark: String,
     count: usize,
 }
 
 impl Hosts {
-    fn new(count: usize) -> Self {
+    pub fn new(count: usize) -> Self {
         static MADE: AtomicUsize = AtomicUsize::new(0);
         let hosts = Self { mark: format!("g{}x{}", std::process::id(), MADE.fetch_add(1, Relaxed)), count };
         let Self { mark, .. } = &hosts;
@@ -71,16 +71,35 @@ impl Hosts {
         ip(&format!("-n {mark}h{host} link set way{host} up"));
     }
 
-    /// Rank `rank` of as many as there are hosts, on the host of its number; stderr can be read.
+    /// Rank `rank` of as many as there are hosts, on the host of its number, which trains; stderr can be read.
     fn start(&self, rank: usize, place: &Place, secret: Option<&str>, arguments: &[&str]) -> Child {
+        let mut command = self.rank(rank, place, secret);
+        command.args(["train", "run.toml"]).args(PATIENCE).args(arguments);
+        command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap()
+    }
+
+    /// The program as rank `rank` of as many as there are hosts, on the host of its number.
+    pub fn rank(&self, rank: usize, place: &Place, secret: Option<&str>) -> Command {
         // `ip netns exec` becomes the program: its process is the rank.
         let mut command = place.foreign_command("ip");
         command.args(["netns", "exec", &format!("{}h{rank}", self.mark), env!("CARGO_BIN_EXE_gradus")]);
-        command.args(["train", "run.toml"]).args(PATIENCE).args(arguments);
         command.env("RANK", rank.to_string()).env("WORLD_SIZE", self.count.to_string());
         command.env("MASTER_ADDR", address(0)).env("MASTER_PORT", "29500");
         command.envs(secret.map(|secret| ("GRADUS_SECRET", secret)));
-        command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap()
+        command
+    }
+
+    /// Lets a host's cable carry so much, such as `40mbit`, each way.
+    pub fn shape(&self, host: usize, rate: &str) {
+        let Self { mark, .. } = self;
+        let limit = format!("root tbf rate {rate} burst 64kb latency 100ms");
+        ip(&format!("netns exec {mark}h{host} tc qdisc add dev way{host} {limit}"));
+        ip(&format!("netns exec {mark}s tc qdisc add dev port{host} {limit}"));
+    }
+
+    /// Lets nothing go from one host to another.
+    pub fn part(&self, from: usize, to: usize) {
+        ip(&format!("-n {}h{from} route add unreachable {}/32", self.mark, address(to)));
     }
 
     /// Takes the cable out of a host.
@@ -107,7 +126,7 @@ fn address(host: usize) -> String {
 }
 
 /// Children that do not outlive a test.
-struct Ranks(Vec<Child>);
+pub struct Ranks(pub Vec<Child>);
 
 impl Drop for Ranks {
     fn drop(&mut self) {
@@ -120,7 +139,7 @@ impl Drop for Ranks {
 
 impl Ranks {
     /// Exit codes (none for a signal) and everything on stderr, by rank.
-    fn end(mut self) -> Vec<(Option<i32>, String)> {
+    pub fn end(mut self) -> Vec<(Option<i32>, String)> {
         std::mem::take(&mut self.0)
             .into_iter()
             .map(|rank| {
@@ -131,7 +150,7 @@ impl Ranks {
     }
 }
 
-const SECRET: &str = "known to the ranks of this test only";
+pub const SECRET: &str = "known to the ranks of this test only";
 
 #[test]
 fn ranks_on_three_hosts_learn_what_three_on_one_host_learn() {

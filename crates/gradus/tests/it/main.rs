@@ -5,7 +5,14 @@
 mod bad_input;
 mod coordinator;
 mod corpus;
+#[path = "../../../gradus-collective/tests/it/delay_line.rs"]
+mod delay_line;
+mod far;
 mod hosts;
+#[path = "../../../gradus-collective/tests/it/namespaces.rs"]
+#[allow(dead_code, reason = "shared with the tests of collectives, which need more of it")]
+mod namespaces;
+mod preflight;
 mod program;
 mod ranks;
 mod resume;

@@ -1,12 +1,14 @@
 //! A member of a group, for a program: its heartbeat runs in a thread of its own.
 
-use super::super::member::{Member, MemberCommand, MemberNote};
-use super::super::message::{Epoch, GroupSettings, Identity, Reply};
+use super::super::member::{COORDINATOR, Member, MemberCommand, MemberNote};
+use super::super::message::{Epoch, GroupSettings, Identity, Reply, Request};
 use super::super::timeouts::Timeouts;
-use super::door::reach;
+use super::door::trust;
 use super::link::Link;
+use super::place::{CoordinatorAddress, Way};
 use crate::gate::timespec;
 use crate::secret::Secret;
+use crate::tls::{Identity as Certificates, TlsSettings};
 use gradus_error::{Error, IoContext, Kind, Result};
 use gradus_host::machine::{Action, Event, EventOf, Machine};
 use gradus_host::{Clock, RealClock};
@@ -21,8 +23,8 @@ use std::time::Duration;
 /// What a member needs to join.
 #[derive(Debug, Clone)]
 pub struct ClientSettings {
-    /// Where the coordinator listens, `host:port`.
-    pub coordinator: String,
+    /// Where the coordinator is found.
+    pub coordinator: CoordinatorAddress,
     /// The group.
     pub group: String,
     /// What kind of group it is; all its members say the same.
@@ -33,6 +35,8 @@ pub struct ClientSettings {
     pub timeouts: Timeouts,
     /// What the coordinator knows too; the empty one serves on loopback only.
     pub secret: Secret,
+    /// TLS with the coordinator, which then needs it too.
+    pub tls: TlsSettings,
 }
 
 /// The epoch in which the member may act, and until when by the client's clock.
@@ -55,10 +59,12 @@ pub struct MembershipClient {
 }
 
 impl MembershipClient {
-    /// Reaches the coordinator and begins to join. Blocks for `failure_detection` at most.
+    /// Reaches the coordinator and begins to join. Blocks for `failure_detection` and one last try at most.
     ///
     /// # Errors
-    /// `Unavailable` when the coordinator cannot be reached, `Denied` when it has another secret, or the system's failure to make a thread.
+    /// `Unavailable` when the coordinator, or etcd, cannot be reached, or nobody leads there; `Denied` when it has another secret or
+    /// certificate, or etcd does not let us; `Invalid` for files of TLS that are of no use, or when only one side speaks TLS;
+    /// `Corrupt` when etcd holds no coordinator's address; or the system's failure to make a thread.
     pub fn join(settings: ClientSettings) -> Result<Self> {
         Self::join_watched(settings, Box::new(|_| {}))
     }
@@ -69,8 +75,11 @@ impl MembershipClient {
     /// # Errors
     /// As [`MembershipClient::join`].
     pub(crate) fn join_watched(settings: ClientSettings, watch: Watch) -> Result<Self> {
+        let ClientSettings { coordinator, group, settings, identity, timeouts, secret, tls } = settings;
         let clock = RealClock::new();
-        let link = reach_at_first(&settings, &clock)?;
+        let trust = trust(secret, Certificates::read(&tls)?, 1);
+        let mut way = Way::new(coordinator, trust, timeouts.connect)?;
+        let link = reach_at_first(&mut way, &timeouts, &clock)?;
         let describe = || "cannot start a member's thread".to_owned();
         let (bell, rope) = UnixStream::pair().context(describe)?;
         for socket in [&bell, &rope] {
@@ -79,13 +88,12 @@ impl MembershipClient {
         let (commands, to_obey) = channel();
         let (to_tell, events) = channel();
         let licence = Arc::new(Mutex::new(None));
-        let ClientSettings { coordinator, group, settings, identity, timeouts, secret } = settings;
         let keeper = Keeper {
             member: Member::new(&group, settings, identity, timeouts),
             link: Some(link),
-            coordinator,
-            timeouts,
-            secret,
+            heard: clock.now(),
+            way,
+            patience: timeouts.reconnect,
             commands: to_obey,
             bell: rope,
             events: to_tell,
@@ -145,13 +153,15 @@ impl Drop for MembershipClient {
     }
 }
 
-/// Tries for as long as a coordinator that is just being started again may need.
-fn reach_at_first(settings: &ClientSettings, clock: &RealClock) -> Result<Link> {
-    let until = clock.now() + settings.timeouts.detection;
+/// Tries for as long as a coordinator that is just being started again may need. What waiting does not mend ends it.
+fn reach_at_first(way: &mut Way, timeouts: &Timeouts, clock: &RealClock) -> Result<Link> {
+    let until = clock.now() + timeouts.detection;
     loop {
-        match reach(&settings.coordinator, &settings.secret, settings.timeouts.connect) {
-            Err(error) if *error.kind() == Kind::Denied => return Err(error),
-            Err(_) if clock.now() < until => clock.sleep(settings.timeouts.heartbeat),
+        match way.reach() {
+            Err(error) if matches!(error.kind(), Kind::Denied | Kind::Invalid | Kind::Corrupt) => {
+                return Err(error);
+            }
+            Err(_) if clock.now() < until => clock.sleep(timeouts.heartbeat),
             reached => return reached,
         }
     }
@@ -161,9 +171,11 @@ fn reach_at_first(settings: &ClientSettings, clock: &RealClock) -> Result<Link> 
 struct Keeper {
     member: Member,
     link: Option<Link>,
-    coordinator: String,
-    timeouts: Timeouts,
-    secret: Secret,
+    /// When the coordinator was heard last, or a connection to it made.
+    heard: Duration,
+    way: Way,
+    /// How long a coordinator that may lead no more is listened to in vain.
+    patience: Duration,
     commands: Receiver<MemberCommand>,
     bell: UnixStream,
     events: Sender<MemberNote>,
@@ -179,6 +191,7 @@ impl Keeper {
             self.wait();
             self.obey();
             self.hear();
+            self.look_elsewhere();
             if self.member.deadline().is_some_and(|deadline| self.clock.now() >= deadline) {
                 self.tell(Event::Wake);
             }
@@ -209,13 +222,26 @@ impl Keeper {
         while let Some(link) = &mut self.link {
             match link.flush().and_then(|()| link.receive::<Reply>()) {
                 Ok(None) => return,
-                Ok(Some(message)) => self.tell(Event::Message { from: super::super::COORDINATOR, message }),
-                Err(_) => {
-                    self.link = None;
-                    self.tell(Event::Closed { peer: super::super::COORDINATOR });
-                    return;
+                Ok(Some(message)) => {
+                    self.heard = self.clock.now();
+                    self.tell(Event::Message { from: COORDINATOR, message });
                 }
+                Err(_) => return self.hang_up(),
             }
+        }
+    }
+
+    fn hang_up(&mut self) {
+        self.link = None;
+        self.tell(Event::Closed { peer: COORDINATOR });
+    }
+
+    /// A coordinator that stands still closes nothing, while another may lead: two heartbeats without an answer, and the one who
+    /// leads is looked up anew.
+    fn look_elsewhere(&mut self) {
+        let silent = self.clock.now() >= self.heard + self.patience;
+        if silent && self.link.is_some() && self.way.may_lead_elsewhere() {
+            self.hang_up();
         }
     }
 
@@ -237,9 +263,10 @@ impl Keeper {
     }
 
     /// What cannot be said now is said again with the next heartbeat, over a new connection.
-    fn send(&mut self, message: &super::super::Request) {
+    fn send(&mut self, message: &Request) {
         if self.link.is_none() {
-            self.link = reach(&self.coordinator, &self.secret, self.timeouts.connect).ok();
+            self.link = self.way.reach().ok();
+            self.heard = self.clock.now();
         }
         if let Some(link) = &mut self.link
             && link.send(message).is_err()

@@ -2,11 +2,12 @@
 
 use super::super::message::Request;
 use super::link::Link;
+use crate::frame;
 use crate::gate::Gate;
 use crate::handshake::Purpose;
 use crate::secret::Secret;
+use crate::tls::Identity;
 use crate::trust::Trust;
-use crate::{dial, frame};
 use gradus_error::{Error, IoContext, Result};
 use gradus_host::{Clock, RealClock};
 use rustix::net::Shutdown;
@@ -26,23 +27,8 @@ const ONE_WAIT: Duration = Duration::from_secs(1);
 const REST: Duration = Duration::from_millis(100);
 
 /// What the coordinator, number 0, and its members, who are told apart by what they say, bring to a connection.
-pub(super) fn trust(secret: &Secret, number: usize) -> Trust {
-    Trust { secret: secret.clone(), tls: None, purpose: Purpose::Membership, rank: number }
-}
-
-/// Connects to a coordinator.
-///
-/// # Errors
-/// `Unavailable` when it cannot be reached within `limit`, `Denied` when it has another secret.
-pub(super) fn reach(address: &str, secret: &Secret, limit: Duration) -> Result<Link> {
-    let clock = RealClock::new();
-    let until = clock.now() + limit;
-    let socket = dial::try_once(address, &clock, until).map_err(|error| {
-        Error::unavailable(format!("cannot reach the coordinator at {address}: is it running there?"))
-            .with_source(error)
-    })?;
-    let whom = format!("the coordinator at {address}");
-    Link::new(trust(secret, 1).call(socket.into(), &whom, &clock, until)?)
+pub(super) fn trust(secret: Secret, tls: Option<Identity>, number: usize) -> Trust {
+    Trust { secret, tls, purpose: Purpose::Membership, rank: number }
 }
 
 /// A socket on which members are awaited.

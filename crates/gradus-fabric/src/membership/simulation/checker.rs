@@ -32,6 +32,7 @@ pub(super) struct Checker {
     violations: Vec<String>,
     tables: BTreeMap<(String, Epoch), Table>,
     last_formed: Epoch,
+    last_term: u64,
     /// The newest epoch of each group in which anybody acted.
     acted: BTreeMap<&'static str, Epoch>,
     beliefs: BTreeMap<Who, Belief>,
@@ -51,6 +52,7 @@ impl Checker {
             violations: Vec::new(),
             tables: BTreeMap::new(),
             last_formed: Epoch::NONE,
+            last_term: 0,
             acted: BTreeMap::new(),
             beliefs: BTreeMap::new(),
             nodes: vec![Watched::default(); nodes],
@@ -137,7 +139,16 @@ impl Checker {
             CoordinatorNote::Superseded { term } => {
                 self.blame(at, format_args!("the coordinator stops for term {term}"))
             }
-            CoordinatorNote::Started { .. } | CoordinatorNote::Active { .. } => {}
+            CoordinatorNote::Started { term } => self.begins_term(at, *term),
+            CoordinatorNote::Active { .. } | CoordinatorNote::Deposed { .. } => {}
+        }
+    }
+
+    fn begins_term(&mut self, at: Duration, term: u64) {
+        let newest = self.last_term;
+        self.last_term = newest.max(term);
+        if term <= newest {
+            self.blame(at, format_args!("term {term} begins after {newest}"));
         }
     }
 

@@ -11,7 +11,7 @@ fn no_seed_violates_an_invariant() {
         let report = run(seed, Recording::Nothing);
         assert!(
             report.violations.is_empty(),
-            "seed {seed} (cargo x sim --seed {seed}): {:#?}",
+            "seed {seed} (cargo x sim membership --seed {seed}): {:#?}",
             report.violations
         );
         epochs += report.epochs as u64;
@@ -62,6 +62,11 @@ fn acting_while_an_excluded_member_may_act_would_be_found() {
 #[test]
 fn acting_without_a_lease_would_be_found() {
     finds(Planted::ForgetsItsLease, "after somebody acted");
+}
+
+#[test]
+fn a_term_that_begins_twice_would_be_found() {
+    finds(Planted::KeepsItsTerm, "begins after");
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! A choice, for people and for programs.
 
-use crate::wording::{brief, counted, quantity};
+use crate::wording::{brief, counted, quantity, rate};
 use gradus_collective::algorithm::Algorithm;
 use gradus_collective::cost::{Link, LinkFigures, Method, Price};
 use gradus_collective::tuner::{Candidate, Case, Choice, Purpose};
@@ -113,10 +113,6 @@ fn links(figures: &LinkFigures) -> String {
         shared(figures.bus_bytes_per_s),
         shared(figures.nic_bytes_per_s)
     )
-}
-
-fn rate(bytes_per_s: f64) -> String {
-    format!("{}B/s", quantity(bytes_per_s).replace('B', "G"))
 }
 
 /// In decimal units, as rates are.

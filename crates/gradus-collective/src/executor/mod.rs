@@ -11,15 +11,24 @@
 //!
 //! Nothing but calls to this executor touches the memory of collectives: there is no thread behind it.
 
+mod intake;
+mod meetings;
+mod strangers;
+
 use crate::flight::{FlightLog, Recorder};
-use crate::flights::Flights;
+use crate::flights::{Flights, InFlight};
 use crate::header::{HEADER_BYTES, Header, Identity};
 use crate::memory::{Memory, Regions};
+use crate::one_sided::{Awaits, Past};
 use crate::operation::{Carry, Flight, Prepared, Ready};
 use gradus_error::{Error, Result};
-use gradus_fabric::{Direction, Interest, Transport};
+use gradus_fabric::{Direction, Interest, Neighbours, Transport};
+use gradus_host::Ticks;
+use intake::Intake;
+use meetings::Meetings;
 use std::collections::VecDeque;
 use std::sync::Arc;
+use std::time::Duration;
 
 /// Bytes that one stream moves before the others have their turn: the two halves of an exchange stay in step, and what
 /// is summed is still in the cache when it is passed on.
@@ -28,12 +37,25 @@ const TURN_BYTES: usize = 128 << 10;
 /// Bytes that go out together with their header, in one piece.
 const STAGED_BYTES: usize = 4096;
 
+/// A collective, and this rank's place in it.
+pub(crate) struct Call<'a> {
+    pub(crate) identity: Identity,
+    /// Who its steps mean, by their number in the transport.
+    pub(crate) ranks: &'a Arc<[usize]>,
+    /// This rank's place among them.
+    pub(crate) rank: usize,
+    /// The other end of a message; `None` where all take part.
+    pub(crate) with: Option<usize>,
+}
+
 /// A step that waits for its turn on a stream.
 #[derive(Clone, Copy)]
 struct Job {
     ticket: u64,
     step: usize,
     message: u32,
+    /// How many operations were begun before with that peer.
+    order: u64,
 }
 
 #[derive(Default)]
@@ -72,6 +94,9 @@ pub(crate) struct Executor {
     flights: Flights,
     recorder: Recorder,
     pub(crate) moved: Moved,
+    /// What was begun with each peer: the same at both ends, or they do not do the same.
+    pasts: Vec<Past>,
+    meetings: Meetings,
 }
 
 impl Executor {
@@ -84,11 +109,18 @@ impl Executor {
             flights: Flights::default(),
             recorder,
             moved: Moved::default(),
+            pasts: vec![Past::default(); world_size],
+            meetings: Meetings::default(),
         }
     }
 
     pub(crate) fn transport(&self) -> &dyn Transport {
         &*self.transport
+    }
+
+    /// What ranks of one host have beside streams.
+    pub(crate) fn neighbours(&mut self) -> Option<&Neighbours> {
+        self.transport.neighbours().map(|neighbours| &*neighbours)
     }
 
     /// The ticket that the next collective gets.
@@ -106,48 +138,67 @@ impl Executor {
             return true;
         }
         let index = (ticket - self.flights.first) as usize;
-        self.flights.queue.get(index).is_some_and(|flight| flight.pending == 0)
+        self.flights.queue.get(index).is_some_and(InFlight::is_over)
     }
 
-    /// Queues a collective among `ranks`, of which its steps name peers by their place; its ticket.
+    /// Queues a collective over streams; its ticket.
     ///
     /// # Safety
     /// The memory is valid, aligned and otherwise untouched until the collective is over, or [`Executor::abandon`] was
     /// called, or the executor is gone; but before `ready` has said yes, if it is given, the caller may touch it.
     pub(crate) unsafe fn start(
         &mut self,
-        identity: Identity,
+        call: &Call,
         memory: Memory,
         prepared: Arc<Prepared>,
-        ranks: &Arc<[usize]>,
         ready: Option<Ready>,
     ) -> u64 {
         let ticket = self.next_ticket();
-        let scratch = self.flights.scratch(prepared.scratch_bytes(identity.element.bytes()));
+        let mut pasts = Vec::with_capacity(call.ranks.len());
+        self.count_in(call, |_, past| pasts.push(past));
+        let scratch = self.flights.scratch(prepared.scratch_bytes(call.identity.element.bytes()));
         self.flights.unready += usize::from(ready.is_some());
-        let flight = Flight::new(identity, Regions::new(memory, scratch), prepared, ready);
+        let flight = Flight::new(call.identity, Regions::new(memory, scratch), prepared, ready);
         let mut counts = vec![(0, 0); self.outgoing.len()];
         for (step, what) in flight.steps().iter().enumerate().filter(|(_, what)| !what.is_local()) {
-            let peer = ranks[what.peer()];
+            let (peer, order) = (call.ranks[what.peer()], pasts[what.peer()].order);
             let (sends, receives) = &mut counts[peer];
             let (queue, count) = if what.sends() {
                 (&mut self.outgoing[peer].queue, sends)
             } else {
                 (&mut self.incoming[peer].queue, receives)
             };
-            queue.push_back(Job { ticket, step, message: *count });
+            queue.push_back(Job { ticket, step, message: *count, order });
             *count += 1;
         }
-        self.recorder.started(ticket, &flight, ranks, self.transport.rank());
-        self.flights.queue.push_back(flight);
+        for (past, (sends, receives)) in self.pasts.iter_mut().zip(counts) {
+            past.sends = past.sends.wrapping_add(sends);
+            past.receives = past.receives.wrapping_add(receives);
+        }
+        self.push(InFlight::Streams(flight), call.ranks);
         self.record_and_retire();
         ticket
+    }
+
+    fn push(&mut self, flight: InFlight, ranks: &Arc<[usize]>) {
+        let ticket = self.next_ticket();
+        self.recorder.started(ticket, &flight, ranks, self.transport.rank());
+        self.flights.queue.push_back(flight);
+    }
+
+    /// Counts in an operation, and tells for each of its ranks what there was before.
+    fn count_in(&mut self, call: &Call, mut tell: impl FnMut(usize, Past)) {
+        for (place, rank) in call.ranks.iter().enumerate() {
+            let past = &mut self.pasts[*rank];
+            tell(*rank, *past);
+            past.order += u64::from(call.with.is_none_or(|peer| place == peer));
+        }
     }
 
     /// Forgets all collectives in flight; their memory is touched no more. The streams are of no more use.
     pub(crate) fn abandon(&mut self, reason: &Error) {
         self.transport.abort(reason);
-        for (ticket, flight) in self.flights.in_flight().filter(|(_, flight)| flight.pending > 0) {
+        for (ticket, flight) in self.flights.in_flight().filter(|(_, flight)| !flight.is_over()) {
             self.recorder.given_up(ticket, flight);
         }
         self.outgoing.iter_mut().for_each(|outgoing| outgoing.queue.clear());
@@ -155,6 +206,7 @@ impl Executor {
         self.flights.first = self.next_ticket();
         self.flights.queue.clear();
         self.flights.unready = 0;
+        self.meetings.open = 0;
     }
 
     /// Moves what can move, each stream for one turn; whether anything did.
@@ -164,6 +216,7 @@ impl Executor {
     pub(crate) fn progress(&mut self) -> Result<bool> {
         let before = self.moved;
         let local = self.flights.advance_local(TURN_BYTES);
+        let met = self.meetings.open > 0 && self.advance_meetings()?;
         for peer in 0..self.incoming.len() {
             if !self.incoming[peer].queue.is_empty() {
                 self.advance_incoming(peer)?;
@@ -172,7 +225,7 @@ impl Executor {
                 self.advance_outgoing(peer)?;
             }
         }
-        let moved = local || self.moved != before;
+        let moved = local || met || self.moved != before;
         if moved {
             self.record_and_retire();
         }
@@ -184,6 +237,11 @@ impl Executor {
             self.recorder.moved(ticket, flight);
         }
         self.flights.retire();
+    }
+
+    /// How long some ticks took.
+    pub(crate) fn duration(&self, ticks: Ticks) -> Duration {
+        self.recorder.duration(ticks)
     }
 
     /// What was done lately, into a log of this rank.
@@ -217,9 +275,7 @@ impl Executor {
         let outgoing = &mut self.outgoing[peer];
         let flight = self.flights.get(job.ticket);
         if outgoing.staged.is_empty() {
-            let bytes = flight.total(job.step) as u64;
-            let header = Header { identity: flight.identity, message: job.message, bytes };
-            outgoing.staged.extend_from_slice(&header.encode());
+            outgoing.staged.extend_from_slice(&expected(flight, job).encode());
             let first = flight.outgoing(job.step, STAGED_BYTES);
             outgoing.staged.extend_from_slice(first);
             let count = first.len();
@@ -283,6 +339,11 @@ impl Executor {
                 interests.push(Interest { peer, direction: Direction::Send });
             }
         }
+        let awaited = self.flights.meetings().filter_map(|meeting| match meeting.awaits() {
+            Awaits::Signal(peer) => Some(Interest { peer, direction: Direction::Signal }),
+            _ => None,
+        });
+        interests.extend(awaited);
         interests
     }
 
@@ -290,94 +351,28 @@ impl Executor {
     ///
     /// # Errors
     /// Those of the transport.
-    pub(crate) fn wait(&mut self, interests: &[Interest], limit: std::time::Duration) -> Result<()> {
+    pub(crate) fn wait(&mut self, interests: &[Interest], limit: Duration) -> Result<()> {
         self.transport.wait(interests, limit)
     }
 
-    /// Whether a collective in flight waits for its memory: it has to be asked.
+    /// Whether a collective in flight waits for what nobody will wake us for: its memory, which has to be asked, or a slot.
     pub(crate) fn awaits_memory(&self) -> bool {
-        self.flights.unready > 0
+        self.flights.unready > 0 || self.flights.meetings().any(|meeting| meeting.awaits() == Awaits::Memory)
     }
 
     /// The collective that is waited for longest.
     pub(crate) fn oldest(&self) -> Option<Identity> {
-        self.flights.queue.iter().find(|flight| flight.pending > 0).map(|flight| flight.identity)
+        self.flights.queue.iter().find(|flight| !flight.is_over()).map(|flight| *flight.identity())
     }
 
     /// Whether a collective of a group is in flight.
     pub(crate) fn is_busy_with(&self, group: u64) -> bool {
-        self.flights.queue.iter().any(|flight| flight.pending > 0 && flight.identity.group == group)
+        self.flights.queue.iter().any(|flight| !flight.is_over() && flight.identity().group == group)
     }
 }
 
-/// Takes bytes of one stream apart into headers and what follows them.
-struct Intake<'a> {
-    incoming: &'a mut Incoming,
-    flights: &'a mut Flights,
-    rank: usize,
-    peer: usize,
-    turn: usize,
-    fault: Option<Error>,
-}
-
-impl Intake<'_> {
-    /// Takes bytes from the front of a range; returns how many.
-    ///
-    /// # Safety
-    /// `len` bytes are readable at `from` and lie in no collective's buffer.
-    unsafe fn take(&mut self, from: *const u8, len: usize) -> usize {
-        let mut taken = 0;
-        while taken < len && self.turn > 0 && self.fault.is_none() {
-            let Some(job) = self.incoming.queue.front().copied() else { break };
-            // SAFETY: taken < len.
-            let rest = unsafe { from.add(taken) };
-            let count = if self.incoming.header_filled < HEADER_BYTES {
-                // SAFETY: len - taken bytes are readable.
-                unsafe { self.take_header(job, rest, len - taken) }
-            } else {
-                let count = self.flights.get(job.ticket).allowed(job.step).min(len - taken).min(self.turn);
-                // SAFETY: count bytes are readable, outside all buffers, and allowed; jobs of this queue receive.
-                unsafe {
-                    self.flights.get(job.ticket).take_in(job.step, rest, count, &mut self.incoming.carry)
-                };
-                self.turn -= count;
-                count
-            };
-            self.finish(job);
-            if count == 0 {
-                break;
-            }
-            taken += count;
-        }
-        taken
-    }
-
-    /// # Safety
-    /// `len` bytes are readable at `from`.
-    unsafe fn take_header(&mut self, job: Job, from: *const u8, len: usize) -> usize {
-        let Incoming { header, header_filled, .. } = &mut *self.incoming;
-        let count = len.min(HEADER_BYTES - *header_filled);
-        // SAFETY: count bytes are readable and fit what is left of the header.
-        unsafe { std::ptr::copy_nonoverlapping(from, header.as_mut_ptr().add(*header_filled), count) };
-        *header_filled += count;
-        if *header_filled == HEADER_BYTES {
-            let flight = self.flights.get(job.ticket);
-            let bytes = flight.total(job.step) as u64;
-            let expected = Header { identity: flight.identity, message: job.message, bytes };
-            let arrived =
-                Header::decode(header).map_err(|error| error.within(format!("from rank {}", self.peer)));
-            self.fault = arrived.and_then(|header| header.expect(&expected, self.rank, self.peer)).err();
-        }
-        count
-    }
-
-    /// Ends the first job if it is over.
-    fn finish(&mut self, job: Job) {
-        let flight = self.flights.get(job.ticket);
-        if self.fault.is_none() && self.incoming.header_filled == HEADER_BYTES && flight.is_whole(job.step) {
-            self.incoming.queue.pop_front();
-            self.incoming.header_filled = 0;
-            flight.pending -= 1;
-        }
-    }
+/// What stands before a step's bytes.
+fn expected(flight: &Flight, job: Job) -> Header {
+    let bytes = flight.total(job.step) as u64;
+    Header { identity: flight.identity, message: job.message, bytes, order: job.order }
 }

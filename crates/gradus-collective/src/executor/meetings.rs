@@ -1,0 +1,124 @@
+//! Collectives among neighbours.
+
+use super::{Call, Executor};
+use crate::flights::InFlight;
+use crate::memory::{Memory, Regions};
+use crate::one_sided::{Agenda, Companion, Meeting, Slots, Surroundings};
+use crate::operation::Ready;
+use gradus_error::Result;
+use gradus_host::Ticks;
+use std::sync::Arc;
+
+/// Looks for peers that may be about to come, before others have their turn: some microseconds.
+const EAGER_LOOKS: usize = 256;
+
+/// The first of them, without a pause: most peers come now.
+const BRISK_LOOKS: usize = 64;
+
+/// What meetings need of this rank.
+#[derive(Default)]
+pub(super) struct Meetings {
+    /// Those that are not over.
+    pub(super) open: usize,
+    slots: Slots,
+    /// For bytes on their way out of a peer's private memory.
+    bounce: Vec<u64>,
+    /// Companions of a meeting that is over, for the next one.
+    spare: Vec<Companion>,
+}
+
+impl Executor {
+    /// Starts a collective among neighbours; its ticket, and the time that was spent if it is over: one that is to be
+    /// waited for anyway may be over when this returns, because `eager` looks for it a while.
+    ///
+    /// # Safety
+    /// As for [`Executor::start`].
+    ///
+    /// # Errors
+    /// Those of [`Executor::progress`].
+    pub(crate) unsafe fn meet(
+        &mut self,
+        call: &Call,
+        memory: Memory,
+        agenda: Arc<Agenda>,
+        ready: Option<Ready>,
+        eager: bool,
+    ) -> Result<(u64, Ticks)> {
+        let (ticket, began) = (self.next_ticket(), Ticks::now());
+        let mut companions = std::mem::take(&mut self.meetings.spare);
+        companions.clear();
+        self.count_in(call, |rank, past| companions.push(Companion::new(rank, past)));
+        let scratch = self.flights.scratch(agenda.scratch_bytes(call.identity.element.bytes()));
+        self.flights.unready += usize::from(ready.is_some());
+        let regions = Regions::new(memory, scratch);
+        let mut meeting = Meeting::new(call.identity, regions, agenda, (companions, call.rank), ready);
+        let looked = if eager && self.is_idle() { self.look(&mut meeting) } else { Ok(()) };
+        let (sent, received) = meeting.exchanged();
+        self.moved.sent += sent;
+        self.moved.received += received;
+        if looked.is_ok() && meeting.is_over() {
+            let done = Ticks::now();
+            self.recorder.passed(ticket, (began, done), &meeting, call.ranks);
+            let (scratch, companions) = meeting.into_parts();
+            self.flights.keep(scratch);
+            self.meetings.spare = companions;
+            self.flights.first += 1;
+            return Ok((ticket, done.since(began)));
+        }
+        self.meetings.open += 1;
+        self.push(InFlight::Meeting(meeting), call.ranks);
+        looked.map(|()| (ticket, Ticks::NONE))
+    }
+
+    /// Goes on with the only collective, for as long as its peers may be about to come.
+    fn look(&mut self, meeting: &mut Meeting) -> Result<()> {
+        let Self { transport, meetings, .. } = self;
+        let Some(neighbours) = transport.neighbours() else { return Ok(()) };
+        let looks = if neighbours.spins() { EAGER_LOOKS } else { 1 };
+        let Meetings { slots, bounce, .. } = meetings;
+        let mut around = Surroundings { neighbours, slots, bounce };
+        for look in 0..looks {
+            meeting.advance(&mut around)?;
+            if meeting.is_over() {
+                break;
+            }
+            if look > BRISK_LOOKS {
+                std::hint::spin_loop();
+            }
+        }
+        Ok(())
+    }
+
+    /// Goes on with collectives among neighbours; whether any came further. One that shares a peer with an earlier one
+    /// waits for that: signals between two ranks belong to one collective after the other.
+    ///
+    /// # Errors
+    /// Those of [`Meeting::advance`].
+    pub(super) fn advance_meetings(&mut self) -> Result<bool> {
+        let Self { transport, flights, meetings, moved, .. } = self;
+        let Some(neighbours) = transport.neighbours() else { return Ok(false) };
+        let Meetings { open, slots, bounce, .. } = meetings;
+        let mut around = Surroundings { neighbours, slots, bounce };
+        let mut came_further = false;
+        let mut taken = vec![false; self.pasts.len()];
+        for flight in &mut flights.queue {
+            let InFlight::Meeting(meeting) = flight else { continue };
+            if meeting.is_over() {
+                continue;
+            }
+            if meeting.peers().all(|peer| !taken[peer]) {
+                let before = meeting.exchanged();
+                came_further |= meeting.advance(&mut around)?;
+                let after = meeting.exchanged();
+                moved.sent += after.0 - before.0;
+                moved.received += after.1 - before.1;
+            }
+            if meeting.is_over() {
+                *open -= 1;
+            } else {
+                meeting.peers().for_each(|peer| taken[peer] = true);
+            }
+        }
+        Ok(came_further)
+    }
+}

@@ -1,0 +1,253 @@
+//! Coordinators on a real etcd: one leads, the others take over; what has lost its right writes nothing.
+
+use crate::certificates::Authority;
+use crate::etcd_server::{EtcdServer, etcd_is_there};
+use crate::roles::{
+    LIMIT, Process, client_settings, coordinator_settings, engine, plays_a_role, survive, three_members,
+};
+use gradus_error::{Error, Kind, Result};
+use gradus_fabric::membership::{
+    ClientSettings, CoordinatorAddress, CoordinatorNote, CoordinatorServer, CoordinatorSettings, Engine,
+    GroupSettings, MemberNote, MembershipClient, Timeouts,
+};
+use gradus_fabric::{EtcdAddress, Secret, TlsSettings};
+use rustix::process::Signal;
+use std::os::unix::net::UnixStream;
+use std::sync::mpsc::{Receiver, channel};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+fn coordinator(test: &str, etcd: &str) -> Process {
+    Process::start(test, "coordinator", &["127.0.0.1:0", etcd])
+}
+
+/// Runs one test's body beside an etcd, unless this process plays a role or there is no etcd.
+fn beside_etcd(body: impl FnOnce(EtcdServer, String)) {
+    if plays_a_role() || !etcd_is_there() {
+        return;
+    }
+    let etcd = EtcdServer::start(None);
+    let address = etcd.address("runs/a");
+    body(etcd, address);
+}
+
+#[test]
+fn another_coordinator_takes_over_from_one_that_is_killed() {
+    beside_etcd(|_etcd, address| {
+        let test = "etcd::another_coordinator_takes_over_from_one_that_is_killed";
+        let first = coordinator(test, &address);
+        first.expect("leading 1", &["listening"]);
+        let second = coordinator(test, &address);
+        second.expect("listening", &[]);
+        let (members, epoch) = three_members(test, &address);
+        first.signal(Signal::KILL);
+        second.expect("leading 2", &[]);
+        members[2].signal(Signal::KILL);
+        assert!(survive(&members) > epoch);
+    });
+}
+
+#[test]
+fn a_leader_that_was_stopped_finds_itself_deposed_and_leads_again_on_what_was_written_meanwhile() {
+    beside_etcd(|_etcd, address| {
+        let test = "etcd::a_leader_that_was_stopped_finds_itself_deposed_and_leads_again_on_what_was_written_meanwhile";
+        let first = coordinator(test, &address);
+        first.expect("leading 1", &["listening"]);
+        let second = coordinator(test, &address);
+        let (members, epoch) = three_members(test, &address);
+        first.signal(Signal::STOP);
+        second.expect("leading 2", &["listening"]);
+        // The first has this end in its hands too, and would form an epoch of its own.
+        members[2].signal(Signal::KILL);
+        let without = survive(&members);
+        assert!(without > epoch);
+        first.signal(Signal::CONT);
+        first.expect("deposed 1", &[]);
+        second.signal(Signal::KILL);
+        first.expect("leading 3", &[]);
+        let again = Process::start(test, "member", &[&address, "d"]);
+        assert!(again.acts_with(3) > without);
+    });
+}
+
+#[test]
+fn members_outlast_an_etcd_that_is_gone_for_longer_than_leases() {
+    beside_etcd(|mut etcd, address| {
+        let test = "etcd::members_outlast_an_etcd_that_is_gone_for_longer_than_leases";
+        let leader = coordinator(test, &address);
+        let (members, epoch) = three_members(test, &address);
+        leader.expect("leading 1", &["listening"]);
+        etcd.kill();
+        leader.expect("deposed 1", &[]);
+        for member in &members {
+            member.expect("isolated", &[]);
+        }
+        etcd.start_again();
+        leader.expect("leading 2", &[]);
+        for member in &members {
+            member.expect("heard", &[]);
+        }
+        members[2].signal(Signal::KILL);
+        assert!(survive(&members) > epoch);
+    });
+}
+
+// A coordinator in this process.
+
+/// A coordinator in a thread, until it is told to stop.
+struct Serving {
+    address: String,
+    notes: Receiver<CoordinatorNote>,
+    stop: UnixStream,
+    thread: JoinHandle<Result<()>>,
+}
+
+impl Serving {
+    fn start(engine: Engine) -> Self {
+        let server = CoordinatorServer::open(coordinator_settings("127.0.0.1:0", engine)).unwrap();
+        let address = server.address().to_string();
+        let (sender, notes) = channel();
+        let (stop, stopped) = UnixStream::pair().unwrap();
+        let observe = move |note: &CoordinatorNote| {
+            // Nobody listens any more once a test is done.
+            let _ = sender.send(note.clone());
+        };
+        let thread = std::thread::spawn(move || server.run(&stopped, observe));
+        Self { address, notes, stop, thread }
+    }
+
+    /// All notes up to the first that is like `last`.
+    fn notes_until(&self, last: impl Fn(&CoordinatorNote) -> bool) -> Vec<CoordinatorNote> {
+        let mut notes = Vec::new();
+        while !notes.last().is_some_and(&last) {
+            notes.push(self.notes.recv_timeout(LIMIT).expect("nothing comes to pass"));
+        }
+        notes
+    }
+
+    fn end(self) -> Result<()> {
+        drop(self.stop);
+        self.thread.join().unwrap()
+    }
+}
+
+/// What ends a coordinator by itself.
+fn fails(engine: Engine) -> Error {
+    Serving::start(engine).thread.join().unwrap().unwrap_err()
+}
+
+fn settings_of(coordinator: &str) -> ClientSettings {
+    client_settings(coordinator, GroupSettings { min_size: 1, max_size: 3, join_window_ms: 0 }, "alone")
+}
+
+/// `runs/a/leader`, `runs/a/state` and `garbage`, as the gateway has them.
+const LEADER: &str = "cnVucy9hL2xlYWRlcg==";
+const STATE: &str = "cnVucy9hL3N0YXRl";
+const GARBAGE: &str = "Z2FyYmFnZQ==";
+
+#[test]
+fn a_leader_whose_key_is_gone_writes_nothing_and_has_to_come_into_office_anew() {
+    beside_etcd(|etcd, address| {
+        let serving = Serving::start(engine(&address));
+        serving.notes_until(|note| *note == CoordinatorNote::Started { term: 1 });
+        // As somebody may remove it while the lease runs on.
+        etcd.ask("/v3/kv/deleterange", &format!(r#"{{"key":"{LEADER}"}}"#));
+        let member = MembershipClient::join(settings_of(&serving.address)).unwrap();
+        // The member makes an epoch, which cannot be stored, so nobody hears of it.
+        let notes = serving.notes_until(|note| *note == CoordinatorNote::Started { term: 2 });
+        assert!(notes.contains(&CoordinatorNote::Deposed { term: 1 }), "{notes:?}");
+        assert!(!notes.iter().any(|note| matches!(note, CoordinatorNote::Formed { .. })), "{notes:?}");
+        let formed = member.next_event(LIMIT).unwrap();
+        assert!(matches!(formed, Some(MemberNote::Formed { term: 2, .. })), "{formed:?}");
+        drop(member);
+        serving.end().unwrap();
+        let left = etcd.ask("/v3/kv/range", &format!(r#"{{"key":"{LEADER}"}}"#));
+        assert!(!left.contains("kvs"), "who ends in good order lets go at once: {left}");
+    });
+}
+
+#[test]
+fn keys_that_are_no_coordinators_are_named() {
+    beside_etcd(|etcd, address| {
+        let nobody = ClientSettings {
+            timeouts: Timeouts::from(Duration::from_secs(2)).unwrap(),
+            ..settings_of(&address)
+        };
+        etcd.ask("/v3/kv/range", &format!(r#"{{"key":"{LEADER}"}}"#));
+        let error = MembershipClient::join(nobody.clone()).err().unwrap();
+        assert!(*error.kind() == Kind::Unavailable && error.to_string().contains("runs/a"), "{error}");
+        for key in [LEADER, STATE] {
+            etcd.ask("/v3/kv/put", &format!(r#"{{"key":"{key}","value":"{GARBAGE}"}}"#));
+        }
+        assert_eq!(*MembershipClient::join(nobody).err().unwrap().kind(), Kind::Corrupt);
+        etcd.ask("/v3/kv/deleterange", &format!(r#"{{"key":"{LEADER}"}}"#));
+        let error = fails(engine(&address));
+        assert!(*error.kind() == Kind::Corrupt && error.to_string().contains("runs/a"), "{error}");
+    });
+}
+
+#[test]
+fn where_etcd_wants_a_user_only_the_right_one_leads() {
+    beside_etcd(|etcd, address| {
+        etcd.ask("/v3/auth/user/add", r#"{"name":"root","password":"known to root"}"#);
+        etcd.ask("/v3/auth/role/add", r#"{"name":"root"}"#);
+        etcd.ask("/v3/auth/user/grant", r#"{"user":"root","role":"root"}"#);
+        etcd.ask("/v3/auth/enable", "{}");
+        let place = address.strip_prefix("etcd://").unwrap();
+        for wrong in ["", "root:guessed@", "nobody:guessed@"] {
+            let error = fails(engine(&format!("etcd://{wrong}{place}")));
+            assert_eq!(*error.kind(), Kind::Denied, "{error}");
+            assert!(!error.to_string().contains("guessed"), "{error}");
+        }
+        let right = format!("etcd://root:known%20to%20root@{place}");
+        let serving = Serving::start(engine(&right));
+        serving.notes_until(|note| *note == CoordinatorNote::Started { term: 1 });
+        let member = MembershipClient::join(settings_of(&right)).unwrap();
+        assert!(matches!(member.next_event(LIMIT).unwrap(), Some(MemberNote::Formed { .. })));
+        drop(member);
+        serving.end().unwrap();
+    });
+}
+
+#[test]
+fn etcd_under_tls_is_believed_by_its_authority_only() {
+    if !etcd_is_there() {
+        return;
+    }
+    let authority = Authority::new();
+    let [server, own, stranger] = [authority.loopback(), authority.member(), Authority::new().member()];
+    let etcd = EtcdServer::start(Some(server.settings.clone()));
+    let as_holder = |files: &TlsSettings| {
+        let lookup = |name: &str| match name {
+            "ETCDCTL_CACERT" => Some(files.authority.clone()),
+            "ETCDCTL_CERT" => Some(files.certificate.clone()),
+            "ETCDCTL_KEY" => Some(files.key.clone()),
+            _ => None,
+        };
+        EtcdAddress::parse(&etcd.address("p"), &lookup).unwrap()
+    };
+    let own = as_holder(&own.settings);
+    let serving = Serving::start(Engine::Etcd { address: own.clone(), advertise: None });
+    serving.notes_until(|note| *note == CoordinatorNote::Started { term: 1 });
+    let error = fails(Engine::Etcd { address: as_holder(&stranger.settings), advertise: None });
+    assert_eq!(*error.kind(), Kind::Denied, "{error}");
+    let settings =
+        ClientSettings { coordinator: CoordinatorAddress::Etcd(own), ..settings_of("127.0.0.1:9") };
+    let member = MembershipClient::join(settings).unwrap();
+    assert!(matches!(member.next_event(LIMIT).unwrap(), Some(MemberNote::Formed { .. })));
+    drop(member);
+    serving.end().unwrap();
+}
+
+#[test]
+fn who_listens_everywhere_must_say_where_it_is_reached() {
+    let address = EtcdAddress::parse("etcd://127.0.0.1:9", &|_| None).unwrap();
+    let open = |listen: &str, advertise: Option<&str>| {
+        let engine = Engine::Etcd { address: address.clone(), advertise: advertise.map(str::to_owned) };
+        let settings = CoordinatorSettings { secret: Secret::make(), ..coordinator_settings(listen, engine) };
+        CoordinatorServer::open(settings)
+    };
+    assert_eq!(*open("0.0.0.0:0", None).err().unwrap().kind(), Kind::Invalid);
+    assert_eq!(*open("127.0.0.1:0", Some("nowhere")).err().unwrap().kind(), Kind::Invalid);
+    open("0.0.0.0:0", Some("coordinator.example:29600")).unwrap();
+}

@@ -1,0 +1,169 @@
+//! Files that people download or pass around: one of a folder is altered, the others are as they were.
+
+use crate::Target;
+use gradus_memory::Span;
+use gradus_model::hugging_face::{SpecialTokens, read_model, write_model_folder};
+use gradus_model::{Family, ModelConfig, Parameters};
+use gradus_store::{Dataset, MANIFEST, PrepareSettings, Tokenizer, prepare, seal, verify_sealed};
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
+
+/// All of them.
+pub const TARGETS: [Target; 6] = [
+    ("model-config", model_config, || folder_seeds(model(), "config.json")),
+    ("model-weights", model_weights, || folder_seeds(model(), "model.safetensors")),
+    ("model-index", model_index, index_seeds),
+    ("store-manifest", store_manifest, || folder_seeds(data(), MANIFEST)),
+    ("store-tokenizer", store_tokenizer, || folder_seeds(data(), "tokenizer.json")),
+    ("store-checksums", store_checksums, || folder_seeds(sealed(), CHECKSUMS)),
+];
+
+/// The file that seals a folder.
+const CHECKSUMS: &str = "checksums.json";
+
+/// Where this process keeps its folders.
+pub fn root() -> PathBuf {
+    std::env::temp_dir().join(format!("gradus-fuzz-{}", std::process::id()))
+}
+
+/// Removes what was made.
+pub fn clean() {
+    let _ = fs::remove_dir_all(root());
+}
+
+fn make(name: &str, fill: impl FnOnce(&Path)) -> PathBuf {
+    let folder = root().join(name);
+    fs::create_dir_all(&folder).expect("a folder for fuzzing can be made");
+    fill(&folder);
+    folder
+}
+
+/// Runs `read` with one file of a folder replaced.
+fn with_file(folder: &Path, name: &str, data: &[u8], read: impl FnOnce(&Path)) {
+    let path = folder.join(name);
+    let before = fs::read(&path).ok();
+    fs::write(&path, data).expect("a file for fuzzing can be written");
+    read(folder);
+    match before {
+        Some(before) => fs::write(&path, before).expect("a file for fuzzing can be written"),
+        None => fs::remove_file(&path).expect("a file for fuzzing can be removed"),
+    }
+}
+
+fn folder_seeds(folder: &Path, name: &str) -> Vec<Vec<u8>> {
+    vec![fs::read(folder.join(name)).expect("the folder was written whole")]
+}
+
+// Models.
+
+fn model() -> &'static Path {
+    static MADE: OnceLock<PathBuf> = OnceLock::new();
+    MADE.get_or_init(|| make("model", write_model))
+}
+
+fn write_model(folder: &Path) {
+    let config = ModelConfig {
+        family: Family::Llama,
+        vocabulary: 11,
+        context: 5,
+        width: 12,
+        layers: 1,
+        heads: 2,
+        kv_heads: 1,
+        head_size: 4,
+        feed_forward: 7,
+        tied: true,
+        qkv_bias: true,
+        norm_epsilon: 1e-6,
+        rope_theta: 10_000.0,
+    };
+    let zeros = |span: Span| vec![0.0; span.len];
+    let tokens = SpecialTokens { bos: None, eos: Some(3) };
+    write_model_folder(folder, &config, &Parameters::new(&config), &zeros, tokens, 0)
+        .expect("a small model can be written");
+}
+
+fn model_config(data: &[u8]) {
+    with_file(model(), "config.json", data, |folder| drop(read_model(folder)));
+}
+
+fn model_weights(data: &[u8]) {
+    with_file(model(), "model.safetensors", data, |folder| drop(read_model(folder)));
+}
+
+/// A folder whose weights lie in shards, so that it has an index.
+fn sharded() -> &'static Path {
+    static MADE: OnceLock<PathBuf> = OnceLock::new();
+    MADE.get_or_init(|| {
+        make("sharded", |folder| {
+            write_model(folder);
+            fs::rename(folder.join("model.safetensors"), folder.join("model-00001-of-00001.safetensors"))
+                .expect("the weights were written");
+        })
+    })
+}
+
+fn model_index(data: &[u8]) {
+    with_file(sharded(), "model.safetensors.index.json", data, |folder| drop(read_model(folder)));
+}
+
+fn index_seeds() -> Vec<Vec<u8>> {
+    let entry = |name: &str| format!(r#""{name}":"model-00001-of-00001.safetensors""#);
+    let names = ["model.embed_tokens.weight", "model.norm.weight", "model.layers.0.mlp.up_proj.weight"];
+    let map = names.map(entry).join(",");
+    vec![format!(r#"{{"metadata":{{"total_size":100}},"weight_map":{{{map}}}}}"#).into_bytes()]
+}
+
+// Data.
+
+fn data() -> &'static Path {
+    static MADE: OnceLock<PathBuf> = OnceLock::new();
+    MADE.get_or_init(|| {
+        let corpus = make("corpus", |folder| {
+            let text = "it was a bright cold day, and the clocks were striking thirteen. ".repeat(200);
+            fs::write(folder.join("a.txt"), text).expect("a file for fuzzing can be written");
+        });
+        let folder = root().join("data");
+        let settings = PrepareSettings {
+            input: vec![corpus.join("a.txt").display().to_string()],
+            prepared: folder.display().to_string(),
+            vocabulary: 300,
+            sequence_length: 16,
+            ..PrepareSettings::default()
+        };
+        prepare(&settings, &mut |_| {}).expect("a small corpus can be prepared");
+        folder
+    })
+}
+
+fn store_manifest(data: &[u8]) {
+    with_file(self::data(), MANIFEST, data, |folder| {
+        let Ok(dataset) = Dataset::open(folder) else { return };
+        let _ = dataset.verify();
+        let _ = dataset.tokenizer();
+    });
+}
+
+fn store_tokenizer(data: &[u8]) {
+    with_file(self::data(), "tokenizer.json", data, |folder| {
+        let Ok(tokenizer) = Tokenizer::load(folder) else { return };
+        let Ok(tokens) = tokenizer.encode("it was a bright cold day \u{1F600} in 1984") else { return };
+        let _ = tokenizer.decode(&tokens);
+        let _ = tokenizer.decode_bytes(&[0, 1, 2, u32::MAX]);
+    });
+}
+
+fn sealed() -> &'static Path {
+    static MADE: OnceLock<PathBuf> = OnceLock::new();
+    MADE.get_or_init(|| {
+        make("sealed", |folder| {
+            fs::write(folder.join("a"), "some bytes").expect("a file for fuzzing can be written");
+            seal(folder).expect("a folder can be sealed");
+        })
+    })
+}
+
+fn store_checksums(data: &[u8]) {
+    with_file(sealed(), CHECKSUMS, data, |folder| drop(verify_sealed(folder)));
+}
