@@ -1,10 +1,14 @@
 //! From a launch to a transport.
 
+use crate::alarm::Alarm;
+use crate::control::Surroundings;
+use crate::doors::Member;
 use crate::handshake::Purpose;
+use crate::holders::Holder;
 use crate::host;
 use crate::interface::interface_of;
 use crate::launch::Launch;
-use crate::rendezvous::{Member, Table, Terms, meet};
+use crate::rendezvous::{Occasion, Table, Terms, meet};
 use crate::settings::{NetworkSettings, TransportKind};
 use crate::shm::SharedMemory;
 use crate::tcp::Tcp;
@@ -12,7 +16,8 @@ use crate::tls::Identity;
 use crate::transport::{Alone, Transport};
 use crate::trust::Trust;
 use gradus_error::{Error, Result};
-use gradus_host::{Clock, RealClock};
+use gradus_host::RealClock;
+use std::sync::Arc;
 use std::time::Duration;
 
 /// Meets the other ranks and connects to all of them. A world of one meets nobody.
@@ -41,8 +46,6 @@ pub fn connect(
         )));
     }
     settings.check()?;
-    let clock = RealClock::new();
-    let timeout = Duration::from_secs(settings.rendezvous_timeout_s);
     let launch = &at_home(launch);
     let trust = Trust {
         secret: launch.secret.clone(),
@@ -50,23 +53,56 @@ pub fn connect(
         purpose: Purpose::Rendezvous,
         rank: launch.rank,
     };
-    let wish = settings.wish(launch)?;
-    let terms =
-        Terms { launch, trust: trust.clone(), wish, transport: kind, fingerprint, timeout, clock: &clock };
-    let mut table = meet(&terms)?;
-    show(launch.rank, &table);
-    let until = clock.now() + timeout;
-    let spin = has_processor_each(&table, launch.rank);
+    let terms = Terms {
+        launch,
+        occasion: Occasion::default(),
+        entrance: None,
+        trust,
+        wish: settings.wish(&launch.interfaces, launch.meets_on_loopback())?,
+        transport: kind,
+        fingerprint,
+        timeout: Duration::from_secs(settings.rendezvous_timeout_s),
+        timeouts: settings.timeouts()?,
+        clock: &RealClock::new(),
+    };
+    Ok(join_world(&terms, settings, None)?.transport)
+}
+
+/// What ranks that have met come to.
+pub(crate) struct Joined {
+    pub(crate) transport: Box<dyn Transport>,
+    /// Those with whom memory is shared, by rank; empty where none is.
+    pub(crate) holders: Vec<Option<Holder>>,
+}
+
+/// Meets the others and connects to them; `alarm` ends all waiting in the transport when it is raised.
+///
+/// # Errors
+/// As [`connect`]; `Fenced` when the occasion is over.
+pub(crate) fn join_world(
+    terms: &Terms,
+    settings: &NetworkSettings,
+    alarm: Option<Arc<Alarm>>,
+) -> Result<Joined> {
+    let (rank, clock) = (terms.launch.rank, terms.clock);
+    let mut table = meet(terms)?;
+    show(rank, &table);
+    let until = clock.now() + terms.timeout;
+    let spin = has_processor_each(&table, rank);
     if spin {
-        host::step_to(place_among_neighbours(&table, launch.rank));
+        host::step_to(place_among_neighbours(&table, rank));
     }
-    tracing::debug!(rank = launch.rank, world_size = launch.world_size, spin, "all ranks have come");
-    if shares_memory(kind, &table.members)? {
-        let trust = trust.towards(Purpose::Memory);
-        Ok(Box::new(SharedMemory::connect(trust, &mut table, settings, spin, &clock, until)?))
+    tracing::debug!(rank, world_size = table.members.len(), spin, "all ranks have come");
+    let surroundings = Surroundings { hosts: table.hosts(), timeouts: terms.timeouts, alarm };
+    if shares_memory(terms.transport, &table.members)? {
+        let trust = terms.trust.towards(Purpose::Memory);
+        let shared = SharedMemory::connect(trust, &mut table, settings, spin, surroundings, (clock, until))?;
+        Ok(Joined { holders: shared.holders()?, transport: Box::new(shared) })
     } else {
-        let trust = trust.towards(Purpose::Stream);
-        Ok(Box::new(Tcp::connect(trust, table, settings.socket_buffer_bytes, spin, &clock, until)?))
+        let trust = terms.trust.towards(Purpose::Stream);
+        let buffer_bytes = settings.socket_buffer_bytes;
+        let tcp = Tcp::connect(trust, table, buffer_bytes, spin, surroundings, (clock, until))?;
+        Ok(Joined { transport: Box::new(tcp), holders: Vec::new() })
     }
 }
 

@@ -5,21 +5,23 @@
 //! because a child that the peer forked may hold its socket open. A rank that fails says why before it leaves, so that
 //! the others blame the culprit and not the messenger.
 
+use crate::alarm::Alarm;
 use crate::frame::{self, Progress, Reader};
 use crate::gate::timespec;
+use crate::holders::{Holder, Process};
+use crate::membership::Timeouts;
 use crate::stream::Stream;
 use gradus_error::{Error, Kind, Result};
+use gradus_host::Clock;
 use rustix::event::{PollFd, PollFlags, poll};
-use rustix::process::{PidfdFlags, pidfd_open};
+use rustix::net::Shutdown;
 use serde::{Deserialize, Serialize};
-use std::os::fd::OwnedFd;
+use std::os::fd::AsFd;
+use std::sync::Arc;
 use std::time::Duration;
 
 /// Characters of a reason that are passed on: a frame holds them whatever they are.
 const REASON_CHARS: usize = 2000;
-
-/// How long to wait for a reason once a peer's data have ended: its goodbye travels on another connection.
-const AFTERWORD: Duration = Duration::from_secs(2);
 
 /// A last word.
 #[derive(Debug, Serialize, Deserialize)]
@@ -88,7 +90,9 @@ enum State {
 /// The line to one peer.
 pub(crate) struct Line {
     stream: Stream,
-    process: Option<OwnedFd>,
+    process: Option<Process>,
+    /// Whether the other end is a process of this host, with which we share memory.
+    local: bool,
     reader: Reader,
     state: State,
 }
@@ -96,17 +100,13 @@ pub(crate) struct Line {
 impl Line {
     /// A line over a connection to another host, or to one that cannot be watched.
     pub(crate) fn new(stream: Stream) -> Self {
-        Self { stream, process: None, reader: Reader::default(), state: State::Open }
+        Self { stream, process: None, local: false, reader: Reader::default(), state: State::Open }
     }
 
     /// A line over a Unix socket: its other end is a process of this host.
     pub(crate) fn to_local_process(stream: Stream) -> Self {
-        // The socket is still open afterwards or its closing will be seen, so the number names the process that held
-        // it then. A kernel that refuses leaves the socket alone to tell.
-        let process = rustix::net::sockopt::socket_peercred(&stream)
-            .and_then(|credentials| pidfd_open(credentials.pid, PidfdFlags::empty()))
-            .ok();
-        Self { process, ..Self::new(stream) }
+        // A kernel that refuses leaves the socket alone to tell.
+        Self { process: Process::behind(&stream), local: true, ..Self::new(stream) }
     }
 
     fn has_news(&self, watched: &[PollFd]) -> bool {
@@ -155,9 +155,20 @@ impl Failure {
     }
 }
 
+/// What lines know of the world around them.
+pub(crate) struct Surroundings {
+    /// The hosts of all ranks, for a person.
+    pub(crate) hosts: Vec<String>,
+    /// How long to bear silence.
+    pub(crate) timeouts: Timeouts,
+    /// What ends all waiting when it is raised.
+    pub(crate) alarm: Option<Arc<Alarm>>,
+}
+
 /// The lines to all peers.
 pub(crate) struct Lines {
     rank: usize,
+    surroundings: Surroundings,
     /// By rank; none to ourselves.
     lines: Vec<Option<Line>>,
     /// What was found first; it is found again by whoever asks later.
@@ -167,14 +178,48 @@ pub(crate) struct Lines {
 }
 
 impl Lines {
-    pub(crate) fn new(rank: usize, lines: Vec<Option<Line>>) -> Self {
-        Self { rank, lines, failure: None, parted: false }
+    pub(crate) fn new(rank: usize, lines: Vec<Option<Line>>, surroundings: Surroundings) -> Self {
+        Self { rank, surroundings, lines, failure: None, parted: false }
     }
 
-    /// Looks, without waiting, whether anybody died or gave up.
+    /// Whether the alarm was raised: costs one load.
     ///
     /// # Errors
-    /// `PeerLost` naming who died; what a peer gave up with.
+    /// What it was raised with.
+    pub(crate) fn heed(&self) -> Result<()> {
+        self.surroundings.alarm.as_ref().map_or(Ok(()), |alarm| alarm.check())
+    }
+
+    /// The processes of this host with which we share memory, by rank.
+    ///
+    /// # Errors
+    /// The system's failure to copy a descriptor.
+    pub(crate) fn holders(&self) -> Result<Vec<Option<Holder>>> {
+        let holder = |line: &Option<Line>| match line {
+            Some(line) if line.local => Holder::new(line.stream.as_fd(), line.process.as_ref()).map(Some),
+            _ => Ok(None),
+        };
+        self.lines.iter().map(holder).collect()
+    }
+
+    /// Keeps lost ranks of this host from memory that they share with us.
+    ///
+    /// # Errors
+    /// `Unavailable` naming one that lives and could not be ended in time.
+    pub(crate) fn fence(&self, lost: &[usize], clock: &dyn Clock) -> Result<()> {
+        let until = clock.now() + self.surroundings.timeouts.connect;
+        let holders = self.holders()?;
+        for rank in lost {
+            let Some(holder) = &holders[*rank] else { continue };
+            holder.fence(clock, until).map_err(|error| error.within(self.name(*rank)))?;
+        }
+        Ok(())
+    }
+
+    /// Looks, without waiting, whether anybody died or gave up, or the alarm was raised.
+    ///
+    /// # Errors
+    /// `PeerLost` naming who died; what a peer gave up with; what the alarm was raised with.
     pub(crate) fn check(&mut self) -> Result<()> {
         self.look(Duration::ZERO)
     }
@@ -190,7 +235,7 @@ impl Lines {
             return error;
         }
         if !self.has_left(peer)
-            && let Err(error) = self.look(AFTERWORD)
+            && let Err(error) = self.look(self.surroundings.timeouts.afterword)
         {
             return error;
         }
@@ -199,16 +244,26 @@ impl Lines {
 
     /// The error for a peer that left in good order and is still needed.
     pub(crate) fn left_too_early(&self, peer: usize) -> Error {
-        Error::peer_lost(peer, format!("rank {peer} has left while rank {} still needs it", self.rank))
+        let (name, own) = (self.name(peer), self.rank);
+        Error::peer_lost(peer, format!("{name} has left while rank {own} still needs it"))
     }
 
-    /// The sockets and processes whose news [`Lines::check`] would read.
+    /// A rank as a person knows it.
+    fn name(&self, rank: usize) -> String {
+        match self.surroundings.hosts.get(rank) {
+            Some(host) => format!("rank {rank} on {host}"),
+            None => format!("rank {rank}"),
+        }
+    }
+
+    /// The sockets, processes and alarm whose news [`Lines::check`] would read; the alarm is the last.
     pub(crate) fn watched(&self) -> Vec<PollFd<'_>> {
         let open = self.lines.iter().flatten().filter(|line| line.state == State::Open);
         open.flat_map(|line| {
             let process = line.process.as_ref().map(|process| PollFd::new(process, PollFlags::IN));
             std::iter::once(PollFd::new(&line.stream, PollFlags::IN)).chain(process)
         })
+        .chain(self.surroundings.alarm.as_deref().map(|alarm| PollFd::new(alarm, PollFlags::IN)))
         .collect()
     }
 
@@ -220,7 +275,7 @@ impl Lines {
         }
         match &self.failure {
             Some(failure) => Err(failure.error()),
-            None => Ok(()),
+            None => self.heed(),
         }
     }
 
@@ -252,7 +307,7 @@ impl Lines {
         for (rank, ended) in news {
             let Some(line) = &mut self.lines[*rank] else { continue };
             if let Some((reason, message)) = line.read(*ended) {
-                let message = format!("rank {rank} gave up: {message}");
+                let message = format!("{} gave up: {message}", self.name(*rank));
                 self.failure.get_or_insert(Failure { kind: reason.into(), message, told: true });
             } else if line.state == State::Dead {
                 dead.get_or_insert(*rank);
@@ -261,8 +316,8 @@ impl Lines {
         if let Some(rank) = dead
             && self.failure.is_none()
         {
-            let message =
-                format!("rank {rank} has died (its connection to rank {} closed without a word)", self.rank);
+            let (name, own) = (self.name(rank), self.rank);
+            let message = format!("{name} has died (its connection to rank {own} closed without a word)");
             self.failure = Some(Failure { kind: Kind::PeerLost { rank }, message, told: false });
         }
     }
@@ -291,86 +346,13 @@ impl Drop for Lines {
             self.give_up(&Error::internal(format!("rank {} has panicked", self.rank)));
         }
         self.part(&LastWord::Goodbye);
+        for line in self.lines.iter().flatten().filter(|line| line.local) {
+            // A copy of the socket may be held to fence the peer: it must not keep our own end from being seen.
+            let _ = rustix::net::shutdown(&line.stream, Shutdown::Write);
+        }
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use std::os::unix::net::UnixStream;
-
-    fn stream(socket: UnixStream) -> Stream {
-        Stream::plain(socket.into()).unwrap()
-    }
-
-    /// Lines of rank 0 to ranks 1 and 2, and the other ends.
-    fn lines() -> (Lines, UnixStream, UnixStream) {
-        let pair = || {
-            let (ours, theirs) = UnixStream::pair().unwrap();
-            (Line::to_local_process(stream(ours)), theirs)
-        };
-        let ((one, first), (two, second)) = (pair(), pair());
-        (Lines::new(0, vec![None, Some(one), Some(two)]), first, second)
-    }
-
-    fn other_end(rank: usize, socket: UnixStream) -> Lines {
-        Lines::new(rank, vec![Some(Line::new(stream(socket)))])
-    }
-
-    #[test]
-    fn a_line_that_closes_without_a_word_is_a_death() {
-        let (mut ours, first, _second) = lines();
-        ours.check().unwrap();
-        drop(first);
-        assert_eq!(*ours.check().unwrap_err().kind(), Kind::PeerLost { rank: 1 });
-        assert_eq!(*ours.check().unwrap_err().kind(), Kind::PeerLost { rank: 1 });
-    }
-
-    #[test]
-    fn a_goodbye_is_no_failure_until_the_peer_is_needed() {
-        let (mut ours, first, _second) = lines();
-        drop(other_end(1, first));
-        ours.check().unwrap();
-        assert!(ours.has_left(1) && !ours.has_left(2));
-        assert_eq!(*ours.explain(1).kind(), Kind::PeerLost { rank: 1 });
-    }
-
-    #[test]
-    fn a_reason_counts_before_a_death() {
-        let (mut ours, first, second) = lines();
-        drop(first);
-        let mut theirs = other_end(2, second);
-        theirs.give_up(&Error::invalid("other length"));
-        drop(theirs);
-        let error = ours.check().unwrap_err();
-        assert!(*error.kind() == Kind::Invalid && error.is_told());
-        assert!(error.to_string().contains("rank 2 gave up: other length"), "{error}");
-    }
-
-    #[test]
-    fn every_kind_survives_the_wire() {
-        let kinds = [
-            Kind::Invalid,
-            Kind::Denied,
-            Kind::Unavailable,
-            Kind::Exhausted,
-            Kind::PeerLost { rank: 5 },
-            Kind::Fenced,
-            Kind::Corrupt,
-            Kind::Closed,
-            Kind::Internal,
-        ];
-        for kind in kinds {
-            let (mut ours, first, _second) = lines();
-            other_end(1, first).give_up(&Error::new(kind.clone(), "x".repeat(100_000)));
-            assert_eq!(*ours.check().unwrap_err().kind(), kind);
-        }
-    }
-
-    #[test]
-    fn a_line_with_nonsense_is_no_goodbye() {
-        let (mut ours, first, _second) = lines();
-        frame::send(&mut stream(first), &frame::encode(&"nonsense").unwrap()).unwrap();
-        assert_eq!(*ours.check().unwrap_err().kind(), Kind::Corrupt);
-    }
-}
+#[path = "control_tests.rs"]
+mod tests;

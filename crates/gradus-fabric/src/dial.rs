@@ -1,6 +1,6 @@
 //! The system's side of the rendezvous: sockets, names, ports.
 
-use crate::gate::{await_news, timespec};
+use crate::gate::{await_news, nap};
 use crate::launch::{Launch, RENDEZVOUS_FD};
 use crate::stream::{Moved, Stream};
 use gradus_error::{Error, IoContext, Result};
@@ -209,8 +209,8 @@ pub(crate) fn reach_local(name: &str, limit: Duration) -> std::result::Result<Ow
 /// `Unavailable` when it has not by `until`.
 pub(crate) fn wait_readable(socket: &OwnedFd, clock: &dyn Clock, until: Duration) -> Result<()> {
     loop {
-        let left = until.saturating_sub(clock.now());
-        match poll(&mut [PollFd::new(socket, PollFlags::IN)], Some(&timespec(left))) {
+        match poll(&mut [PollFd::new(socket, PollFlags::IN)], Some(&nap(until, clock))) {
+            Ok(0) if clock.now() < until => {}
             Ok(0) => return Err(Error::unavailable("nothing arrived in time")),
             Ok(_) => return Ok(()),
             Err(Errno::INTR) => {}

@@ -160,7 +160,7 @@ mod tests {
             }
             let _ = decode::<crate::rendezvous::Hello>(&bytes);
             let _ = decode::<crate::rendezvous::Answer>(&bytes);
-            let _ = decode::<crate::rendezvous::Member>(&bytes);
+            let _ = decode::<crate::doors::Member>(&bytes);
         }
     }
 }

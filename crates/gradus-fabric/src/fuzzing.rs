@@ -78,7 +78,7 @@ fn frames(data: &[u8]) {
     while let Ok(Progress::Frame(body)) = reader.read(&mut stream) {
         let _ = frame::decode::<Hello>(&body);
         let _ = frame::decode::<Answer>(&body);
-        let _ = frame::decode::<crate::rendezvous::Member>(&body);
+        let _ = frame::decode::<crate::doors::Member>(&body);
         let _ = frame::decode::<Introduction>(&body);
         let _ = frame::decode::<LastWord>(&body);
         let _ = frame::decode::<Request>(&body);

@@ -25,6 +25,9 @@ const STRANGERS: usize = 1024;
 /// Refusals that are remembered.
 const REMEMBERED: usize = 4;
 
+/// The longest sleep while ranks connect: whoever holds the clock may move it on meanwhile, to end all waiting.
+pub(crate) const NAP: Duration = Duration::from_millis(50);
+
 /// One who is believed, and what it said first.
 pub(crate) struct Arrival {
     pub(crate) stream: Stream,
@@ -167,11 +170,16 @@ pub(crate) fn frame_until(
     }
 }
 
-/// Waits until `until` at most for `interest` in a connection, or for room for what it holds.
+/// Waits a while, until `until` at most, for `interest` in a connection, or for room for what it holds.
 pub(crate) fn await_news(stream: &Stream, interest: PollFlags, clock: &dyn Clock, until: Duration) {
-    let left = timespec(until.saturating_sub(clock.now()));
+    let left = nap(until, clock);
     // A failure to wait shows at the next try; an interruption is no failure.
     let _ = poll(&mut [PollFd::new(stream, stream.news(interest))], Some(&left));
+}
+
+/// For the system, how long to sleep towards `until` before the clock is to be looked at again.
+pub(crate) fn nap(until: Duration, clock: &dyn Clock) -> Timespec {
+    timespec(until.saturating_sub(clock.now()).min(NAP))
 }
 
 /// A span of time for the system.

@@ -1,4 +1,4 @@
-//! What tells whether two ranks share a host, and whether the ranks of a host have a processor each.
+//! What a host is called, what tells whether two ranks share one, and whether the ranks of a host have a processor each.
 
 use gradus_host::random;
 use gradus_memory::Segment;
@@ -18,6 +18,21 @@ pub(crate) fn identity() -> String {
         return String::new();
     }
     format!("{} {} {}", boot.trim(), network.display(), rustix::process::geteuid().as_raw())
+}
+
+/// Characters of a host's name that are shown.
+const LONGEST_NAME: usize = 64;
+
+/// What a person calls this host, made of letters, digits, `.`, `-` and `_`.
+pub(crate) fn name() -> String {
+    shown(&rustix::system::uname().nodename().to_string_lossy())
+}
+
+/// A host's name that another process gave, made fit to be shown.
+pub(crate) fn shown(name: &str) -> String {
+    let fits = |c: &char| c.is_ascii_alphanumeric() || ".-_".contains(*c);
+    let name: String = name.chars().filter(fits).take(LONGEST_NAME).collect();
+    if name.is_empty() { "unnamed".to_owned() } else { name }
 }
 
 /// A number that processes share exactly if they share a kernel and a network namespace: between them lies no network. Where
@@ -92,6 +107,13 @@ mod tests {
         let before = mask();
         (0..5).for_each(step_to);
         assert_eq!(mask(), before);
+    }
+
+    #[test]
+    fn names_of_hosts_are_fit_to_be_shown() {
+        assert_eq!(shown("node-7.example_\u{1b}[31m \n"), "node-7.example_31m");
+        assert_eq!(shown(&"x".repeat(1000)).len(), LONGEST_NAME);
+        assert!(shown("\u{e9} ") == "unnamed" && !name().is_empty());
     }
 
     #[test]

@@ -21,6 +21,9 @@ const DEFAULT_PORT: u16 = 29500;
 /// The variable that names an inherited, already listening socket for rank 0's rendezvous.
 pub const RENDEZVOUS_FD: &str = "GRADUS_RENDEZVOUS_FD";
 
+/// The variable that names the coordinator of the ranks' group, `host:port`.
+pub const COORDINATOR: &str = "GRADUS_COORDINATOR";
+
 /// The variable in which people list interfaces for NCCL.
 pub(crate) const INTERFACES: &str = "NCCL_SOCKET_IFNAME";
 
@@ -46,6 +49,8 @@ pub struct Launch {
     pub master_port: u16,
     /// Descriptor of a socket that listens at that port already; only rank 0 looks at it.
     pub rendezvous_fd: Option<i32>,
+    /// Where the coordinator of the ranks' group listens, where their launcher runs one.
+    pub coordinator: Option<String>,
     /// What the ranks prove to each other. Reading a launcher's words leaves it empty, for it may stand in a file:
     /// [`Secret::from_environment`] reads it.
     pub secret: Secret,
@@ -73,6 +78,7 @@ impl Launch {
             master_address: "127.0.0.1".to_owned(),
             master_port,
             rendezvous_fd: None,
+            coordinator: None,
             secret: Secret::default(),
             interfaces: String::new(),
             origin: "this host alone".to_owned(),
@@ -235,6 +241,7 @@ impl Found {
             master_address: self.master_address(variables, local_world_size)?,
             master_port: self.master_port(variables)?,
             rendezvous_fd: variables.number(RENDEZVOUS_FD)?,
+            coordinator: variables.text(COORDINATOR),
             secret: Secret::default(),
             interfaces: variables.text(INTERFACES).unwrap_or_default(),
             origin: self.origin.to_owned(),

@@ -9,21 +9,24 @@
 //! - A [`Transport`] is an ordered stream of bytes from each rank to each other, over shared memory or TCP, moved
 //!   without blocking, so that one executor serves all of them.
 //!
-//! [`connect`] goes the whole way. Invariants: nothing that comes from outside is believed or waited for without bound;
+//! [`connect`] goes the whole way once; a [`Session`] goes it anew for every epoch of a group. Invariants: nothing that comes from outside is believed or waited for without bound;
 //! a rank that dies is noticed by all others in bounded time and named; one interface is listened on, beyond loopback only
 //! when told and with a secret; no end of a process leaves anything behind, in whatever way it comes.
 
+mod alarm;
 mod bell;
 mod board;
 mod connect;
 mod control;
 mod dial;
+mod doors;
 mod etcd;
 mod frame;
 #[cfg(feature = "fuzzing")]
 pub mod fuzzing;
 mod gate;
 mod handshake;
+mod holders;
 mod host;
 mod interface;
 mod launch;
@@ -35,6 +38,7 @@ mod rendezvous;
 mod ring;
 mod seat;
 mod secret;
+mod session;
 mod settings;
 mod shm;
 pub mod simulated;
@@ -50,10 +54,11 @@ pub use connect::connect;
 pub use etcd::EtcdAddress;
 pub use host::host_mark;
 pub use interface::interface_of;
-pub use launch::{Launch, RENDEZVOUS_FD};
+pub use launch::{COORDINATOR, Launch, RENDEZVOUS_FD};
 pub use neighbours::{Location, Neighbours};
 pub use seat::Seat;
 pub use secret::{SECRET, SECRET_FILE, Secret};
+pub use session::{Order, Session, SessionSettings, World};
 pub use settings::{NetworkSettings, PeerMemory, TransportKind};
 pub use tls::TlsSettings;
 pub use transport::{Alone, Direction, Interest, Transport};

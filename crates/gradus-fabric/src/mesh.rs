@@ -7,7 +7,7 @@
 
 use crate::dial;
 use crate::frame::{self, Reader};
-use crate::gate::{Arrival, Gate, frame_until};
+use crate::gate::{Arrival, Gate, NAP, frame_until};
 use crate::stream::Stream;
 use crate::trust::Trust;
 use gradus_error::{Error, Kind, Result};
@@ -83,7 +83,8 @@ impl Mesh<'_> {
                 let missing = format!("rank {missing} did not connect to rank {} in time", self.rank);
                 return Err(gate.explain(Error::unavailable(missing)));
             }
-            for Arrival { mut stream, rank, frame } in gate.arrivals(self.until)? {
+            let until = self.until.min(self.clock.now() + NAP);
+            for Arrival { mut stream, rank, frame } in gate.arrivals(until)? {
                 let Some((peer, line)) = self.recognise(&frame).filter(|(peer, _)| *peer == rank) else {
                     continue;
                 };

@@ -5,51 +5,44 @@
 //! allows, and what it finds wrong goes to all who are connected: no rank is left waiting for a world that cannot be.
 //! Strangers who connect by chance, stay silent or speak nonsense are dropped and hold nobody up.
 
+use crate::doors::{Doors, Member};
 use crate::frame::{self, Reader};
-use crate::gate::{Arrival, Gate, frame_until, peer_address};
+use crate::gate::{Arrival, Gate, NAP, frame_until, peer_address};
 use crate::interface::Wish;
 use crate::launch::Launch;
+use crate::membership::Timeouts;
 use crate::settings::TransportKind;
 use crate::stream::Stream;
 use crate::trust::Trust;
-use crate::{dial, host, interface};
+use crate::{dial, host};
 use gradus_error::{Error, IoContext, Kind, Result};
 use gradus_host::{Clock, random};
 use rustix::event::{PollFd, PollFlags, poll};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
-use std::net::{IpAddr, SocketAddr, TcpListener};
-use std::os::unix::net::UnixListener;
+use std::net::{IpAddr, TcpListener};
 use std::time::Duration;
 
-/// How much longer a rank waits for rank 0's answer than rank 0 waits for ranks: it is to hear who is missing.
-const GRACE: Duration = Duration::from_secs(10);
-
-/// How long rank 0 goes on hearing others after it found one that cannot take part, so that they hear the reason too.
-const LAST_HEARING: Duration = Duration::from_secs(2);
+/// Which of the meetings at one place: epochs of a group meet there one after the other.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Occasion {
+    /// The group; empty where ranks meet once, without membership.
+    pub(crate) group: String,
+    /// Its epoch.
+    pub(crate) epoch: u64,
+}
 
 /// What a rank says first.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct Hello {
     version: String,
+    occasion: Occasion,
     rank: usize,
     world_size: usize,
     fingerprint: String,
     transport: TransportKind,
     member: Member,
-}
-
-/// A rank, as all others know it.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-pub(crate) struct Member {
-    /// Where it listens for its peers.
-    pub(crate) address: SocketAddr,
-    /// Which ranks it can share memory with: those with the same one, not empty.
-    pub(crate) host: String,
-    /// Its processors.
-    pub(crate) processors: String,
-    /// Name of its Unix socket in the abstract namespace, empty if it has none.
-    pub(crate) socket: String,
 }
 
 /// What rank 0 says.
@@ -60,6 +53,8 @@ pub(crate) enum Answer {
     Welcome { world_size: usize, job: String },
     /// It cannot be: for the reason given, with the rank that is lost, if one is, and whether to mend or to retry.
     Refusal { lost: Option<usize>, mend: bool, message: String },
+    /// It is over for whoever asks: the group is further on.
+    Outdated { epoch: u64 },
 }
 
 /// What the rendezvous comes to.
@@ -72,52 +67,27 @@ pub(crate) struct Table {
     pub(crate) doors: Doors,
 }
 
-/// The sockets at which a rank's peers find it.
-pub(crate) struct Doors {
-    pub(crate) tcp: TcpListener,
-    /// Where that is.
-    pub(crate) address: SocketAddr,
-    /// For peers that can share memory, if this process can.
-    pub(crate) local: Option<UnixListener>,
-    socket: String,
-    host: String,
-}
-
-impl Doors {
-    /// Opens them: TCP at one address only, `here` or the one that is wished for.
-    fn open(here: IpAddr, terms: &Terms) -> Result<Self> {
-        let here = match &terms.wish {
-            Some((wish, source)) => wish.choose(&interface::of_this_host()?, here, source)?.address,
-            None => here,
-        };
-        terms.trust.secret.permits(here, "the address to be reached at")?;
-        let tcp = TcpListener::bind((here, 0)).context(|| format!("cannot listen on {here}"))?;
-        let address = dial::own_address(&tcp)?;
-        let host = if terms.transport == TransportKind::Tcp { String::new() } else { host::identity() };
-        let (local, socket) = if host.is_empty() { (None, String::new()) } else { dial::local_door()? };
-        Ok(Self { tcp, address, local, socket, host })
-    }
-
-    fn member(&self) -> Member {
-        let Self { address, host, socket, .. } = self;
-        Member {
-            address: *address,
-            host: host.clone(),
-            processors: host::processors(),
-            socket: socket.clone(),
-        }
+impl Table {
+    /// What a person calls the hosts of all ranks.
+    pub(crate) fn hosts(&self) -> Vec<String> {
+        self.members.iter().map(|member| host::shown(&member.name)).collect()
     }
 }
 
 /// What a rank brings.
 pub(crate) struct Terms<'a> {
     pub(crate) launch: &'a Launch,
+    pub(crate) occasion: Occasion,
+    /// Where rank 0 listens if it goes on doing so; else it listens as its launch says, and for this meeting only.
+    pub(crate) entrance: Option<&'a TcpListener>,
     pub(crate) trust: Trust,
     /// What is wished about interfaces, and where.
     pub(crate) wish: Option<(Wish, &'static str)>,
     pub(crate) transport: TransportKind,
     pub(crate) fingerprint: &'a str,
+    /// How long to wait for ranks to come.
     pub(crate) timeout: Duration,
+    pub(crate) timeouts: Timeouts,
     pub(crate) clock: &'a dyn Clock,
 }
 
@@ -136,6 +106,7 @@ impl Terms<'_> {
     fn hello(&self, doors: &Doors) -> Hello {
         Hello {
             version: env!("CARGO_PKG_VERSION").to_owned(),
+            occasion: self.occasion.clone(),
             rank: self.launch.rank,
             world_size: self.launch.world_size,
             fingerprint: self.fingerprint.to_owned(),
@@ -156,15 +127,23 @@ struct Guest {
 }
 
 fn host_meeting(terms: &Terms, until: Duration) -> Result<Table> {
+    if let Some(kept) = terms.entrance {
+        return hold_meeting(terms, kept, until);
+    }
     let entrance = dial::entrance(terms.launch)?;
-    let doors = Doors::open(dial::own_address(&entrance)?.ip(), terms)?;
+    let outcome = hold_meeting(terms, &entrance, until);
+    // The descriptor may be held elsewhere too (by the launcher that handed it on): end it for all.
+    let _ = rustix::net::shutdown(&entrance, rustix::net::Shutdown::Both);
+    outcome
+}
+
+fn hold_meeting(terms: &Terms, entrance: &TcpListener, until: Duration) -> Result<Table> {
+    let doors = Doors::open(dial::own_address(entrance)?.ip(), terms)?;
     let unheard = (1..terms.launch.world_size).collect();
     let mut meeting = Meeting { terms, own: terms.hello(&doors), guests: Vec::new(), unheard };
     meeting.guests.resize_with(terms.launch.world_size, || None);
     let gate = entrance.try_clone().context(|| "cannot prepare the rendezvous".to_owned())?;
     let outcome = meeting.gather(Gate::new(gate.into(), terms.trust.clone(), terms.clock)?, until);
-    // The descriptor may be held elsewhere too (by the launcher that handed it on): end it for all.
-    let _ = rustix::net::shutdown(&entrance, rustix::net::Shutdown::Both);
     match outcome.and_then(|()| meeting.welcome()) {
         Ok((members, job)) => Ok(Table { members, job, doors }),
         Err(error) => {
@@ -192,12 +171,12 @@ impl Meeting<'_> {
             if now >= until {
                 return verdict.and_then(|()| Err(gate.explain(self.missing())));
             }
-            for arrival in gate.arrivals(until.min(now + Duration::from_millis(200)))? {
+            for arrival in gate.arrivals(until.min(now + NAP))? {
                 if let Err(error) = self.hear(arrival).and_then(|()| self.all_there())
                     && verdict.is_ok()
                 {
                     verdict = Err(error);
-                    until = until.min(now + LAST_HEARING);
+                    until = until.min(now + self.terms.timeouts.afterword);
                 }
             }
             if verdict.is_ok() {
@@ -210,6 +189,15 @@ impl Meeting<'_> {
     fn hear(&mut self, Arrival { mut stream, rank, frame }: Arrival) -> Result<()> {
         let Ok(hello) = frame::decode::<Hello>(&frame) else { return Ok(()) };
         let Some(from) = peer_address(&stream).filter(|_| hello.rank == rank) else { return Ok(()) };
+        if hello.occasion != self.own.occasion {
+            // It belongs to another epoch, and must not end this one. Whoever is further on than we are hears of it by
+            // the end of its connection, as we shall by membership.
+            if hello.occasion.epoch < self.own.occasion.epoch {
+                let answer = Answer::Outdated { epoch: self.own.occasion.epoch };
+                let _ = frame::send(&mut stream, &frame::encode(&answer)?);
+            }
+            return Ok(());
+        }
         self.unheard.remove(&rank);
         if let Err(error) = self.judge(&hello, from.ip()) {
             let _ = frame::send(&mut stream, &frame::encode(&Answer::from(&error))?);
@@ -282,7 +270,9 @@ impl Meeting<'_> {
     }
 
     fn welcome(&mut self) -> Result<(Vec<Member>, String)> {
-        let job = format!("{:016x}{:016x}", random::seed_from_system(), random::seed_from_system());
+        let Occasion { group, epoch } = &self.own.occasion;
+        let [drawn, more] = [random::seed_from_system(), random::seed_from_system()];
+        let job = format!("{group}:{epoch}:{drawn:016x}{more:016x}");
         let guests = self.guests.iter().flatten().map(|guest| guest.hello.member.clone());
         let members: Vec<Member> = std::iter::once(self.own.member.clone()).chain(guests).collect();
         let mut bytes = frame::encode(&Answer::Welcome { world_size: members.len(), job: job.clone() })?;
@@ -325,8 +315,8 @@ fn join_meeting(terms: &Terms, until: Duration) -> Result<Table> {
     let doors = Doors::open(socket.local_addr().context(way)?.ip(), terms)?;
     let rank_0 = socket.peer_addr().context(way)?.ip();
     let hello = frame::encode(&terms.hello(&doors))?;
-    // Rank 0 may have come later than we: it waits as long as we do, from then on.
-    let until = terms.clock.now() + terms.timeout + GRACE;
+    // Rank 0 may have come later than we: it waits as long as we do, from then on, and then says who is missing.
+    let until = terms.clock.now() + terms.timeout + terms.timeouts.detection;
     let whom = format!("what answers at {} as rank 0", terms.place());
     let called = terms.trust.call(socket.into(), &whom, terms.clock, until);
     let mut stream = called.map_err(|error| match error.kind() {
@@ -357,6 +347,12 @@ fn read_table(terms: &Terms, stream: &mut Stream, until: Duration) -> Result<(Ve
     let (world_size, job) = match frame::decode(&next()?)? {
         Answer::Welcome { world_size, job } => (world_size, job),
         Answer::Refusal { lost, mend, message } => return Err(refused(lost, mend, message)),
+        Answer::Outdated { epoch } => {
+            let Occasion { group, epoch: own } = &terms.occasion;
+            let message =
+                format!("group {group} is in epoch {epoch}, this rank in epoch {own}: it is over here");
+            return Err(Error::new(Kind::Fenced, message));
+        }
     };
     if world_size != terms.launch.world_size {
         return Err(Error::corrupt(format!(
@@ -391,3 +387,7 @@ fn first_difference<'a>(theirs: &'a str, ours: &'a str) -> (&'a str, &'a str) {
 #[cfg(test)]
 #[path = "rendezvous_tests.rs"]
 mod tests;
+
+#[cfg(test)]
+#[path = "occasion_tests.rs"]
+mod occasion_tests;

@@ -12,7 +12,18 @@ const PATIENCE: Duration = Duration::from_secs(60);
 fn terms<'a>(launch: &'a Launch, timeout: Duration, clock: &'a RealClock) -> Terms<'a> {
     let trust =
         Trust { secret: Secret::default(), tls: None, purpose: Purpose::Rendezvous, rank: launch.rank };
-    Terms { launch, trust, wish: None, transport: TransportKind::Auto, fingerprint: "", timeout, clock }
+    Terms {
+        launch,
+        occasion: Occasion::default(),
+        entrance: None,
+        trust,
+        wish: None,
+        transport: TransportKind::Auto,
+        fingerprint: "",
+        timeout,
+        timeouts: Timeouts::from(Duration::from_secs(10)).unwrap(),
+        clock,
+    }
 }
 
 /// What rank 0 comes to when rank 1 says this and no more, and what it answers.
@@ -37,12 +48,14 @@ fn rank_0_hears(timeout: Duration, said: &[u8]) -> (Error, Option<Answer>) {
 fn hello() -> Hello {
     let member = Member {
         address: "127.0.0.1:1".parse().unwrap(),
+        name: String::new(),
         host: String::new(),
         processors: String::new(),
         socket: String::new(),
     };
     Hello {
         version: env!("CARGO_PKG_VERSION").to_owned(),
+        occasion: Occasion::default(),
         rank: 1,
         world_size: 2,
         fingerprint: String::new(),

@@ -1,10 +1,12 @@
 //! What a person can choose about the fabric.
 
 use crate::interface::Wish;
-use crate::launch::{INTERFACES, Launch};
+use crate::launch::INTERFACES;
+use crate::membership::Timeouts;
 use crate::tls::TlsSettings;
 use gradus_error::{Error, Result};
 use serde::{Deserialize, Serialize};
+use std::time::Duration;
 
 /// The smallest and the largest ring in shared memory.
 pub(crate) const RING_BYTES: std::ops::RangeInclusive<usize> = 4096..=1 << 30;
@@ -48,6 +50,10 @@ pub enum PeerMemory {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct NetworkSettings {
+    /// How long a rank may be silent before it is taken for dead, such as `10s`; all other limits on silence are shares of
+    /// it ([`Timeouts`]).
+    #[serde(with = "as_written")]
+    pub failure_detection: Duration,
     /// How long ranks wait for each other at the start, seconds.
     pub rendezvous_timeout_s: u64,
     /// Shared memory from each rank to each other, bytes, a power of two of at least 4096; 0 chooses by world size.
@@ -66,6 +72,7 @@ pub struct NetworkSettings {
 impl Default for NetworkSettings {
     fn default() -> Self {
         Self {
+            failure_detection: Duration::from_secs(10),
             rendezvous_timeout_s: 60,
             ring_bytes: 0,
             peer_memory: PeerMemory::default(),
@@ -82,6 +89,7 @@ impl NetworkSettings {
     /// # Errors
     /// `Invalid`, naming the key and its range.
     pub fn check(&self) -> Result<()> {
+        self.timeouts()?;
         let Self { rendezvous_timeout_s: timeout, ring_bytes: ring, socket_buffer_bytes: buffer, .. } = self;
         if !(1..=LONGEST_RENDEZVOUS_S).contains(timeout) {
             return Err(Error::invalid(format!(
@@ -105,20 +113,46 @@ impl NetworkSettings {
         self.tls.check()
     }
 
-    /// What is wished about interfaces, and where that was said; `launch` counts where the settings are silent.
+    /// The spans of time that follow from `failure_detection`.
+    ///
+    /// # Errors
+    /// `Invalid`, naming the key and its range.
+    pub fn timeouts(&self) -> Result<Timeouts> {
+        let named = |error: Error| Error::new(error.kind().clone(), format!("network.{error}"));
+        Timeouts::from(self.failure_detection).map_err(named)
+    }
+
+    /// What is wished about interfaces, and where that was said. `listed`, as [`INTERFACES`] lists them, counts where the
+    /// settings are silent and ranks do not meet on loopback.
     ///
     /// # Errors
     /// `Invalid` when it cannot be understood.
-    pub(crate) fn wish(&self, launch: &Launch) -> Result<Option<(Wish, &'static str)>> {
-        let (list, source) = match (self.interface.is_empty(), launch.meets_on_loopback()) {
-            (false, _) => (&self.interface, INTERFACE),
-            (true, false) => (&launch.interfaces, INTERFACES),
+    pub(crate) fn wish(&self, listed: &str, on_loopback: bool) -> Result<Option<(Wish, &'static str)>> {
+        let (list, source) = match (self.interface.is_empty(), on_loopback) {
+            (false, _) => (self.interface.as_str(), INTERFACE),
+            (true, false) => (listed, INTERFACES),
             (true, true) => return Ok(None),
         };
         if list.is_empty() {
             return Ok(None);
         }
         Ok(Some((Wish::parse(list, source)?, source)))
+    }
+}
+
+/// A span of time as a person writes it.
+mod as_written {
+    use gradus_host::units::{parse_duration, show_duration};
+    use serde::de::Error;
+    use serde::{Deserialize, Deserializer, Serializer};
+    use std::time::Duration;
+
+    pub(super) fn serialize<S: Serializer>(span: &Duration, to: S) -> Result<S::Ok, S::Error> {
+        to.serialize_str(&show_duration(*span))
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Duration, D::Error> {
+        parse_duration(&String::deserialize(from)?).map_err(D::Error::custom)
     }
 }
 
@@ -132,6 +166,8 @@ mod tests {
         default().check().unwrap();
         let tls = TlsSettings { key: "key.pem".into(), ..TlsSettings::default() };
         let wrong = [
+            ("failure_detection", NetworkSettings { failure_detection: Duration::ZERO, ..default() }),
+            ("failure_detection", NetworkSettings { failure_detection: Duration::MAX, ..default() }),
             ("network.interface", NetworkSettings { interface: "^".into(), ..default() }),
             ("network.tls.certificate", NetworkSettings { tls, ..default() }),
             ("rendezvous_timeout_s", NetworkSettings { rendezvous_timeout_s: 0, ..default() }),

@@ -9,8 +9,9 @@
 
 use crate::bell::Bell;
 use crate::board::{Board, HEADER_WORDS, Note};
-use crate::control::{Line, Lines};
+use crate::control::{Line, Lines, Surroundings};
 use crate::dial;
+use crate::holders::Holder;
 use crate::mesh::Mesh;
 use crate::neighbours::{Location, Neighbour, Neighbours};
 use crate::rendezvous::Table;
@@ -130,8 +131,8 @@ impl SharedMemory {
         table: &mut Table,
         settings: &NetworkSettings,
         spin: bool,
-        clock: &dyn Clock,
-        until: Duration,
+        surroundings: Surroundings,
+        (clock, until): (&dyn Clock, Duration),
     ) -> Result<Self> {
         let (rank, world_size) = (trust.rank, table.members.len());
         let plan = Plan { world_size, ring_bytes: ring_bytes(settings.ring_bytes, world_size) };
@@ -167,7 +168,7 @@ impl SharedMemory {
             peers,
             neighbours: Neighbours::new(rank, board, heap, neighbours, spin),
             bell: Bell(inbox),
-            lines: Lines::new(rank, lines),
+            lines: Lines::new(rank, lines, surroundings),
             spin,
             clock: RealClock::new(),
         };
@@ -217,6 +218,14 @@ impl SharedMemory {
             }
             self.wait(&[Interest { peer, direction: Direction::Signal }], LONGEST_WAIT)?;
         }
+    }
+
+    /// The processes with which memory is shared, by rank.
+    ///
+    /// # Errors
+    /// The system's failure to copy a descriptor.
+    pub(crate) fn holders(&self) -> Result<Vec<Option<Holder>>> {
+        self.lines.holders()
     }
 
     fn peer(&mut self, peer: usize) -> &mut Peer {
@@ -310,6 +319,7 @@ impl Transport for SharedMemory {
     }
 
     fn wait(&mut self, interests: &[Interest], limit: Duration) -> Result<()> {
+        self.lines.heed()?;
         if self.spin && self.ready_soon(interests)? {
             return Ok(());
         }
@@ -330,6 +340,10 @@ impl Transport for SharedMemory {
             Some(gone) if !self.is_ready(gone)? => Err(self.lines.left_too_early(gone.peer)),
             _ => Ok(()),
         }
+    }
+
+    fn fence(&mut self, lost: &[usize]) -> Result<()> {
+        self.lines.fence(lost, &self.clock)
     }
 
     fn abort(&mut self, reason: &Error) {

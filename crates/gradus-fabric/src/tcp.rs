@@ -9,7 +9,7 @@
 //! before it. It yields no processor then: two ranks that begin on one processor and yield to each other never stay off it
 //! long enough for the system to move one of them away.
 
-use crate::control::{Line, Lines};
+use crate::control::{Line, Lines, Surroundings};
 use crate::dial;
 use crate::gate::timespec;
 use crate::mesh::Mesh;
@@ -48,12 +48,6 @@ const NAP: Duration = Duration::from_secs(1);
 
 /// How long a transport that is dropped waits for room for what it still holds.
 const LAST_BYTES: Duration = Duration::from_secs(10);
-
-/// A silent connection is probed after [`PROBE_IDLE`], every [`PROBE_INTERVAL`], and given up after [`PROBES`]: a host
-/// that vanished is noticed in 25 seconds.
-const PROBE_IDLE: Duration = Duration::from_secs(10);
-const PROBE_INTERVAL: Duration = Duration::from_secs(5);
-const PROBES: u32 = 3;
 
 struct Peer {
     stream: Stream,
@@ -98,8 +92,8 @@ impl Tcp {
         table: Table,
         socket_buffer_bytes: usize,
         spin: bool,
-        clock: &dyn Clock,
-        until: Duration,
+        surroundings: Surroundings,
+        (clock, until): (&dyn Clock, Duration),
     ) -> Result<Self> {
         let rank = trust.rank;
         let (world_size, address) = (table.members.len(), table.doors.address);
@@ -115,14 +109,14 @@ impl Tcp {
             let pair = streams.next().zip(streams.next());
             if let Some((data, control)) = &pair {
                 tune(data, socket_buffer_bytes)?;
-                watch(control)?;
+                watch(control, surroundings.timeouts.detection)?;
             }
             let (peer, line) = pair.map(|(data, control)| (Peer::new(data), Line::new(control))).unzip();
             peers.push(peer);
             lines.push(line);
         }
         let spins = if spin { SPINS } else { 0 };
-        Ok(Self { rank, address, peers, lines: Lines::new(rank, lines), spins, fruitless: 0 })
+        Ok(Self { rank, address, peers, lines: Lines::new(rank, lines, surroundings), spins, fruitless: 0 })
     }
 
     /// What came of a try to send to a peer.
@@ -211,14 +205,18 @@ fn stays_at_home(socket: &Stream) -> bool {
     ours.is_some() && ours == theirs
 }
 
-/// For a line of life.
-fn watch(socket: &Stream) -> Result<()> {
+/// For a line of life: a host that vanished is noticed after `detection` of silence, in the whole seconds that the system
+/// counts in. Data have no such limit, for a peer that lives may leave them untouched for long.
+fn watch(socket: &Stream, detection: Duration) -> Result<()> {
     let describe = || "cannot watch a connection".to_owned();
+    let seconds = |span: Duration| Duration::from_secs(span.as_secs().max(1));
+    let milliseconds = u32::try_from(detection.as_millis()).unwrap_or(u32::MAX);
     sockopt::set_tcp_nodelay(socket, true).context(describe)?;
     sockopt::set_socket_keepalive(socket, true).context(describe)?;
-    sockopt::set_tcp_keepidle(socket, PROBE_IDLE).context(describe)?;
-    sockopt::set_tcp_keepintvl(socket, PROBE_INTERVAL).context(describe)?;
-    sockopt::set_tcp_keepcnt(socket, PROBES).context(describe)
+    sockopt::set_tcp_keepidle(socket, seconds(detection / 4)).context(describe)?;
+    sockopt::set_tcp_keepintvl(socket, seconds(detection / 4)).context(describe)?;
+    // Limits the silence while probes go unanswered too, instead of their number (tcp(7)).
+    sockopt::set_tcp_user_timeout(socket, milliseconds).context(describe)
 }
 
 impl Transport for Tcp {
@@ -304,6 +302,7 @@ impl Transport for Tcp {
     }
 
     fn wait(&mut self, interests: &[Interest], limit: Duration) -> Result<()> {
+        self.lines.heed()?;
         self.flush()?;
         let looks = self.fruitless;
         self.fruitless += 1;

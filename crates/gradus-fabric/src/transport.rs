@@ -113,8 +113,20 @@ pub trait Transport: Send {
     /// processor a few times, then sleeps.
     ///
     /// # Errors
-    /// `PeerLost` naming any rank of the world that died; what a peer gave up with.
+    /// `PeerLost` naming any rank of the world that died, or that its group has lost; what a peer gave up with.
     fn wait(&mut self, interests: &[Interest], limit: Duration) -> Result<()>;
+
+    /// Keeps ranks that the group has lost from memory that this transport shares with them: returns once each of their
+    /// processes has let go of it by itself, or has ended, and ends it if need be. To be called before anything is made
+    /// of memory that such a rank could still write, for no message and no epoch stops a store of a process that was
+    /// stopped and wakes. Ranks that live have let go once they have acknowledged a later epoch. Blocks for a quarter of
+    /// `failure_detection` at most. Where peers write no memory of ours there is nothing to do.
+    ///
+    /// # Errors
+    /// `Unavailable` naming a rank that lives and could not be ended: the memory must not be used again.
+    fn fence(&mut self, _lost: &[usize]) -> Result<()> {
+        Ok(())
+    }
 
     /// What ranks do without streams, if all of them share this host's memory.
     fn neighbours(&mut self) -> Option<&mut Neighbours> {

@@ -1,4 +1,5 @@
-//! What a host offers: clock, randomness, disk, processors; and a simulated host with its faults.
+//! What a host offers: clock, randomness, disk, processors; and a simulated host with its faults. How spans of time and
+//! sizes are written stands here too, for every room reads settings.
 //!
 //! Everything above asks this room for time, sleep and chance, never the standard library (clippy holds that), so that
 //! a simulated host can stand in for the real one.
@@ -10,6 +11,7 @@ pub mod processors;
 pub mod random;
 pub mod simulation;
 mod ticks;
+pub mod units;
 
 pub use clock::{Clock, RealClock};
 pub use ticks::{TickRate, TickScale, Ticks};

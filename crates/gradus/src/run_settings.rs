@@ -13,6 +13,10 @@ use std::time::Duration;
 /// The file in a Hugging Face folder that holds its tokenizer.
 const TOKENIZER: &str = "tokenizer.json";
 
+/// How many times `network.failure_detection` a rank that lives may take no part in a collective: loading, saving or
+/// writing a sample takes a rank longer than dying does.
+const STALLS: u32 = 30;
+
 /// The whole file.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -61,13 +65,14 @@ pub struct LaunchSection {
     pub nproc_per_node: usize,
     /// `auto`, `shm` or `tcp`.
     pub transport: String,
-    /// Time without any progress after which a collective gives up, such as `300s`.
+    /// Time without any progress after which a collective gives up, such as `300s`; empty: a multiple of
+    /// `network.failure_detection`.
     pub stall_timeout: String,
 }
 
 impl Default for LaunchSection {
     fn default() -> Self {
-        Self { nproc_per_node: 1, transport: "auto".into(), stall_timeout: "300s".into() }
+        Self { nproc_per_node: 1, transport: "auto".into(), stall_timeout: String::new() }
     }
 }
 
@@ -155,13 +160,13 @@ impl Settings {
     /// # Errors
     /// `Invalid`, naming the key.
     pub fn stall_timeout(&self) -> Result<Duration> {
-        let limit = parse_duration(&self.launch.stall_timeout);
-        let limit = limit.map_err(|error| error.within("launch.stall_timeout"))?;
-        if limit < Duration::from_secs(1) {
-            return Err(Error::invalid(
-                "launch.stall_timeout must be at least 1s: ranks are never that much in step",
-            ));
+        const KEY: &str = "launch.stall_timeout";
+        let timeouts = self.network.timeouts()?;
+        if self.launch.stall_timeout.is_empty() {
+            return Ok(timeouts.detection * STALLS);
         }
+        let limit = parse_duration(&self.launch.stall_timeout).map_err(|error| error.within(KEY))?;
+        timeouts.check_longer(KEY, limit)?;
         Ok(limit)
     }
 

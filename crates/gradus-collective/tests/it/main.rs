@@ -4,6 +4,7 @@
 
 mod algorithms;
 mod delay_line;
+mod epochs;
 mod far;
 mod faults;
 mod groups;

@@ -145,6 +145,11 @@ impl Coordinator {
         self.term
     }
 
+    /// The spans that it goes by.
+    pub(super) fn timeouts(&self) -> &Timeouts {
+        &self.timeouts
+    }
+
     /// Whether another coordinator has taken over.
     pub fn is_superseded(&self) -> bool {
         self.superseded

@@ -51,6 +51,8 @@ pub(super) struct Group {
     phase: Phase,
     /// Ranks of the table that are lost.
     lost: Vec<u32>,
+    /// Ranks of the table that have left in good order.
+    left: Vec<u32>,
     open_since: Duration,
     /// When the leases of all who were excluded have ended.
     go_from: Duration,
@@ -69,6 +71,7 @@ impl Group {
             present: BTreeMap::new(),
             phase: Phase::Gathering,
             lost: Vec::new(),
+            left: Vec::new(),
             open_since: now,
             go_from: now,
             newest_gone: newest,
@@ -255,12 +258,13 @@ impl Group {
         if cause != Cause::Left && !desk.planted.is(Planted::GoesBeforeLeasesEnd) {
             self.go_from = self.go_from.max(gone.heard + desk.timeouts.lease_over);
         }
-        self.lost.push(rank as u32);
+        let ranks = if cause == Cause::Left { &mut self.left } else { &mut self.lost };
+        ranks.push(rank as u32);
         self.break_epoch(desk);
     }
 
     fn abort(&self) -> News {
-        News::Abort { epoch: self.table.epoch, lost: self.lost.clone() }
+        News::Abort { epoch: self.table.epoch, lost: self.lost.clone(), left: self.left.clone() }
     }
 
     fn break_epoch(&mut self, desk: &mut Desk) {
@@ -325,6 +329,7 @@ impl Group {
         let acknowledge_by = (self.phase == Phase::Gathering).then_some(desk.now + desk.timeouts.abort);
         self.table = Table { epoch, members };
         self.lost.clear();
+        self.left.clear();
         self.phase = Phase::Forming;
         for present in self.present.values_mut() {
             present.acknowledge_by = acknowledge_by;

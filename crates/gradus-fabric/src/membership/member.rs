@@ -43,7 +43,7 @@ pub enum MemberNote {
         /// Which.
         epoch: Epoch,
     },
-    /// The epoch is broken, and all before it: end what is in flight.
+    /// The epoch is over, and all before it: end what is in flight, unless all who are gone have left in good order.
     Broken {
         /// The coordinator's term.
         term: u64,
@@ -51,6 +51,9 @@ pub enum MemberNote {
         epoch: Epoch,
         /// Ranks and members that are lost, those not told before; none where a member asked for a new epoch.
         lost: Vec<(usize, Identity)>,
+        /// Ranks and members that have left in good order, those not told before: what they had begun they have ended,
+        /// so that what is in flight goes on as far as it needs no more from them.
+        left: Vec<(usize, Identity)>,
     },
     /// The coordinator was not heard for a lease: pause.
     Isolated,
@@ -79,9 +82,9 @@ pub struct Member {
     isolated: bool,
     /// The newest table in full.
     known: Table,
-    /// The table that was acknowledged last, and which of its ranks are known to be lost.
+    /// The table that was acknowledged last, and which of its ranks are known to be gone.
     held: Table,
-    lost: Vec<u32>,
+    gone: Vec<u32>,
     active: bool,
     broken: Epoch,
     /// Pages of a newer table than the one known.
@@ -111,7 +114,7 @@ impl Member {
             isolated: false,
             known: Table::default(),
             held: Table::default(),
-            lost: Vec::new(),
+            gone: Vec::new(),
             active: false,
             broken: Epoch::NONE,
             pages: Pages::default(),
@@ -203,7 +206,7 @@ impl Member {
             News::Heard { lease: false, .. } => Vec::new(),
             News::Page { epoch, size, first, members } => self.learn(term, epoch, size, first, members),
             News::Go { epoch } => self.go(term, epoch),
-            News::Abort { epoch, lost } => self.lose(term, epoch, lost),
+            News::Abort { epoch, lost, left } => self.lose(term, epoch, &lost, &left),
             News::Fenced => self.end(MemberNote::Fenced),
             News::Refused { message } => self.end(MemberNote::Refused { message }),
         }
@@ -241,11 +244,12 @@ impl Member {
     fn adopt(&mut self, term: u64, table: Table) -> Vec<ActionOf<Self>> {
         let gone =
             |(_, member): &(usize, &Identity)| table.rank_of(&member.name, member.incarnation).is_none();
-        let lost = self.held.members.iter().enumerate().filter(gone).map(|(rank, _)| rank as u32).collect();
+        let lost: Vec<u32> =
+            self.held.members.iter().enumerate().filter(gone).map(|(rank, _)| rank as u32).collect();
         // Newcomers alone are no reason to break off.
-        let mut actions = match Vec::is_empty(&lost) {
+        let mut actions = match lost.is_empty() {
             true => Vec::new(),
-            false => self.lose(term, self.held.epoch, lost),
+            false => self.lose(term, self.held.epoch, &lost, &[]),
         };
         self.known = table.clone();
         actions.push(Action::Note(MemberNote::Formed { term, table }));
@@ -260,25 +264,26 @@ impl Member {
         vec![Action::Note(MemberNote::Active { term, epoch })]
     }
 
-    fn lose(&mut self, term: u64, epoch: Epoch, lost: Vec<u32>) -> Vec<ActionOf<Self>> {
+    fn lose(&mut self, term: u64, epoch: Epoch, lost: &[u32], left: &[u32]) -> Vec<ActionOf<Self>> {
         let table = if epoch == self.held.epoch { &self.held } else { &self.known };
         if epoch != table.epoch || epoch == Epoch::NONE || epoch < self.broken {
             return Vec::new();
         }
         let told_before = self.broken == epoch;
-        if !told_before {
-            self.lost.clear();
-        }
-        let new: Vec<u32> = lost.into_iter().filter(|rank| !self.lost.contains(rank)).collect();
-        let named =
-            new.iter().filter_map(|rank| Some((*rank as usize, table.members.get(*rank as usize)?.clone())));
-        let lost: Vec<(usize, Identity)> = named.collect();
-        if told_before && lost.is_empty() {
+        let before = if told_before { std::mem::take(&mut self.gone) } else { Vec::new() };
+        let named = |ranks: &[u32]| -> Vec<(usize, Identity)> {
+            let new = ranks.iter().filter(|rank| !before.contains(rank));
+            new.filter_map(|rank| Some((*rank as usize, table.members.get(*rank as usize)?.clone())))
+                .collect()
+        };
+        let (lost, left) = (named(lost), named(left));
+        self.gone = before;
+        self.gone.extend(lost.iter().chain(&left).map(|(rank, _)| *rank as u32));
+        self.broken = self.broken.max(epoch);
+        if told_before && lost.is_empty() && left.is_empty() {
             return Vec::new();
         }
-        self.lost.extend(lost.iter().map(|(rank, _)| *rank as u32));
-        self.broken = self.broken.max(epoch);
-        vec![Action::Note(MemberNote::Broken { term, epoch, lost })]
+        vec![Action::Note(MemberNote::Broken { term, epoch, lost, left })]
     }
 
     fn end(&mut self, note: MemberNote) -> Vec<ActionOf<Self>> {
@@ -295,11 +300,11 @@ impl Member {
             {
                 self.held = self.known.clone();
                 self.active = false;
-                self.lost.clear();
+                self.gone.clear();
             }
             MemberCommand::Abandon(epoch) if epoch == self.held.epoch && self.broken < epoch => {
                 self.broken = epoch;
-                self.lost.clear();
+                self.gone.clear();
             }
             MemberCommand::Leave if !self.ended => {
                 self.ended = true;

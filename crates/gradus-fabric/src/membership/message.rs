@@ -256,6 +256,8 @@ pub enum News {
         epoch: Epoch,
         /// Ranks that are lost; none where a member asked for a new epoch.
         lost: Vec<u32>,
+        /// Ranks that have left in good order: they took part in all that they had promised.
+        left: Vec<u32>,
     },
     /// This life of the name belongs to the group no more.
     Fenced,

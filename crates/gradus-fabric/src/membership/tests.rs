@@ -111,7 +111,7 @@ fn a_closed_connection_is_a_death_unless_another_is_opened_soon() {
     assert_eq!(desk.machine.deadline(), Some(seconds(10)));
     desk.machine.step(Event::Closed { peer: 7 }, seconds(3));
     let actions = desk.machine.step(Event::Wake, seconds(5));
-    let is_abort = |news: &News| *news == News::Abort { epoch: Epoch(2), lost: vec![1] };
+    let is_abort = |news: &News| *news == News::Abort { epoch: Epoch(2), lost: vec![1], left: vec![] };
     assert_eq!(said(&actions, is_abort), [1]);
     // b was heard at 2 s: its lease is surely over 5 s later, and nobody acts without it before.
     let is_go = |news: &News| matches!(news, News::Go { epoch: Epoch(3) });
@@ -240,10 +240,10 @@ fn a_table_is_known_when_its_last_page_has_come() {
 #[test]
 fn the_lost_are_named_once_and_nothing_goes_on_in_a_broken_epoch() {
     let mut member = Listener::acting();
-    let abort = |lost: &[u32]| News::Abort { epoch: Epoch(5), lost: lost.to_vec() };
+    let abort = |lost: &[u32]| News::Abort { epoch: Epoch(5), lost: lost.to_vec(), left: vec![] };
     let broken = |rank: usize, name: &str| {
         let lost = vec![(rank, identity(name, 1))];
-        [Action::Note(MemberNote::Broken { term: 1, epoch: Epoch(5), lost })]
+        [Action::Note(MemberNote::Broken { term: 1, epoch: Epoch(5), lost, left: vec![] })]
     };
     assert_eq!(member.hear(12, 1, abort(&[1])), broken(1, "b"));
     assert_eq!(member.hear(12, 1, abort(&[1, 99])), []);
@@ -251,6 +251,27 @@ fn the_lost_are_named_once_and_nothing_goes_on_in_a_broken_epoch() {
     assert!(!member.acts(12));
     assert_eq!(member.hear(12, 1, News::Go { epoch: Epoch(5) }), []);
     assert!(!member.acts(12));
+}
+
+#[test]
+fn who_left_in_good_order_is_not_among_the_lost() {
+    let mut desk = Desk::with_two();
+    let actions = desk.hear(1, 2, Wish::Leave { name: "b".into(), incarnation: 1 });
+    let is_abort = |news: &News| *news == News::Abort { epoch: Epoch(2), lost: vec![], left: vec![1] };
+    assert_eq!(said(&actions, is_abort), [1]);
+    let mut member = Listener::acting();
+    let abort = |lost: &[u32]| News::Abort { epoch: Epoch(5), lost: lost.to_vec(), left: vec![1] };
+    let (b, c) = ((1, identity("b", 1)), (2, identity("c", 1)));
+    let broken = |lost: &[(usize, Identity)], left: &[(usize, Identity)]| {
+        let (lost, left) = (lost.to_vec(), left.to_vec());
+        [Action::Note(MemberNote::Broken { term: 1, epoch: Epoch(5), lost, left })]
+    };
+    assert_eq!(member.hear(12, 1, abort(&[])), broken(&[], &[b]));
+    assert_eq!(member.hear(12, 1, abort(&[])), []);
+    assert_eq!(member.hear(12, 1, abort(&[2])), broken(&[c], &[]));
+    // A table without both tells nothing new of them.
+    let actions = member.page(12, 6, 0, &["a", "d", "e"]);
+    assert!(matches!(&actions[..], [Action::Note(MemberNote::Formed { .. })]), "{actions:?}");
 }
 
 #[test]

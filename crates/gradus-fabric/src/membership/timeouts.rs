@@ -28,6 +28,9 @@ pub struct Timeouts {
     pub connect: Duration,
     /// D / 4: how long a member whose connection broke may take to give a sign of life over a new one.
     pub reconnect: Duration,
+    /// D / 4: how long to wait for the reason once a peer has gone without one, and how long to go on hearing others once
+    /// one cannot take part: what they say travels on other connections.
+    pub afterword: Duration,
     /// D: how long a member may take, from hearing that its epoch is broken, to let go of what is in flight and
     /// acknowledge the next one.
     pub abort: Duration,
@@ -52,6 +55,7 @@ impl Timeouts {
             lease_over: eighth * 5,
             connect: eighth * 2,
             reconnect: eighth * 2,
+            afterword: eighth * 2,
             abort: failure_detection,
         })
     }
@@ -66,8 +70,8 @@ impl Timeouts {
             return Ok(());
         }
         Err(Error::invalid(format!(
-            "{name} is {span:?}, shorter than failure_detection ({:?}): a dead member would not be found out before it \
-             is over; raise {name} or lower failure_detection",
+            "{name} is {span:?}, shorter than network.failure_detection ({:?}): a dead member would not be found out \
+             before it is over; raise {name} or lower network.failure_detection",
             self.detection
         )))
     }

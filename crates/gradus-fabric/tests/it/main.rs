@@ -9,5 +9,6 @@ mod meeting;
 mod membership;
 mod parity;
 mod roles;
+mod session;
 mod trust;
 mod world;

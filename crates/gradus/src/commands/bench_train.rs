@@ -84,7 +84,7 @@ pub fn run(arguments: &BenchTrainArguments) -> Result<()> {
 fn launch_ranks(ranks: usize) -> Result<()> {
     let program = std::env::current_exe().context("cannot find this program's own file")?;
     let arguments: Vec<_> = std::env::args_os().skip(1).collect();
-    match launch_local(&program, &arguments, ranks, &[])? {
+    match launch_local(&program, &arguments, ranks, &[], None)? {
         ExitStatusSummary::Done => Ok(()),
         other => bail!("{other}"),
     }

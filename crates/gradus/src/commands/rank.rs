@@ -13,7 +13,11 @@ use gradus_collective::algorithm::Nodes;
 use gradus_collective::{Collective, Communicator};
 use gradus_compute::Device;
 use gradus_error::{Error, Kind};
-use gradus_fabric::{Launch, NetworkSettings, Seat, TlsSettings, Transport, connect, interface_of};
+use gradus_fabric::membership::{CoordinatorAddress, GroupSettings};
+use gradus_fabric::{
+    Launch, NetworkSettings, Order, Seat, Session, SessionSettings, TlsSettings, Transport, connect,
+    interface_of,
+};
 use gradus_host::{Clock, RealClock, disk};
 use gradus_model::Transformer;
 use gradus_store::{Dataset, Tokenizer};
@@ -21,6 +25,7 @@ use gradus_train::{Observer, Outcome, Parts, RunSettings, Trainer};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
+use std::time::Duration;
 
 /// Bytes of what ranks hold against each other, more than a digest or a device's description has.
 const LONGEST_TERM: usize = 256;
@@ -33,7 +38,7 @@ pub fn run(resolved: &Resolved<Settings>, launch: Option<Launch>, resume: bool) 
     let settings = &resolved.settings;
     settings.check(launch.as_ref().map_or(1, |launch| launch.world_size))?;
     // Ranks meet first: one that never comes is missed now, not after the data are prepared.
-    let mut communicator = communicator(settings, launch.as_ref())?;
+    let (_session, mut communicator) = join(settings, launch.as_ref())?;
     let opened = open(resolved, resume, &mut communicator);
     let opened = opened.inspect_err(|error| communicator.give_up(&as_told(error)))?;
     let Opened { folder, run, nodes, model, dataset, tokenizer, mut observer, peak_flops_per_s, stop } =
@@ -118,13 +123,43 @@ fn stop_on_signals() -> Result<Arc<AtomicBool>> {
     Ok(stop)
 }
 
-fn communicator(settings: &Settings, launch: Option<&Launch>) -> Result<Communicator> {
-    let Some(launch) = launch else { return Ok(Communicator::alone()) };
-    let transport = connect(launch, settings.transport()?, &settings.network, &terms(settings)?)?;
+/// The group that the ranks are members of, where their launcher runs its coordinator.
+const GROUP: &str = "train";
+
+/// Joins the other ranks. The session, if there is one, is to be dropped after the communicator: a rank leaves its group
+/// when it has done all that it had promised.
+fn join(settings: &Settings, launch: Option<&Launch>) -> Result<(Option<Session>, Communicator)> {
+    let Some(launch) = launch else { return Ok((None, Communicator::alone())) };
+    let (session, transport) = match &launch.coordinator {
+        Some(coordinator) => {
+            let mut session = Session::join(member(settings, launch, coordinator)?)?;
+            let patience = Duration::from_secs(settings.network.rendezvous_timeout_s);
+            let world = session.next_world(patience)?;
+            (Some(session), world.transport)
+        }
+        None => (None, connect(launch, settings.transport()?, &settings.network, &terms(settings)?)?),
+    };
     show_place(launch, &*transport);
     let mut communicator = Communicator::new(transport, settings.stall_timeout()?);
     record_flight(&mut communicator)?;
-    Ok(communicator)
+    Ok((session, communicator))
+}
+
+fn member(settings: &Settings, launch: &Launch, coordinator: &str) -> Result<SessionSettings> {
+    let world_size = u32::try_from(launch.world_size).context("the world is too large")?;
+    Ok(SessionSettings {
+        coordinator: CoordinatorAddress::At(coordinator.to_owned()),
+        group: GROUP.to_owned(),
+        size: GroupSettings::fixed(world_size),
+        name: format!("rank-{}", launch.rank),
+        order: Order::ByName,
+        secret: launch.secret.clone(),
+        coordinator_tls: TlsSettings::default(),
+        transport: settings.transport()?,
+        network: settings.network.clone(),
+        interfaces: launch.interfaces.clone(),
+        fingerprint: terms(settings)?,
+    })
 }
 
 /// Says where this rank is reached: on every rank where hosts differ, else on rank 0 for all.

@@ -5,6 +5,8 @@
 //! listener is bound here, to a port that the system chooses, and handed on to rank 0 as an open descriptor
 //! ([`RENDEZVOUS_FD`]), so no port is raced for.
 //!
+//! Ranks that train are members of a group besides, whose coordinator runs here, in a thread of the launcher's.
+//!
 //! The run's secret is made here, where nobody has set one, and handed on by the environment: on a command line every user
 //! of the host could read it.
 //!
@@ -14,6 +16,7 @@
 //! Invariant: when [`Launch::run`] returns, for whatever reason, no rank is alive; and when the launcher itself is
 //! killed, the kernel kills the ranks.
 
+mod coordinator;
 pub mod last_word;
 mod lines;
 mod rank;
@@ -23,8 +26,10 @@ mod supervise;
 mod tests;
 
 use crate::exit;
+use coordinator::Coordinator;
 use gradus_error::{Error, IoContext, Result};
 use gradus_fabric::Secret;
+use gradus_fabric::membership::Timeouts;
 use gradus_host::RealClock;
 use signals::Signals;
 use std::ffi::OsString;
@@ -61,6 +66,8 @@ pub struct Launch {
     pub environment: Vec<(OsString, OsString)>,
     /// Time from telling the ranks to stop, because one has failed, to killing them.
     pub grace: Duration,
+    /// The spans of the group that the ranks are members of, if they are.
+    pub membership: Option<Timeouts>,
 }
 
 /// How a process ended.
@@ -129,7 +136,8 @@ impl fmt::Display for ExitStatusSummary {
     }
 }
 
-/// Starts `nproc` ranks of `program` on this host and waits for them all: see [`Launch::run`].
+/// Starts `nproc` ranks of `program` on this host, as members of a group if `membership` has its spans, and waits for them
+/// all: see [`Launch::run`].
 ///
 /// # Errors
 /// As [`Launch::run`].
@@ -138,6 +146,7 @@ pub fn launch_local(
     args: &[OsString],
     nproc: usize,
     environment: &[(OsString, OsString)],
+    membership: Option<Timeouts>,
 ) -> Result<ExitStatusSummary> {
     let launch = Launch {
         program: program.to_owned(),
@@ -145,6 +154,7 @@ pub fn launch_local(
         ranks: nproc,
         environment: environment.to_vec(),
         grace: GRACE,
+        membership,
     };
     launch.run()
 }
@@ -166,21 +176,23 @@ impl Launch {
         let stderr = std::io::stderr();
         // Before the first rank, so that no signal finds ranks and nobody to pass it on.
         let signals = Signals::register()?;
-        let ranks = self.start(stderr.is_terminal())?;
+        let (ranks, _coordinator) = self.start(stderr.is_terminal())?;
         supervise::run(ranks, &signals, self.grace, &RealClock::new(), &mut stderr.lock())
     }
 
-    /// The ranks, started. `clear` says that their lines go to a terminal on which rank 0 may draw.
-    fn start(&self, clear: bool) -> Result<Vec<rank::Rank>> {
+    /// The ranks, started, and their coordinator, which is to live as long as they. `clear` says that their lines go to a
+    /// terminal on which rank 0 may draw.
+    fn start(&self, clear: bool) -> Result<(Vec<rank::Rank>, Option<Coordinator>)> {
         if self.ranks == 0 || self.ranks > MOST_RANKS {
             return Err(Error::invalid(format!(
                 "{} ranks on one host: choose 1 to {MOST_RANKS}",
                 self.ranks
             )));
         }
-        // Dropped at the end: once rank 0 has it, its death must close the port.
-        let meeting = Meeting::prepare()?;
-        (0..self.ranks).map(|number| rank::Rank::start(self, number, &meeting, clear)).collect()
+        // Its listener is dropped at the end: once rank 0 has it, its death must close the port.
+        let meeting = Meeting::prepare(self.membership)?;
+        let ranks = (0..self.ranks).map(|number| rank::Rank::start(self, number, &meeting, clear));
+        Ok((ranks.collect::<Result<_>>()?, meeting.coordinator))
     }
 }
 
@@ -191,16 +203,19 @@ struct Meeting {
     port: u16,
     /// Made here; `None` where ranks inherit one from this process' environment.
     secret: Option<Secret>,
+    coordinator: Option<Coordinator>,
 }
 
 impl Meeting {
-    fn prepare() -> Result<Self> {
+    fn prepare(membership: Option<Timeouts>) -> Result<Self> {
         let describe = || "cannot bind the rendezvous to 127.0.0.1".to_owned();
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).context(describe)?;
         let port = listener.local_addr().context(describe)?.port();
-        // Read here only to refuse a wrong one once, not in every rank.
+        // A wrong one is refused here once, not in every rank.
         let given = Secret::from_environment(&|name| std::env::var(name).ok())?;
-        let secret = given.is_empty().then(Secret::make);
-        Ok(Self { listener, port, secret })
+        let made = given.is_empty().then(Secret::make);
+        let start = |timeouts| Coordinator::start(timeouts, made.as_ref().unwrap_or(&given));
+        let coordinator = membership.map(start).transpose()?;
+        Ok(Self { listener, port, secret: made, coordinator })
     }
 }

@@ -4,7 +4,7 @@ use super::last_word::{Ear, LAST_WORD_FD, LastWord};
 use super::lines::Lines;
 use super::{Ending, Launch, Meeting, RENDEZVOUS_FD};
 use gradus_error::{IoContext, Result};
-use gradus_fabric::SECRET;
+use gradus_fabric::{COORDINATOR, SECRET};
 use rustix::io::{Errno, FdFlags, fcntl_setfd, ioctl_fionbio};
 use rustix::process::{Pid, PidfdFlags, Signal, kill_process_group, pidfd_open};
 use std::io::{ErrorKind, Read, Write};
@@ -207,6 +207,10 @@ fn command(launch: &Launch, number: usize, meeting: &Meeting) -> Command {
     command.env("RANK", &number).env("WORLD_SIZE", &world);
     command.env("LOCAL_RANK", &number).env("LOCAL_WORLD_SIZE", &world).env("GROUP_RANK", "0");
     command.env("MASTER_ADDR", "127.0.0.1").env("MASTER_PORT", meeting.port.to_string());
+    match &meeting.coordinator {
+        Some(coordinator) => command.env(COORDINATOR, coordinator.address().to_string()),
+        None => command.env_remove(COORDINATOR),
+    };
     if let Some(secret) = &meeting.secret {
         command.env(SECRET, secret.as_value());
     }

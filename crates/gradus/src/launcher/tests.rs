@@ -44,12 +44,13 @@ fn launch(script: &str, ranks: usize) -> Launch {
         ranks,
         environment: Vec::new(),
         grace: Duration::from_secs(60),
+        membership: None,
     }
 }
 
 fn supervised(launch: &Launch, signals: &Signals, react: impl FnMut(&str)) -> (ExitStatusSummary, String) {
     let mut out = Reacting { text: String::new(), react };
-    let ranks = launch.start(false).unwrap();
+    let (ranks, _) = launch.start(false).unwrap();
     let summary = supervise::run(ranks, signals, launch.grace, &RealClock::new(), &mut out).unwrap();
     (summary, out.text)
 }
@@ -214,7 +215,7 @@ fn a_second_interrupt_kills() {
 fn impossible_launches_are_bad_input() {
     assert_eq!(*launch("", 0).run().unwrap_err().kind(), Kind::Invalid);
     assert_eq!(*launch("", 1 << 20).run().unwrap_err().kind(), Kind::Invalid);
-    let nowhere = launch_local(Path::new("/nowhere/gradus"), &[], 1, &[]).unwrap_err();
+    let nowhere = launch_local(Path::new("/nowhere/gradus"), &[], 1, &[], None).unwrap_err();
     assert_eq!(*nowhere.kind(), Kind::Invalid);
 }
 

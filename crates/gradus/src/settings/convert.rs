@@ -4,7 +4,7 @@
 //! default is an array takes arrays, and so on. What a type cannot say (an enumeration's words, a number's range) is
 //! found later, by deserialising.
 
-use super::units::parse_bytes;
+use super::parse_bytes;
 use toml::Value;
 
 /// What a value of this type is called in a message.

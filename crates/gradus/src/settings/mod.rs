@@ -12,10 +12,9 @@ mod file;
 mod render;
 #[cfg(test)]
 mod tests;
-mod units;
 
+pub use gradus_host::units::{parse_bytes, parse_duration};
 pub use render::render;
-pub use units::{parse_bytes, parse_duration};
 
 use gradus_error::{Error, Result};
 use serde::{Serialize, de::DeserializeOwned};

@@ -43,6 +43,10 @@ fn settings_that_are_wrong_are_named() {
     let both = ["--train.sequence_length", "8", "--data.sequence_length", "16"];
     refused(&place, &train(&both), 2, &["train.sequence_length", "data.sequence_length"]);
     refused(&place, &train(&["--network.socket_buffer_bytes", "9GiB"]), 2, &["network.socket_buffer_bytes"]);
+    refused(&place, &train(&["--network.failure_detection", "10"]), 2, &["network.failure_detection"]);
+    refused(&place, &train(&["--network.failure_detection", "2h"]), 2, &["network.failure_detection"]);
+    let shorter = ["--network.failure_detection", "30s", "--launch.stall_timeout", "29s"];
+    refused(&place, &train(&shorter), 2, &["launch.stall_timeout is 29s", "network.failure_detection (30s)"]);
     // A choice is a boolean as TOML has it, and empty where the model is to decide.
     fs::write(place.path().join("choice.toml"), "[model]\ntied = false\nqkv_bias = true\n").unwrap();
     let shown = String::from_utf8(place.run(&["config", "choice.toml"]).stdout).unwrap();

@@ -189,6 +189,29 @@ fn a_killed_rank_ends_the_run_and_is_named() {
 }
 
 #[test]
+fn a_stopped_rank_ends_the_run_and_is_named_with_its_host_and_what_waited_for_it() {
+    let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
+    for transport in ["shm", "tcp"] {
+        let place = Place::new();
+        let endless = ["--train.steps", "1000000", "--nproc-per-node", "3", "--launch.transport", transport];
+        let mut launcher = place.start(&[&endless[..], &["--network.failure_detection", "4s"]].concat());
+        let mut stderr = wait_for(&mut launcher, "step: 3");
+        let ranks = ranks_of(launcher.id());
+        let victim = ranks.iter().find(|(rank, _)| rank == "1").unwrap().1;
+        kill_process(victim, Signal::STOP).unwrap();
+        let mut rest = String::new();
+        std::io::Read::read_to_string(&mut stderr, &mut rest).unwrap();
+        assert_eq!(launcher.wait().unwrap().code(), Some(1));
+        // Nobody but membership tells of a process that is stopped: its connections stay open.
+        let told = [format!("rank 1 on {host}"), "all-reduce number".into(), "stopped or cut off".into()];
+        assert!(told.iter().all(|words| rest.contains(words)), "{transport}: {rest}");
+        for (_, pid) in ranks {
+            assert!(!fs::exists(format!("/proc/{}", pid.as_raw_nonzero())).unwrap(), "a rank is left behind");
+        }
+    }
+}
+
+#[test]
 fn records_of_the_survivors_name_a_lost_rank() {
     let place = Place::new();
     let endless = ["--train.steps", "1000000", "--nproc-per-node", "3", "--launch.transport", "shm"];

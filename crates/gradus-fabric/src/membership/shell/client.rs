@@ -42,6 +42,9 @@ pub struct ClientSettings {
 /// The epoch in which the member may act, and until when by the client's clock.
 type Licence = Option<(Epoch, Duration)>;
 
+/// Who sees what comes to pass at once.
+pub(crate) type Watch = Box<dyn FnMut(&MemberNote) + Send>;
+
 /// A member whose signs of life are given by a thread.
 ///
 /// Dropping it leaves the group in good order; a process that ends otherwise is found dead. It must not be carried
@@ -63,6 +66,15 @@ impl MembershipClient {
     /// certificate, or etcd does not let us; `Invalid` for files of TLS that are of no use, or when only one side speaks TLS;
     /// `Corrupt` when etcd holds no coordinator's address; or the system's failure to make a thread.
     pub fn join(settings: ClientSettings) -> Result<Self> {
+        Self::join_watched(settings, Box::new(|_| {}))
+    }
+
+    /// As [`MembershipClient::join`]; `watch` sees everything that comes to pass before it can be asked for, on the
+    /// member's thread, which it must not hold up.
+    ///
+    /// # Errors
+    /// As [`MembershipClient::join`].
+    pub(crate) fn join_watched(settings: ClientSettings, watch: Watch) -> Result<Self> {
         let ClientSettings { coordinator, group, settings, identity, timeouts, secret, tls } = settings;
         let clock = RealClock::new();
         let trust = trust(secret, Certificates::read(&tls)?, 1);
@@ -85,6 +97,7 @@ impl MembershipClient {
             commands: to_obey,
             bell: rope,
             events: to_tell,
+            watch,
             licence: Arc::clone(&licence),
             clock,
         };
@@ -123,7 +136,8 @@ impl MembershipClient {
         licence.filter(|(_, until)| self.clock.now() < *until).map(|(epoch, _)| epoch)
     }
 
-    fn ask(&self, command: MemberCommand) {
+    /// Asks the member for something.
+    pub(crate) fn ask(&self, command: MemberCommand) {
         // A thread that has ended obeys nothing, and has said why.
         let _ = self.commands.send(command);
         let _ = (&self.bell).write(&[1]);
@@ -165,6 +179,7 @@ struct Keeper {
     commands: Receiver<MemberCommand>,
     bell: UnixStream,
     events: Sender<MemberNote>,
+    watch: Watch,
     licence: Arc<Mutex<Licence>>,
     clock: RealClock,
 }
@@ -237,7 +252,11 @@ impl Keeper {
         for action in actions {
             match action {
                 Action::Send { message, .. } => self.send(&message),
-                Action::Note(note) => drop(self.events.send(note)),
+                Action::Note(note) => {
+                    (self.watch)(&note);
+                    // A program that has gone asks for nothing any more.
+                    let _ = self.events.send(note);
+                }
                 Action::Persist(_) => {}
             }
         }

@@ -99,9 +99,9 @@ impl AsFd for Door {
 
 impl Drop for Door {
     fn drop(&mut self) {
-        // Who waits at a socket that is shut down is woken and finds it unusable; the bell that has ended says why.
-        let _ = rustix::net::shutdown(&self.listener, Shutdown::Both);
+        // Who waits at a socket that is shut down is woken and finds it unusable; the bell, which has ended before, says why.
         let _ = rustix::net::shutdown(&self.bell, Shutdown::Both);
+        let _ = rustix::net::shutdown(&self.listener, Shutdown::Both);
         self.arrivals = sync_channel(0).1;
         if let Some(thread) = self.thread.take() {
             let _ = thread.join();
@@ -114,10 +114,14 @@ fn let_in(listener: OwnedFd, trust: Trust, arrivals: &SyncSender<Arrival>, mut r
     let clock = RealClock::new();
     let Ok(mut gate) = Gate::new(listener, trust, &clock) else { return };
     loop {
-        let callers = gate.arrivals(clock.now() + ONE_WAIT).unwrap_or_else(|_| {
-            clock.sleep(REST);
-            Vec::new()
-        });
+        let callers = match gate.arrivals(clock.now() + ONE_WAIT) {
+            Ok(callers) => callers,
+            Err(_) if has_ended(&mut rope) => return,
+            Err(_) => {
+                clock.sleep(REST);
+                Vec::new()
+            }
+        };
         for caller in callers {
             let Ok(request) = frame::decode(&caller.frame) else { continue };
             let Ok(link) = Link::new(caller.stream) else { continue };

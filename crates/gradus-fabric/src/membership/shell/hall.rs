@@ -17,7 +17,7 @@ use std::time::Duration;
 const MOST_LINKS: usize = 8192;
 
 /// Nobody waits longer than this without looking around.
-const LONGEST_WAIT: Duration = Duration::from_secs(60);
+pub(super) const LONGEST_WAIT: Duration = Duration::from_secs(60);
 
 /// A member's connection and when it last said something.
 struct Visitor {

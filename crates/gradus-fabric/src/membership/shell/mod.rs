@@ -6,6 +6,7 @@
 //! events in and actions out. Connections may break at any time and are made anew with the next word; what was lost with
 //! one is said again, for the machines rely on nothing that is said once.
 
+mod attentive_clock;
 mod client;
 mod door;
 mod hall;

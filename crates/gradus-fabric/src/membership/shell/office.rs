@@ -15,6 +15,8 @@ use std::time::Duration;
 /// Where a coordinator's state outlives it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Engine {
+    /// Nowhere: for a coordinator that ends together with all its members, as a launcher's does.
+    Nothing,
     /// In a file of this host, on which one coordinator runs.
     File(PathBuf),
     /// In etcd, on which any number of coordinators run, of which one leads.
@@ -28,6 +30,8 @@ pub enum Engine {
 
 /// An engine that was opened.
 pub(super) enum Opened {
+    /// Nothing, and a coordinator that begins.
+    Nothing(Box<Coordinator>),
     /// A file, which is this process' for as long as it is open, and a coordinator that goes on from what it held.
     File(StateFile, Box<Coordinator>),
     /// A candidate among others.
@@ -42,6 +46,7 @@ impl Engine {
     /// told where to come, or those of files.
     pub(super) fn open(self, listening: SocketAddr, timeouts: Timeouts, clock: RealClock) -> Result<Opened> {
         match self {
+            Self::Nothing => Ok(Opened::Nothing(Box::new(Coordinator::open(None, timeouts)?))),
             Self::File(path) => {
                 let (file, stored) = StateFile::open(&path)?;
                 let within = |error: Error| error.within(format!("{} is of no use", path.display()));
@@ -70,6 +75,8 @@ fn published(advertise: Option<String>, listening: SocketAddr) -> Result<String>
 
 /// The right to coordinate.
 pub(super) enum Office {
+    /// For good.
+    Nothing,
     /// For as long as the file is open.
     File(StateFile),
     /// For as long as a lease runs.
@@ -80,7 +87,7 @@ impl Office {
     /// Until when the right is surely this process' own; `None` for good.
     pub(super) fn until(&self) -> Option<Duration> {
         match self {
-            Self::File(_) => None,
+            Self::Nothing | Self::File(_) => None,
             Self::Etcd(leadership) => Some(leadership.until()),
         }
     }
@@ -91,6 +98,7 @@ impl Office {
     /// `Fenced` when the right is lost; else those of the engine, and the old content stays.
     pub(super) fn replace(&mut self, bytes: &[u8]) -> Result<()> {
         match self {
+            Self::Nothing => Ok(()),
             Self::File(file) => file.replace(bytes),
             Self::Etcd(leadership) => leadership.replace(bytes),
         }
@@ -99,7 +107,9 @@ impl Office {
     /// What it means that a member has heard of a later term than the one in office.
     pub(super) fn superseded(&mut self) -> Error {
         match self {
-            Self::File(_) => Error::new(Kind::Fenced, "another coordinator has taken over: this one stops"),
+            Self::Nothing | Self::File(_) => {
+                Error::new(Kind::Fenced, "another coordinator has taken over: this one stops")
+            }
             Self::Etcd(leadership) => match leadership.confirm() {
                 Ok(()) => Error::corrupt(
                     "members have heard of a later term than etcd knows: its keys were removed or set back. Restart the \

@@ -38,6 +38,14 @@ impl CoordinatorAddress {
         check_place(text)?;
         Ok(Self::At(text.to_owned()))
     }
+
+    /// A place to ask at, `host:port`: the way to it shows by which interface this host is reached.
+    pub(crate) fn first_place(&self) -> &str {
+        match self {
+            Self::At(place) => place,
+            Self::Etcd(address) => address.first_endpoint(),
+        }
+    }
 }
 
 impl fmt::Display for CoordinatorAddress {

@@ -75,6 +75,9 @@ impl CoordinatorServer {
         let Self { engine, mut hall, timeouts, clock, .. } = self;
         let mut candidate = match engine {
             Opened::Etcd(candidate) => candidate,
+            Opened::Nothing(machine) => {
+                return Term::new(*machine, Office::Nothing, &mut hall, clock, &mut observe).run(&stop);
+            }
             Opened::File(file, machine) => {
                 return Term::new(*machine, Office::File(file), &mut hall, clock, &mut observe).run(&stop);
             }

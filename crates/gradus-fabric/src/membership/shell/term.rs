@@ -1,6 +1,7 @@
 //! A term of office: one loop that carries events in and actions out, for as long as the right to coordinate lasts.
 
 use super::super::coordinator::{Coordinator, CoordinatorNote};
+use super::attentive_clock::AttentiveClock;
 use super::hall::{Hall, Word};
 use super::office::Office;
 use gradus_error::{Error, Kind, Result};
@@ -18,6 +19,8 @@ pub(super) struct Term<'a, O> {
     office: Office,
     hall: &'a mut Hall,
     clock: RealClock,
+    /// The machine's time.
+    attention: AttentiveClock,
     observe: &'a mut O,
 }
 
@@ -29,7 +32,8 @@ impl<'a, O: FnMut(&CoordinatorNote)> Term<'a, O> {
         clock: RealClock,
         observe: &'a mut O,
     ) -> Self {
-        Self { machine, office, hall, clock, observe }
+        let attention = AttentiveClock::new(clock, machine.timeouts().heartbeat);
+        Self { machine, office, hall, clock, attention, observe }
     }
 
     /// Serves until `stop` is readable or the right is lost.
@@ -38,7 +42,7 @@ impl<'a, O: FnMut(&CoordinatorNote)> Term<'a, O> {
     /// `Fenced` when another may coordinate; or the failure to wait or to store.
     pub(super) fn run(mut self, stop: &impl AsFd) -> Result<()> {
         self.tell(Event::Wake)?;
-        while let Some(speakers) = self.hall.wait(stop, self.deadline())? {
+        while let Some(speakers) = self.wait(stop)? {
             for (peer, message) in self.hall.arrivals() {
                 self.tell(Event::Message { from: peer, message })?;
             }
@@ -46,16 +50,24 @@ impl<'a, O: FnMut(&CoordinatorNote)> Term<'a, O> {
                 self.hear(peer)?;
             }
             self.check_office()?;
-            if self.machine.deadline().is_some_and(|deadline| self.clock.now() >= deadline) {
+            if self.machine.deadline().is_some_and(|deadline| self.attention.now() >= deadline) {
                 self.tell(Event::Wake)?;
             }
         }
         Ok(())
     }
 
+    fn wait(&mut self, stop: &impl AsFd) -> Result<Option<Vec<Peer>>> {
+        let deadline = self.deadline();
+        let speakers = self.hall.wait(stop, deadline)?;
+        self.attention.has_waited_for(deadline.unwrap_or(Duration::MAX));
+        Ok(speakers)
+    }
+
     /// When there is something to do, or to find out, though nobody speaks.
     fn deadline(&self) -> Option<Duration> {
-        self.machine.deadline().into_iter().chain(self.office.until()).min()
+        let machine = self.machine.deadline().map(|deadline| self.attention.to_real(deadline));
+        machine.into_iter().chain(self.office.until()).min()
     }
 
     /// Takes in what a member has said, and its end.
@@ -76,7 +88,7 @@ impl<'a, O: FnMut(&CoordinatorNote)> Term<'a, O> {
     /// could lead, so however late the answer goes out, the lease that it gives ends before a successor lets others act.
     fn tell(&mut self, event: EventOf<Coordinator>) -> Result<()> {
         self.check_office()?;
-        for action in self.machine.step(event, self.clock.now()) {
+        for action in self.machine.step(event, self.attention.now()) {
             self.carry_out(action)?;
         }
         match self.machine.is_superseded() {

@@ -57,6 +57,16 @@ pub fn parse_duration(text: &str) -> Result<Duration> {
     Ok(total)
 }
 
+/// A duration as [`parse_duration`] reads it: in the largest unit of which it is a whole number.
+pub fn show_duration(duration: Duration) -> String {
+    let nanoseconds = duration.as_nanos();
+    let whole = |(_, scale): &&(&str, u64)| nanoseconds.is_multiple_of(u128::from(*scale));
+    match TIME_UNITS.iter().rev().find(whole) {
+        Some((unit, scale)) if nanoseconds > 0 => format!("{}{unit}", nanoseconds / u128::from(*scale)),
+        _ => "0".to_owned(),
+    }
+}
+
 /// A size in bytes such as `24MB`, `1GiB`, `1.5 GB` or `4096`.
 ///
 /// # Errors
@@ -112,6 +122,15 @@ mod tests {
     }
 
     #[test]
+    fn durations_are_shown_as_they_are_read() {
+        let cases =
+            [("0", 0), ("250ms", 250), ("10s", 10_000), ("90s", 90_000), ("2m", 120_000), ("1h", 3_600_000)];
+        for (text, milliseconds) in cases {
+            assert_eq!(show_duration(Duration::from_millis(milliseconds)), text);
+        }
+    }
+
+    #[test]
     fn sizes_read_as_written() {
         let cases = [
             ("24MB", 24_000_000),
@@ -144,6 +163,12 @@ mod tests {
         fn no_text_panics(text in "\\PC{0,20}") {
             let _ = parse_duration(&text);
             let _ = parse_bytes(&text);
+        }
+
+        #[test]
+        fn what_is_shown_reads_the_same(nanoseconds: u64) {
+            let duration = Duration::from_nanos(nanoseconds);
+            prop_assert_eq!(parse_duration(&show_duration(duration)).unwrap(), duration);
         }
 
         #[test]
