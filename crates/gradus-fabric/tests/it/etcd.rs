@@ -5,6 +5,8 @@ use crate::etcd_server::{EtcdServer, etcd_is_there};
 use crate::roles::{
     LIMIT, Process, client_settings, coordinator_settings, engine, plays_a_role, survive, three_members,
 };
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use gradus_error::{Error, Kind, Result};
 use gradus_fabric::membership::{
     ClientSettings, CoordinatorAddress, CoordinatorNote, CoordinatorServer, CoordinatorSettings, Engine,
@@ -250,4 +252,18 @@ fn who_listens_everywhere_must_say_where_it_is_reached() {
     assert_eq!(*open("0.0.0.0:0", None).err().unwrap().kind(), Kind::Invalid);
     assert_eq!(*open("127.0.0.1:0", Some("nowhere")).err().unwrap().kind(), Kind::Invalid);
     open("0.0.0.0:0", Some("coordinator.example:29600")).unwrap();
+}
+
+#[test]
+fn members_are_told_what_is_advertised() {
+    beside_etcd(|etcd, address| {
+        let place = "elsewhere.example:29600";
+        let address = EtcdAddress::parse(&address, &|_| None).unwrap();
+        let serving = Serving::start(Engine::Etcd { address, advertise: Some(place.into()) });
+        serving.notes_until(|note| *note == CoordinatorNote::Started { term: 1 });
+        let published = STANDARD.encode(format!(r#"{{"address":"{place}"}}"#));
+        let found = etcd.ask("/v3/kv/range", &format!(r#"{{"key":"{LEADER}"}}"#));
+        assert!(found.contains(&published), "{found}");
+        serving.end().unwrap();
+    });
 }
