@@ -9,6 +9,7 @@ use crate::settings::{Origin, Resolved, resolve};
 use anyhow::{Context, Result};
 use gradus_error::Error;
 use gradus_fabric::Launch;
+use gradus_fabric::membership::Timeouts;
 use gradus_host::processors;
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -84,21 +85,22 @@ fn launch_ranks(settings: &Settings) -> Result<u8> {
     settings.check(ranks)?;
     let prepared = prepare::run(settings)?;
     settings.model_config(prepared.manifest.vocabulary)?;
-    start_ranks(ranks)
+    start_ranks(ranks, Some(settings.network.timeouts()?))
 }
 
-/// Starts this program again as `ranks` local ranks, with the same arguments; returns their exit code.
+/// Starts this program again as `ranks` local ranks, with the same arguments, as members of a group if `membership` has
+/// its spans; returns their exit code.
 ///
 /// # Errors
 /// As [`launch_local`].
-pub(super) fn start_ranks(ranks: usize) -> Result<u8> {
+pub(super) fn start_ranks(ranks: usize, membership: Option<Timeouts>) -> Result<u8> {
     let cores = processors::available();
     if ranks > cores {
         tracing::warn!("{ranks} ranks share {cores} processors: they will take turns");
     }
     let program = std::env::current_exe().context("cannot find this program's own file")?;
     let arguments: Vec<OsString> = std::env::args_os().skip(1).collect();
-    let ended = launch_local(&program, &arguments, ranks, &[], Some(settings.network.timeouts()?))?;
+    let ended = launch_local(&program, &arguments, ranks, &[], membership)?;
     if !matches!(ended, ExitStatusSummary::Done) {
         logging::say(format_args!("gradus: {ended}"));
     }
