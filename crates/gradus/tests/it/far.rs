@@ -65,7 +65,8 @@ fn ranks_far_apart_learn_what_ranks_on_one_host_learn() {
 fn a_far_host_that_is_cut_off_ends_the_run_on_all() {
     let Some(hosts) = Namespaces::apart(HOSTS) else { return };
     let (line, place) = (DelayLine::between(&hosts, HOSTS, DELAY, 0), Place::new());
-    let endless = ["--train.steps", "1000000", "--launch.stall_timeout", "5s"];
+    let endless =
+        ["--train.steps", "1000000", "--network.failure_detection", "4s", "--launch.stall_timeout", "5s"];
     let mut ranks = Ranks((0..HOSTS).map(|rank| start(&hosts, &place, rank, &endless)).collect());
     let mut stderr = crate::ranks::wait_for(&mut ranks.0[0], "step: 3");
     line.cut(1);
