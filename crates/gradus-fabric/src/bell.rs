@@ -36,12 +36,19 @@ impl Bell {
     /// Wakes the owner if it sleeps; called after a store that it may wait for.
     pub(crate) fn ring(&self) {
         fence(SeqCst);
-        self.ring_after_fence();
+        self.wake_if_asleep();
     }
 
-    /// As [`Bell::ring`], where that store was itself sequentially consistent: a read-modify-write.
+    /// As [`Bell::ring`], where that store was a sequentially consistent read-modify-write: on x86-64 a fence of its own.
     #[inline]
-    pub(crate) fn ring_after_fence(&self) {
+    pub(crate) fn ring_after_exchange(&self) {
+        #[cfg(not(target_arch = "x86_64"))]
+        fence(SeqCst);
+        self.wake_if_asleep();
+    }
+
+    #[inline]
+    fn wake_if_asleep(&self) {
         if self.asleep().load(Relaxed) != 0 {
             self.wake();
         }

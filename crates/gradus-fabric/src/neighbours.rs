@@ -132,7 +132,7 @@ impl Neighbours {
         let neighbour = self.peers[peer].as_mut().expect("a rank is no neighbour of its own");
         neighbour.signalled += 1;
         self.board.show(peer, neighbour.signalled, note, header);
-        neighbour.bell.ring_after_fence();
+        neighbour.bell.ring_after_exchange();
         neighbour.signalled
     }
 

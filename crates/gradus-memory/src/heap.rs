@@ -218,6 +218,7 @@ impl PeerHeap {
         if end > size || end == 0 {
             return Err(Error::corrupt(format!("the heap holds {size} bytes")));
         }
+        let known = self.mapped.map_or(0, |(_, len)| len);
         self.unmap();
         let protection = ProtFlags::READ | ProtFlags::WRITE;
         // SAFETY: a fresh mapping overlays nothing.
@@ -225,7 +226,9 @@ impl PeerHeap {
             unsafe { mm::mmap(std::ptr::null_mut(), size, protection, MapFlags::SHARED, &self.file, 0) }
                 .context(|| format!("cannot map {size} bytes of a peer's memory"))?;
         let start = NonNull::new(start.cast()).ok_or_else(|| Error::internal("mmap returned null"))?;
-        populate(start, size);
+        // What is new only: of what was there, some may have been given back.
+        // SAFETY: a file does not shrink, so `known` is inside the mapping; it is whole pages.
+        populate(unsafe { start.add(known) }, size - known);
         self.mapped = Some((start, size));
         Ok((start, size))
     }

@@ -40,6 +40,9 @@ const SIZES: [u64; 10] =
 /// Ours, which all others are held against.
 const OURS: &str = "gradus";
 
+/// Ours, in memory that every rank reaches.
+const REGISTERED: &str = "gradus, registered";
+
 /// Which ranks and what carries their bytes.
 #[derive(Debug, Clone, Copy)]
 struct Group {
@@ -49,7 +52,11 @@ struct Group {
 }
 
 const GROUPS: [Group; 4] = [
-    Group { ranks: 2, transport: "shared memory", arms: &["limit", OURS, "Intel MPI", "Open MPI", "gloo"] },
+    Group {
+        ranks: 2,
+        transport: "shared memory",
+        arms: &["limit", OURS, REGISTERED, "Intel MPI", "Open MPI", "gloo"],
+    },
     Group { ranks: 4, transport: "shared memory", arms: &[OURS, "Intel MPI", "Open MPI", "gloo"] },
     Group { ranks: 2, transport: "TCP", arms: &[OURS, "Open MPI", "gloo"] },
     Group { ranks: 4, transport: "TCP", arms: &[OURS, "Open MPI", "gloo"] },
@@ -174,6 +181,7 @@ impl Programs {
             _ => {
                 let transport = match (arm, group.transport) {
                     ("limit", _) => "limit",
+                    (REGISTERED, _) => "registered",
                     (_, "TCP") => "tcp",
                     _ => "shared-memory",
                 };
