@@ -50,7 +50,6 @@ enum Task {
     #[command(subcommand)]
     Bench(bench::Bench),
     /// What is simulated under faults: replay a seed, or run many.
-    #[command(subcommand)]
     Sim(simulate::Simulation),
     /// Foreign bytes: every target that takes some, with altered inputs, for a bounded time.
     Fuzz(fuzz::Inputs),

@@ -3,9 +3,18 @@
 use crate::shell;
 use anyhow::{Result, ensure};
 
-/// What is simulated.
+/// Seeds of what: of membership, where nothing is named.
+#[derive(Debug, Clone, clap::Args)]
+#[command(args_conflicts_with_subcommands = true)]
+pub struct Simulation {
+    #[command(subcommand)]
+    what: Option<What>,
+    #[command(flatten)]
+    seeds: Seeds,
+}
+
 #[derive(Debug, Clone, clap::Subcommand)]
-pub enum Simulation {
+enum What {
     /// Membership: a coordinator and the members of groups.
     Membership(Seeds),
     /// Collectives: whole programs of them, over a simulated transport.
@@ -29,9 +38,11 @@ pub struct Seeds {
 impl Simulation {
     /// The package and its example that run seeds: the task runner depends on no crate of Gradus.
     fn example(&self) -> (&'static str, &'static str, &Seeds) {
-        match self {
-            Self::Membership(seeds) => ("gradus-fabric", "membership_simulation", seeds),
-            Self::Collective(seeds) => ("gradus-collective", "collective_simulation", seeds),
+        let membership = |seeds| ("gradus-fabric", "membership_simulation", seeds);
+        match &self.what {
+            None => membership(&self.seeds),
+            Some(What::Membership(seeds)) => membership(seeds),
+            Some(What::Collective(seeds)) => ("gradus-collective", "collective_simulation", seeds),
         }
     }
 }

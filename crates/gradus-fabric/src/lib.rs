@@ -25,6 +25,7 @@ mod frame;
 #[cfg(feature = "fuzzing")]
 pub mod fuzzing;
 mod gate;
+mod handover;
 mod handshake;
 mod holders;
 mod host;

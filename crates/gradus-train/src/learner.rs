@@ -2,12 +2,12 @@
 
 use crate::batches;
 use crate::data_parallel::DataParallel;
+use crate::gradients::Gradients;
 use crate::optimizer::Optimizer;
 use crate::settings::OptimizerSettings;
-use gradus_collective::{Collective, Communicator, Reduction};
-use gradus_compute::Device;
+use gradus_collective::Communicator;
 use gradus_error::{Error, Result};
-use gradus_memory::{HeapRange, Span};
+use gradus_memory::Span;
 use gradus_model::{BackwardObserver, Batch, LossSum, Transformer, Workspace};
 use std::sync::Arc;
 
@@ -44,27 +44,6 @@ pub struct Learner {
     optimizer: Optimizer,
     workspace: Workspace,
     clip_norm: f64,
-}
-
-/// Memory for gradients.
-struct Gradients {
-    span: Span,
-    /// Keeps it where the other ranks reach it.
-    shared: Option<HeapRange>,
-}
-
-impl Gradients {
-    /// Takes memory that all ranks reach, if all of them can have it: sums copy less then.
-    fn new(device: &dyn Device, len: usize, communicator: &mut Communicator) -> Result<Self> {
-        let heap = communicator.heap();
-        let shared = heap.map(|heap| device.allocate_shared(len, &heap)).transpose();
-        let mut all = [u8::from(matches!(shared, Ok(Some(_))))];
-        communicator.run_in_place(&Collective::all_reduce(Reduction::Min), &mut all)?;
-        match shared {
-            Ok(Some((span, range))) if all == [1] => Ok(Self { span, shared: Some(range) }),
-            _ => Ok(Self { span: device.allocate(len)?, shared: None }),
-        }
-    }
 }
 
 /// Sizes that a learner takes memory for.
@@ -106,7 +85,7 @@ impl Learner {
 
     /// Whether the other ranks reach this one's gradients where they lie.
     pub fn shares_gradients(&self) -> bool {
-        self.gradients.shared.is_some()
+        self.gradients.are_shared()
     }
 
     /// The model as it is now.
@@ -169,12 +148,12 @@ impl Learner {
         // Every rank holds the same sums, so all of them take the step or none does.
         let device = self.model.device();
         let targets = loss.targets.max(1) as f64;
-        let gradient_norm = device.sum_of_squares(self.gradients.span).sqrt() / targets;
+        let gradient_norm = device.sum_of_squares(self.gradients.span()).sqrt() / targets;
         let skipped = !gradient_norm.is_finite();
         if !skipped {
             let scale = clip(self.clip_norm, gradient_norm) / targets;
             let weights = self.model.weights();
-            self.optimizer.update(device.as_ref(), weights, self.gradients.span, learning_rate, scale);
+            self.optimizer.update(device.as_ref(), weights, self.gradients.span(), learning_rate, scale);
         }
         Ok(StepResult { loss, gradient_norm, skipped, asked_to_stop: votes[2] > 0.0 })
     }
@@ -185,15 +164,15 @@ impl Learner {
         let (rank, world_size) = (self.ranks.communicator().rank(), self.ranks.communicator().world_size());
         let mine = batches::share(microbatches.count(), rank, world_size);
         let device = self.model.device();
-        device.fill(self.gradients.span, 0.0);
+        device.fill(self.gradients.span(), 0.0);
         // SAFETY: the learner owns the device's memory and the ranks, and drops the ranks first; between here and
         // `finish` only the backward pass touches the gradients, and it reports a range after its last use.
-        let sum = unsafe { self.ranks.begin(device.raw(self.gradients.span)) };
+        let sum = unsafe { self.ranks.begin(device.raw(self.gradients.span())) };
         let mut loss = LossSum::default();
         for index in mine.clone() {
             let observer: &dyn BackwardObserver = if index + 1 == mine.end { &sum } else { &() };
             let batch = microbatches.load(index)?;
-            loss += self.model.forward_backward(&self.workspace, batch, self.gradients.span, observer)?;
+            loss += self.model.forward_backward(&self.workspace, batch, self.gradients.span(), observer)?;
         }
         sum.finish()?;
         Ok(loss)

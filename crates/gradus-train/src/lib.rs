@@ -11,6 +11,7 @@ mod conditions;
 mod data_parallel;
 mod evaluate;
 pub mod events;
+mod gradients;
 mod learner;
 mod links;
 mod optimizer;
