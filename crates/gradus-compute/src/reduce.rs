@@ -5,6 +5,8 @@
 //! agree: a result that is no number is always the same NaN, and of two zeros the minimum is the negative one. 16-bit
 //! floats are combined in f32 and rounded to nearest, ties to even. Integers wrap around.
 
+use crate::cpu::features::Family;
+use crate::cpu::simd::{Operation, Simd};
 use half::{bf16, f16};
 
 /// How two numbers become one.
@@ -41,19 +43,23 @@ pub trait Divisible: Copy {
 macro_rules! floats {
     ($($float:ident)*) => { $(
         impl Combinable for $float {
+            #[inline(always)]
             fn add(a: Self, b: Self) -> Self {
                 let sum = a + b;
                 if sum.is_nan() { Self::NAN } else { sum }
             }
+            #[inline(always)]
             fn multiply(a: Self, b: Self) -> Self {
                 let product = a * b;
                 if product.is_nan() { Self::NAN } else { product }
             }
+            #[inline(always)]
             fn minimum(a: Self, b: Self) -> Self {
                 // Equal ones differ in the sign of zero at most.
                 let equal = Self::from_bits(a.to_bits() | b.to_bits());
                 if a < b { a } else if b < a { b } else if a == b { equal } else { Self::NAN }
             }
+            #[inline(always)]
             fn maximum(a: Self, b: Self) -> Self {
                 let equal = Self::from_bits(a.to_bits() & b.to_bits());
                 if a > b { a } else if b > a { b } else if a == b { equal } else { Self::NAN }
@@ -70,15 +76,19 @@ macro_rules! floats {
 macro_rules! short_floats {
     ($($float:ident)*) => { $(
         impl Combinable for $float {
+            #[inline(always)]
             fn add(a: Self, b: Self) -> Self {
                 Self::from_f32(Combinable::add(a.to_f32(), b.to_f32()))
             }
+            #[inline(always)]
             fn multiply(a: Self, b: Self) -> Self {
                 Self::from_f32(Combinable::multiply(a.to_f32(), b.to_f32()))
             }
+            #[inline(always)]
             fn minimum(a: Self, b: Self) -> Self {
                 Self::from_f32(Combinable::minimum(a.to_f32(), b.to_f32()))
             }
+            #[inline(always)]
             fn maximum(a: Self, b: Self) -> Self {
                 Self::from_f32(Combinable::maximum(a.to_f32(), b.to_f32()))
             }
@@ -94,15 +104,19 @@ macro_rules! short_floats {
 macro_rules! integers {
     ($($integer:ident)*) => { $(
         impl Combinable for $integer {
+            #[inline(always)]
             fn add(a: Self, b: Self) -> Self {
                 a.wrapping_add(b)
             }
+            #[inline(always)]
             fn multiply(a: Self, b: Self) -> Self {
                 a.wrapping_mul(b)
             }
+            #[inline(always)]
             fn minimum(a: Self, b: Self) -> Self {
                 a.min(b)
             }
+            #[inline(always)]
             fn maximum(a: Self, b: Self) -> Self {
                 a.max(b)
             }
@@ -114,30 +128,54 @@ floats!(f32 f64);
 short_floats!(f16 bf16);
 integers!(i32 i64 u8);
 
-/// `to[i] = how(to[i], from[i])` for `len` elements.
+/// Bytes from which it pays to enter code for wider vectors.
+const WIDE_BYTES: usize = 256;
+
+/// `to[i] = how(to[i], from[i])` for `len` elements, by the widest vectors that the processor has: the bits are the same.
 ///
 /// # Safety
 /// `to` is valid for reads and writes of `len` aligned elements, `from` for reads of `len` elements at any alignment;
 /// they do not overlap, and nobody writes either meanwhile. Any bits are a value of `T`.
 pub unsafe fn combine<T: Combinable>(how: Combine, to: *mut T, from: *const T, len: usize) {
-    // SAFETY: the caller's word.
-    unsafe {
-        match how {
-            Combine::Add => each(to, from, len, T::add),
-            Combine::Multiply => each(to, from, len, T::multiply),
-            Combine::Minimum => each(to, from, len, T::minimum),
-            Combine::Maximum => each(to, from, len, T::maximum),
+    let all = Combination { how, to, from, len };
+    if len * size_of::<T>() < WIDE_BYTES { all.carry_out() } else { Family::widest().run(all) }
+}
+
+/// A call of [`combine`]; whoever makes one passes on the caller's word.
+struct Combination<T> {
+    how: Combine,
+    to: *mut T,
+    from: *const T,
+    len: usize,
+}
+
+impl<T: Combinable> Combination<T> {
+    #[inline(always)]
+    fn carry_out(self) {
+        match self.how {
+            Combine::Add => self.each(T::add),
+            Combine::Multiply => self.each(T::multiply),
+            Combine::Minimum => self.each(T::minimum),
+            Combine::Maximum => self.each(T::maximum),
+        }
+    }
+
+    #[inline(always)]
+    fn each(self, how: impl Fn(T, T) -> T) {
+        for i in 0..self.len {
+            // SAFETY: i < len, and both are valid for len elements by the word of combine's caller.
+            unsafe { *self.to.add(i) = how(*self.to.add(i), self.from.add(i).read_unaligned()) };
         }
     }
 }
 
-/// # Safety
-/// As for [`combine`].
-#[inline]
-unsafe fn each<T: Combinable>(to: *mut T, from: *const T, len: usize, how: impl Fn(T, T) -> T) {
-    for i in 0..len {
-        // SAFETY: i < len, and both are valid for len elements by the caller's word.
-        unsafe { *to.add(i) = how(*to.add(i), from.add(i).read_unaligned()) };
+/// Compiled once for each family; the compiler makes the vectors.
+impl<T: Combinable> Operation for Combination<T> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, _: S) {
+        self.carry_out();
     }
 }
 
@@ -176,6 +214,27 @@ mod tests {
         // SAFETY: both hold three elements; bytes starts one byte off.
         unsafe { combine(Combine::Add, to.as_mut_ptr(), bytes.as_ptr().add(1).cast(), 3) };
         assert_eq!(to, [11.0, 22.0, 33.0]);
+    }
+
+    #[test]
+    fn many_are_combined_as_one_is() {
+        fn check<T: Combinable + PartialEq + std::fmt::Debug>(make: impl Fn(i16) -> T) {
+            for (how, len) in ALL.into_iter().flat_map(|how| (0..300).map(move |len| (how, len))) {
+                let from: Vec<T> = (0..len).map(|i| make(i * 37 % 101 - 50)).collect();
+                let mut to: Vec<T> = (0..len).map(|i| make(i * 53 % 97 - 48)).collect();
+                let expected: Vec<T> = to.iter().zip(&from).map(|(a, b)| one(how, *a, *b)).collect();
+                // SAFETY: both hold as many elements.
+                unsafe { combine(how, to.as_mut_ptr(), from.as_ptr(), to.len()) };
+                assert_eq!(to, expected, "{how:?} of {len}");
+            }
+        }
+        check(|i| f32::from(i) / 3.0);
+        check(|i| f64::from(i) / 3.0);
+        check(|i| f16::from_f32(f32::from(i) / 3.0));
+        check(|i| bf16::from_f32(f32::from(i) / 3.0));
+        check(i32::from);
+        check(i64::from);
+        check(|i| i as u8);
     }
 
     #[test]

@@ -12,14 +12,14 @@ mod attention;
 mod device;
 mod elementwise;
 mod engine;
-mod features;
+pub(crate) mod features;
 mod gemm;
 mod loss;
 mod math;
 mod memory;
 mod norm;
 mod pool;
-mod simd;
+pub(crate) mod simd;
 
 pub use features::{Kernels, VARIABLE};
 
