@@ -29,7 +29,9 @@ static int by_size(const void *a, const void *b) {
 }
 
 static void rewrite(float *data, long len, int rank) {
-    for (long i = 0; i < len; i++) data[i] = (float)((rank + 1) * (1 + (i & 7)));
+    float pattern[8];
+    for (int i = 0; i < 8; i++) pattern[i] = (float)((rank + 1) * (1 + i));
+    for (long i = 0; i < len; i += 8) memcpy(data + i, pattern, (len - i < 8 ? len - i : 8) * sizeof(float));
 }
 
 static long count_wrong(const float *data, long len, int ranks) {

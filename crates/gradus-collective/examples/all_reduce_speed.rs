@@ -1,5 +1,5 @@
 //! Our arms of `cargo x bench collective`: all-reduce of f32 sums in place between processes of this host, and the limit
-//! that no arm can pass: `all_reduce_speed RANKS shared-memory|registered|tcp|limit BYTES,BYTES,...`.
+//! that memory sets: `all_reduce_speed RANKS shared-memory|registered|tcp|limit BYTES,BYTES,...`.
 //!
 //! Rank 0 prints a line of JSON for each size: `{"bytes", "us", "turns", "wrong"}`: the median time of one call, how many
 //! turns it is the median of, and how many elements of its last result were wrong; and `"predicted_us"`, over links,
@@ -18,7 +18,7 @@ use gradus_host::{Clock, RealClock};
 use std::net::TcpListener;
 use std::os::fd::OwnedFd;
 use std::process::{Command, Stdio};
-use std::sync::Barrier;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 const RANK: &str = "GRADUS_SPEED_RANK";
@@ -29,6 +29,9 @@ const WARM_UP: usize = 2;
 const FEWEST_TURNS: usize = 7;
 const MOST_TURNS: usize = 300;
 const TOTAL_BYTES: usize = 256 << 20;
+
+/// Elements that the limit sums before it copies them: they are still in the first-level cache then.
+const LIMIT_BLOCK: usize = 4096;
 
 /// What is measured.
 struct Request {
@@ -84,8 +87,8 @@ fn launch(request: &Request, arguments: &[String]) -> Result<()> {
 }
 
 fn rank(request: &Request, kind: TransportKind) -> Result<()> {
-    take_a_processor(request.ranks);
     let launch = Launch::from_environment(&|name| std::env::var(name).ok())?.unwrap_or_else(Launch::alone);
+    take_a_processor(launch.rank);
     let transport = connect(&launch, kind, &NetworkSettings::default(), "all_reduce_speed")?;
     let mut communicator = Communicator::new(transport, Duration::from_secs(60));
     communicator.measure_links(&Nodes::even(request.ranks, request.ranks))?;
@@ -99,14 +102,12 @@ fn rank(request: &Request, kind: TransportKind) -> Result<()> {
     communicator.barrier()
 }
 
-/// A processor for each rank, if there are as many: what launchers of MPI do.
-fn take_a_processor(ranks: usize) {
+/// A processor for each rank, in turns where there are fewer: what launchers of MPI do.
+fn take_a_processor(rank: usize) {
     let Ok(allowed) = rustix::thread::sched_getaffinity(None) else { return };
-    let number = std::env::var("RANK").ok().and_then(|rank| rank.parse().ok()).unwrap_or(0);
     let mut processors = (0..rustix::thread::CpuSet::MAX_CPU).filter(|processor| allowed.is_set(*processor));
-    if allowed.count() as usize >= ranks
-        && let Some(processor) = processors.nth(number)
-    {
+    let turn = rank % (allowed.count() as usize).max(1);
+    if let Some(processor) = processors.nth(turn) {
         let mut own = rustix::thread::CpuSet::new();
         own.set(processor);
         // A refusal leaves the rank where the system puts it.
@@ -165,9 +166,10 @@ fn turns(bytes: usize) -> usize {
 }
 
 fn rewrite(data: &mut [f32], rank: usize) {
-    for (i, x) in data.iter_mut().enumerate() {
-        *x = ((rank + 1) * (1 + (i & 7))) as f32;
-    }
+    let pattern: [f32; 8] = std::array::from_fn(|i| ((rank + 1) * (1 + i)) as f32);
+    let (chunks, rest) = data.as_chunks_mut();
+    chunks.fill(pattern);
+    rest.copy_from_slice(&pattern[..rest.len()]);
 }
 
 fn report(bytes: usize, mut times: Vec<f64>, data: &[f32], ranks: usize, predicted_us: Option<f64>) {
@@ -178,6 +180,26 @@ fn report(bytes: usize, mut times: Vec<f64>, data: &[f32], ranks: usize, predict
     let predicted = predicted_us.map(|us| format!(", \"predicted_us\": {us:.3}")).unwrap_or_default();
     println!("{{\"bytes\": {bytes}, \"us\": {us:.3}, \"turns\": {turns}, \"wrong\": {wrong}{predicted}}}");
 }
+
+/// Lets two threads go on at the same moment: one that has to be woken would find the memory idle.
+#[derive(Default)]
+struct SpinBarrier(AtomicUsize);
+
+impl SpinBarrier {
+    fn wait(&self) {
+        let round = self.0.fetch_add(1, Ordering::AcqRel) / 2;
+        while self.0.load(Ordering::Acquire) / 2 == round {
+            std::hint::spin_loop();
+        }
+    }
+}
+
+const PAGE_LEN: usize = 1024;
+
+/// Registered memory begins at a page, and so does this.
+#[derive(Clone)]
+#[repr(align(4096))]
+struct Page([f32; PAGE_LEN]);
 
 /// A buffer that two threads write, each its half.
 #[derive(Clone, Copy)]
@@ -190,19 +212,22 @@ unsafe impl Sync for Shared {}
 
 fn limit(bytes: usize) {
     let len = bytes / 4;
-    let mut buffers = [vec![0.0f32; len], vec![0.0f32; len]];
-    let shared = buffers.each_mut().map(|buffer| Shared(buffer.as_mut_ptr()));
-    let barrier = Barrier::new(2);
+    let buffer = || vec![Page([0.0; PAGE_LEN]); len.div_ceil(PAGE_LEN)];
+    let mut buffers = [buffer(), buffer()];
+    let shared = buffers.each_mut().map(|buffer| Shared(buffer.as_mut_ptr().cast()));
+    let barrier = SpinBarrier::default();
     let times = std::thread::scope(|scope| {
         let other = scope.spawn(|| limit_of_rank(shared, len, 1, &barrier));
         let times = limit_of_rank(shared, len, 0, &barrier);
         other.join().expect("the other half does not panic");
         times
     });
-    report(bytes, times, &buffers[0], 2, None);
+    let data: Vec<f32> = buffers[0].iter().flat_map(|page| page.0).take(len).collect();
+    report(bytes, times, &data, 2, None);
 }
 
-fn limit_of_rank(buffers: [Shared; 2], len: usize, rank: usize, barrier: &Barrier) -> Vec<f64> {
+fn limit_of_rank(buffers: [Shared; 2], len: usize, rank: usize, barrier: &SpinBarrier) -> Vec<f64> {
+    take_a_processor(rank);
     let clock = RealClock::new();
     let calls = calls(len * 4);
     let half = Half::of(rank, len);
@@ -238,7 +263,7 @@ struct Half {
 
 impl Half {
     fn of(rank: usize, len: usize) -> Self {
-        let middle = len.div_ceil(2);
+        let middle = len.div_ceil(2).next_multiple_of(8).min(len);
         if rank == 0 { Self { start: 0, len: middle } } else { Self { start: middle, len: len - middle } }
     }
 
@@ -246,21 +271,22 @@ impl Half {
     /// Both buffers have these elements, and nobody else touches them.
     unsafe fn rewrite(&self, buffers: [Shared; 2]) {
         for (rank, buffer) in buffers.into_iter().enumerate() {
-            for i in self.start..self.start + self.len {
-                // SAFETY: one of these elements, by the caller's word.
-                unsafe { buffer.0.add(i).write(((rank + 1) * (1 + (i & 7))) as f32) };
-            }
+            // SAFETY: these elements, by the caller's word.
+            rewrite(unsafe { std::slice::from_raw_parts_mut(buffer.0.add(self.start), self.len) }, rank);
         }
     }
 
     /// # Safety
     /// As for [`Half::rewrite`].
     unsafe fn reduce(&self, ours: Shared, theirs: Shared) {
-        // SAFETY: by the caller's word; the two buffers are apart.
-        unsafe {
-            let (ours, theirs) = (ours.0.add(self.start), theirs.0.add(self.start));
-            reduce::combine::<f32>(Combine::Add, ours, theirs.cast(), self.len);
-            std::ptr::copy_nonoverlapping(ours, theirs, self.len);
+        for start in (self.start..self.start + self.len).step_by(LIMIT_BLOCK) {
+            let len = LIMIT_BLOCK.min(self.start + self.len - start);
+            // SAFETY: by the caller's word; the two buffers are apart.
+            unsafe {
+                let (ours, theirs) = (ours.0.add(start), theirs.0.add(start));
+                reduce::combine::<f32>(Combine::Add, ours, theirs.cast(), len);
+                std::ptr::copy_nonoverlapping(ours, theirs, len);
+            }
         }
     }
 }
