@@ -14,7 +14,6 @@ use crate::operation::Prepared;
 use crate::parts::Parts;
 use crate::plan::{Part, Region, Step};
 use crate::shape::{Shape, Work};
-use gradus_fabric::STAGING_BYTES;
 use gradus_memory::Span;
 use std::sync::Arc;
 
@@ -55,7 +54,7 @@ pub(crate) fn goes_over_links(shape: &Shape, neighbourhood: Option<Neighbourhood
 const MOST_AT_ONCE: usize = 16;
 
 /// Bytes that a rank reads of all others together for one flat hop: beyond, reading its share only is worth a second hop.
-const FLAT_BYTES: usize = STAGING_BYTES;
+const FLAT_BYTES: usize = 64 << 10;
 
 /// Registered memory below this is better staged: one hop less.
 const REGISTERED_BYTES: usize = 16 << 10;
@@ -79,13 +78,13 @@ fn program(shape: &Shape, neighbourhood: Neighbourhood) -> Option<Program> {
     match shape.operation {
         Operation::Barrier => Some(flat_barrier(rank, world_size)),
         Operation::AllReduce if shape.registered => Some(push_all_reduce(rank, world_size, sum)),
-        Operation::AllReduce if bytes * (world_size - 1) <= FLAT_BYTES => {
-            Some(flat_all_reduce(rank, world_size, sum))
-        }
-        Operation::AllReduce if bytes <= STAGING_BYTES => Some(staged_all_reduce(rank, world_size, sum)),
         Operation::AllReduce if neighbourhood.reads_private && PULL_BYTES.contains(&bytes) => {
             Some(pull_all_reduce(rank, world_size, sum))
         }
+        Operation::AllReduce if world_size == 2 || bytes * (world_size - 1) <= FLAT_BYTES => {
+            Some(flat_all_reduce(rank, world_size, sum))
+        }
+        Operation::AllReduce => Some(staged_all_reduce(rank, world_size, sum)),
         _ => None,
     }
 }

@@ -26,8 +26,8 @@ pub type Note = [u64; NOTE_WORDS];
 /// Words of a header.
 pub const HEADER_WORDS: usize = 8;
 
-/// Bytes of one slot: what fits the second-level cache twice, beside what it is combined with.
-pub const STAGING_BYTES: usize = 64 << 10;
+/// Bytes of one slot: three blocks of 256 KiB, of which one is filled while others are still being read.
+pub const STAGING_BYTES: usize = 768 << 10;
 
 /// Slots: one is filled while the other is still being read.
 pub const STAGING_SLOTS: usize = 2;

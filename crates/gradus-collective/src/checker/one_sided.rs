@@ -53,6 +53,8 @@ struct Run<'a> {
     symbols: Symbols,
     /// By rank and store.
     memory: Vec<[Vec<Cell>; 4]>,
+    /// Which ranks bring what lies in their output.
+    in_place: Vec<bool>,
     clocks: Vec<Clock>,
     next: Vec<usize>,
     /// By sender and receiver.
@@ -76,6 +78,7 @@ impl<'a> Run<'a> {
             programs,
             symbols: Symbols::new(ranks, expectation.whole),
             memory,
+            in_place: expectation.ranks.iter().map(|duty| duty.input == 0).collect(),
             clocks: vec![vec![0; ranks]; ranks],
             next: vec![0; ranks],
             signals: BTreeMap::new(),
@@ -113,10 +116,9 @@ impl<'a> Run<'a> {
                 (Some(_), store) => !writes || store == Store::Output,
                 (None, _) => true,
             };
-            let owner = place.peer.unwrap_or(rank);
             allowed
                 && !place.peer.is_some_and(stranger)
-                && place.span.end() <= self.memory[owner][place.store as usize].len()
+                && place.span.end() <= self.store(rank, place).1.len()
         };
         let itself = match act {
             Act::Signal { peer, .. } | Act::Hear { peer, .. } => stranger(*peer),
@@ -194,9 +196,17 @@ impl<'a> Run<'a> {
         Ok(true)
     }
 
-    fn cells(&mut self, rank: usize, place: Place) -> &mut [Cell] {
+    /// Whose memory a place is in, and which: what a rank in place brings is its output.
+    fn store(&self, rank: usize, place: Place) -> ((usize, usize), &[Cell]) {
         let owner = place.peer.unwrap_or(rank);
-        &mut self.memory[owner][place.store as usize][place.span.start..place.span.end()]
+        let brought = place.store == Store::Input && place.peer.is_some() && self.in_place[owner];
+        let store = if brought { Store::Output } else { place.store } as usize;
+        ((owner, store), &self.memory[owner][store])
+    }
+
+    fn cells(&mut self, rank: usize, place: Place) -> &mut [Cell] {
+        let (owner, store) = self.store(rank, place).0;
+        &mut self.memory[owner][store][place.span.start..place.span.end()]
     }
 
     fn read(&mut self, rank: usize, place: Place) -> Result<Vec<usize>, Fault> {

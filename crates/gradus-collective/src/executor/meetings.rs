@@ -9,14 +9,15 @@ use gradus_error::Result;
 use gradus_host::Ticks;
 use std::sync::Arc;
 
-/// Looks for peers that may be about to come, before others have their turn: some microseconds.
+/// Looks for peers that may be about to come, since they last did, before others have their turn: some microseconds.
 const EAGER_LOOKS: usize = 256;
 
 /// The first of them, without a pause: most peers come now.
 const BRISK_LOOKS: usize = 64;
 
-/// Looks where ranks share processors: each lets another run.
-const EAGER_YIELDS: usize = 20;
+/// Looks where ranks share processors: each lets another run, whose part of a block takes some tens of microseconds. To
+/// sleep costs more: a wake-up across processors takes as long again.
+const EAGER_YIELDS: usize = 200;
 
 /// What meetings need of this rank.
 #[derive(Default)]
@@ -81,16 +82,18 @@ impl Executor {
         let looks = if spins { EAGER_LOOKS } else { EAGER_YIELDS };
         let Meetings { slots, bounce, .. } = meetings;
         let mut around = Surroundings { neighbours, slots, bounce };
-        for look in 0..looks {
-            meeting.advance(&mut around)?;
-            if meeting.is_over() {
-                break;
+        let mut look = 0;
+        while look < looks && !meeting.is_over() {
+            if meeting.advance(&mut around)? {
+                look = 0;
+                continue;
             }
             match (spins, look > BRISK_LOOKS) {
                 (true, false) => {}
                 (true, true) => std::hint::spin_loop(),
                 (false, _) => std::thread::yield_now(),
             }
+            look += 1;
         }
         Ok(())
     }

@@ -5,7 +5,8 @@ use gradus_memory::Span;
 /// Memory of a rank.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Store {
-    /// What the rank brings, where that lies apart from the output. Never written.
+    /// What the rank brings. Never written. Its own where that lies apart from the output; of a peer wherever it lies,
+    /// since one rank may work in place and another not.
     Input,
     /// Where the result goes; also what the rank brings when it works in place.
     Output,
@@ -96,7 +97,17 @@ pub struct Program {
 impl Program {
     /// Signals all others, then hears all of them.
     pub fn meet(&mut self, others: impl Iterator<Item = usize> + Clone) {
-        self.acts.extend(others.clone().map(|peer| Act::Signal { peer, carries: None }));
+        self.signal(others.clone());
+        self.hear(others);
+    }
+
+    /// Signals all others.
+    pub fn signal(&mut self, others: impl Iterator<Item = usize>) {
+        self.acts.extend(others.map(|peer| Act::Signal { peer, carries: None }));
+    }
+
+    /// Hears all others.
+    pub fn hear(&mut self, others: impl Iterator<Item = usize>) {
         self.acts.extend(others.map(|peer| Act::Hear { peer, to: None }));
     }
 

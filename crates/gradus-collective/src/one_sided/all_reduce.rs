@@ -2,13 +2,14 @@
 //!
 //! | | what ranks read | hops | for |
 //! |---|---|---|---|
-//! | [`flat_all_reduce`] | everything that all others staged, or that came along with their signals | 1 | few bytes |
-//! | [`staged_all_reduce`] | of what all others staged their own share, then all others' shares of the sum | 2 | some KiB among three or more |
+//! | [`flat_all_reduce`] | everything that all others staged, or that came along with their signals | 1 | few bytes; two ranks |
+//! | [`staged_all_reduce`] | of what all others staged their own share, then all others' shares of the sum | 2 | more among three or more |
 //! | [`pull_all_reduce`] | of all others' buffers their own share, then all others' shares of the sum | 3 | buffers that others may read |
 //! | [`push_all_reduce`] | of all others' buffers their own share; the sum they write to all | 2 | buffers that others may write |
 
 use super::act::{Act, INLINE_BYTES, Place, Program, Store};
 use crate::generate::share;
+use gradus_fabric::STAGING_BYTES;
 use gradus_memory::Span;
 
 /// What is to be summed.
@@ -38,9 +39,18 @@ impl Sum {
         self.len * self.element_bytes
     }
 
+    fn elements(&self, block_bytes: usize) -> usize {
+        (block_bytes / self.element_bytes).max(1)
+    }
+
+    /// Where a block begins among what is staged.
+    fn shelf(&self, number: usize, block_bytes: usize) -> usize {
+        number % SHELVES * self.elements(block_bytes)
+    }
+
     /// Blocks of a span, of `block_bytes` at most.
     fn blocks(&self, span: Span, block_bytes: usize) -> impl Iterator<Item = Span> + use<> {
-        let block = (block_bytes / self.element_bytes).max(1);
+        let block = self.elements(block_bytes);
         (0..span.len.div_ceil(block)).map(move |i| span.part(i * block, block.min(span.len - i * block)))
     }
 }
@@ -76,11 +86,26 @@ fn carried(program: &mut Program, rank: usize, world_size: usize, sum: Sum) {
     add_up(program, rank, world_size, source, shelf);
 }
 
+/// Block by block, through three places in turns. The next block is staged before the peers' is waited for, which hides how
+/// long signals take; who hears of a block knows that all have summed the one before the last.
 fn staged(program: &mut Program, rank: usize, world_size: usize, sum: Sum) {
-    let source = Place::own(sum.source(), sum.all());
-    program.copy(source, Place::own(Store::Staging, sum.all()));
-    program.meet(others(rank, world_size));
-    add_up(program, rank, world_size, source, |peer| staged_by(peer, rank, sum.all()));
+    let blocks: Vec<Span> = sum.blocks(sum.all(), FLAT_BLOCK_BYTES).collect();
+    let source = |number: usize| Place::own(sum.source(), blocks[number]);
+    let shelf = |number: usize| Span::new(sum.shelf(number, FLAT_BLOCK_BYTES), blocks[number].len);
+    let show = |program: &mut Program, number: usize| {
+        program.copy(source(number), Place::own(Store::Staging, shelf(number)));
+    };
+    for number in 0..blocks.len() {
+        if number == 0 {
+            show(program, number);
+        }
+        program.signal(others(rank, world_size));
+        if number + 1 < blocks.len() {
+            show(program, number + 1);
+        }
+        program.hear(others(rank, world_size));
+        add_up(program, rank, world_size, source(number), |peer| staged_by(peer, rank, shelf(number)));
+    }
 }
 
 /// What a rank has staged, as rank `rank` names it.
@@ -109,32 +134,103 @@ fn add_up(
     (1..world_size).for_each(|peer| program.combine(shown(peer), output));
 }
 
-/// Everybody stages the others' shares, sums its own share of what all have staged, stages that too, and takes the others' shares.
+/// Everybody stages the others' shares, sums its own share of what all have staged, stages that too, and takes the others' shares:
+/// block by block, each through one of three places. The next block is staged together with the sums of this one, so that
+/// ranks meet once for each; who hears of it knows that all have taken the sums of the block before.
 pub fn staged_all_reduce(rank: usize, world_size: usize, sum: Sum) -> Program {
     let mut program = Program::default();
-    let own = share(sum.all(), world_size, rank);
-    let output = |span| Place::own(Store::Output, span);
-    // Its own share nobody reads before it is summed.
-    for span in [Span::new(0, own.start), Span::new(own.end(), sum.len - own.end())] {
-        program.copy(Place::own(sum.source(), span), Place::own(Store::Staging, span));
-    }
-    program.meet(others(rank, world_size));
-    if !sum.in_place {
-        program.copy(Place::own(Store::Input, own), output(own));
-    }
-    others(rank, world_size).for_each(|peer| program.combine(staged_by(peer, rank, own), output(own)));
-    program.divide(sum.mean, own, world_size);
-    program.copy(output(own), Place::own(Store::Staging, own));
-    program.meet(others(rank, world_size));
-    for peer in others(rank, world_size) {
-        let theirs = share(sum.all(), world_size, peer);
-        program.copy(staged_by(peer, rank, theirs), output(theirs));
+    let blocks: Vec<Staged> = Staged::all(rank, world_size, sum).collect();
+    for (number, block) in blocks.iter().enumerate() {
+        if number == 0 {
+            block.show(&mut program);
+            program.meet(others(rank, world_size));
+        }
+        block.add_up(&mut program);
+        if let Some(next) = blocks.get(number + 1) {
+            next.show(&mut program);
+        }
+        program.meet(others(rank, world_size));
+        block.take(&mut program);
     }
     program
 }
 
-/// Bytes that are combined, or copied out of a peer, at a time: they are in the first-level cache when they are wanted again.
-const BLOCK_BYTES: usize = 16 << 10;
+/// A block of a [`staged_all_reduce`], as one rank sees it.
+struct Staged {
+    rank: usize,
+    world_size: usize,
+    sum: Sum,
+    span: Span,
+    /// Where it begins among what is staged.
+    shelf: usize,
+}
+
+impl Staged {
+    fn all(rank: usize, world_size: usize, sum: Sum) -> impl Iterator<Item = Self> {
+        let blocks = sum.blocks(sum.all(), SHARED_BLOCK_BYTES).enumerate();
+        blocks.map(move |(number, span)| Self {
+            rank,
+            world_size,
+            sum,
+            span,
+            shelf: sum.shelf(number, SHARED_BLOCK_BYTES),
+        })
+    }
+
+    fn share(&self, rank: usize) -> Span {
+        share(self.span, self.world_size, rank)
+    }
+
+    /// Where elements of it are staged, by one of the ranks.
+    fn staged_by(&self, rank: usize, span: Span) -> Place {
+        staged_by(rank, self.rank, Span::new(self.shelf + span.start - self.span.start, span.len))
+    }
+
+    /// Shows all but its own share, which nobody reads before it is summed.
+    fn show(&self, program: &mut Program) {
+        let (all, own) = (self.span, self.share(self.rank));
+        for span in [Span::new(all.start, own.start - all.start), Span::new(own.end(), all.end() - own.end())]
+        {
+            program.copy(Place::own(self.sum.source(), span), self.staged_by(self.rank, span));
+        }
+    }
+
+    /// Sums its own share, and shows that.
+    fn add_up(&self, program: &mut Program) {
+        let own = self.share(self.rank);
+        let output = Place::own(Store::Output, own);
+        if !self.sum.in_place {
+            program.copy(Place::own(Store::Input, own), output);
+        }
+        others(self.rank, self.world_size)
+            .for_each(|peer| program.combine(self.staged_by(peer, own), output));
+        program.divide(self.sum.mean, own, self.world_size);
+        program.copy(output, self.staged_by(self.rank, own));
+    }
+
+    /// Takes the others' shares of the sum.
+    fn take(&self, program: &mut Program) {
+        for peer in others(self.rank, self.world_size) {
+            let theirs = self.share(peer);
+            program.copy(self.staged_by(peer, theirs), Place::own(Store::Output, theirs));
+        }
+    }
+}
+
+/// Places for blocks in a slot.
+const SHELVES: usize = 3;
+
+/// Bytes of a block that all sum: enough to pay for a signal, few enough to be near when they are wanted again.
+const FLAT_BLOCK_BYTES: usize = 64 << 10;
+
+/// Bytes of a block of which each rank sums its share: ranks that share processors change less often while they work on it.
+const SHARED_BLOCK_BYTES: usize = 256 << 10;
+
+const _: () =
+    assert!(SHELVES * SHARED_BLOCK_BYTES <= STAGING_BYTES && FLAT_BLOCK_BYTES <= SHARED_BLOCK_BYTES);
+
+/// Bytes that are combined with a peer's in place at a time: they are in the first-level cache when they are copied there.
+const PUSH_BYTES: usize = 16 << 10;
 
 /// Everybody sums its own share, reading from all others, then reads their shares. Nothing of another rank is written.
 pub fn pull_all_reduce(rank: usize, world_size: usize, sum: Sum) -> Program {
@@ -146,7 +242,7 @@ pub fn pull_all_reduce(rank: usize, world_size: usize, sum: Sum) -> Program {
             program.copy(Place::own(Store::Input, block), output(block));
         }
         for peer in others(rank, world_size) {
-            program.combine(Place::of(peer, sum.source(), block), output(block));
+            program.combine(Place::of(peer, Store::Input, block), output(block));
         }
         program.divide(sum.mean, block, world_size);
     }
@@ -170,13 +266,13 @@ const PULL_BYTES: usize = 128 << 10;
 pub fn push_all_reduce(rank: usize, world_size: usize, sum: Sum) -> Program {
     let mut program = Program::default();
     program.meet(others(rank, world_size));
-    for block in sum.blocks(share(sum.all(), world_size, rank), BLOCK_BYTES) {
+    for block in sum.blocks(share(sum.all(), world_size, rank), PUSH_BYTES) {
         let output = Place::own(Store::Output, block);
         if !sum.in_place {
             program.copy(Place::own(Store::Input, block), output);
         }
         for peer in others(rank, world_size) {
-            program.combine(Place::of(peer, sum.source(), block), output);
+            program.combine(Place::of(peer, Store::Input, block), output);
         }
         program.divide(sum.mean, block, world_size);
         for peer in others(rank, world_size) {

@@ -54,6 +54,23 @@ fn long_shares_are_cut_into_blocks_that_still_sum() {
 }
 
 #[test]
+fn some_ranks_may_work_in_place_and_others_not() {
+    for generate in ALL {
+        for (world_size, element_bytes) in [(2, 4), (2, WIDE), (3, WIDE), (5, 4), (5, WIDE)] {
+            let (len, even) = (world_size * 30 + 3, |rank: usize| rank.is_multiple_of(2));
+            let program = |rank| generate(rank, world_size, sum(len, element_bytes, even(rank), false));
+            let programs: Vec<_> = (0..world_size).map(program).collect();
+            let [mut wanted, apart] =
+                [true, false].map(|in_place| Expectation::all_reduce(world_size, len, in_place));
+            for rank in (0..world_size).filter(|rank| !even(*rank)) {
+                wanted.ranks[rank] = apart.ranks[rank].clone();
+            }
+            assert_eq!(verify(&programs, &wanted), Ok(()), "{world_size} {element_bytes}");
+        }
+    }
+}
+
+#[test]
 fn a_barrier_hears_of_everybody() {
     for world_size in 1..=64 {
         let programs: Vec<_> = (0..world_size).map(|rank| flat_barrier(rank, world_size)).collect();

@@ -302,6 +302,44 @@ fn registered_memory_is_summed_in_place() {
     }
 }
 
+/// Rank 0 in place, the others not.
+fn sum_in_one_buffer_or_two(communicator: &mut Communicator, memory: &mut [i64]) {
+    let (rank, world_size) = (communicator.rank(), communicator.world_size());
+    let what = Collective::all_reduce(Reduction::Sum);
+    let (input, output) = memory.split_at_mut(memory.len() / 2);
+    input.iter_mut().enumerate().for_each(|(i, x)| *x = (i % 97 * (rank + 1)) as i64);
+    output.fill(-1);
+    let result = if rank == 0 {
+        communicator.run_in_place(&what, input).unwrap();
+        input
+    } else {
+        communicator.run(&what, input, output).unwrap();
+        output
+    };
+    let ranks: usize = (1..=world_size).sum();
+    assert!(result.iter().enumerate().all(|(i, x)| *x == (i % 97 * ranks) as i64), "{}", result.len());
+}
+
+#[test]
+fn one_rank_may_work_in_place_and_another_not() {
+    for (peer_memory, world_size) in
+        [(PeerMemory::Never, 2), (PeerMemory::Always, 2), (PeerMemory::Always, 3)]
+    {
+        let settings = NetworkSettings { peer_memory, ..NetworkSettings::default() };
+        run(world_size, TransportKind::SharedMemory, &settings, |mut communicator| {
+            let heap = communicator.heap().unwrap();
+            for len in [1usize, 300, 20_000, 300_000] {
+                sum_in_one_buffer_or_two(&mut communicator, &mut vec![0; 2 * len]);
+                let range = heap.allocate(2 * len * 8).unwrap();
+                // SAFETY: zeros, alive as long as `range`; peers write there within collectives only.
+                let shared =
+                    unsafe { std::slice::from_raw_parts_mut(range.start().as_ptr().cast(), 2 * len) };
+                sum_in_one_buffer_or_two(&mut communicator, shared);
+            }
+        });
+    }
+}
+
 #[test]
 fn registered_on_one_rank_only_is_named() {
     let errors = run(2, TransportKind::SharedMemory, &NetworkSettings::default(), |mut communicator| {

@@ -27,6 +27,11 @@ impl Agenda {
         self.extent(Store::Scratch) * element_bytes
     }
 
+    /// Whether others may reach its input and output.
+    pub(super) fn shows_memory(&self) -> bool {
+        !self.carries && !self.stages()
+    }
+
     pub(super) fn stages(&self) -> bool {
         self.extent(Store::Staging) > 0
     }

@@ -13,8 +13,15 @@ impl Meeting {
     /// What a rank must know of this one's memory, said with its signals.
     pub(super) fn locate(&mut self, neighbours: &Neighbours) {
         let at = |region| neighbours.locate(self.regions.start(region), self.regions.bytes(region));
-        self.companions[self.rank].shown =
-            Shown { input: at(Region::Input), output: at(Region::Output), slot: self.slot.unwrap_or(0) };
+        let shown = if self.agenda.shows_memory() {
+            let output = at(Region::Output);
+            // In place what is brought is the output.
+            let input = if self.regions.bytes(Region::Input) > 0 { at(Region::Input) } else { output };
+            Shown { input, output, slot: 0 }
+        } else {
+            Shown::NOTHING
+        };
+        self.companions[self.rank].shown = Shown { slot: self.slot.unwrap_or(0), ..shown };
     }
 
     pub(super) fn bytes(&self, place: Place) -> usize {
