@@ -25,7 +25,7 @@ impl InFlight {
 
     pub(crate) fn is_over(&self) -> bool {
         match self {
-            Self::Streams(flight) => flight.pending == 0,
+            Self::Streams(flight) => flight.pending == 0 && !flight.awaits_memory(),
             Self::Meeting(meeting) => meeting.is_over(),
         }
     }

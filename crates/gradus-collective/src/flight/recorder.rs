@@ -24,7 +24,8 @@ enum Moment {
 struct Entry {
     ticket: u64,
     identity: Identity,
-    ranks: Arc<[usize]>,
+    /// Who takes part; `None` where that is as in the entry before.
+    ranks: Option<Arc<[usize]>>,
     /// Sender and receiver of a message.
     message: Option<[usize; 2]>,
     started: Moment,
@@ -41,13 +42,15 @@ pub(crate) struct Recorder {
     scale: TickScale,
     /// By growing ticket without gaps.
     entries: VecDeque<Entry>,
+    /// Who takes part in the last one.
+    last_ranks: Option<Arc<[usize]>>,
     forgotten: u64,
 }
 
 impl Recorder {
     pub(crate) fn new(clock: Arc<dyn Clock>) -> Self {
         let scale = TickScale::new(&*clock);
-        Self { clock, scale, entries: VecDeque::with_capacity(CAPACITY), forgotten: 0 }
+        Self { clock, scale, entries: VecDeque::with_capacity(CAPACITY), last_ranks: None, forgotten: 0 }
     }
 
     fn now(&self) -> Moment {
@@ -62,7 +65,7 @@ impl Recorder {
     /// A collective was started.
     pub(crate) fn started(&mut self, ticket: u64, flight: &InFlight, ranks: &Arc<[usize]>, own: usize) {
         let message = flight.message(ranks, own);
-        let entry = Entry::new(ticket, *flight.identity(), ranks, self.now());
+        let entry = Entry::new(ticket, *flight.identity(), self.news_of(ranks), self.now());
         self.push(Entry { message, ..entry });
     }
 
@@ -76,14 +79,33 @@ impl Recorder {
     ) {
         let (began, done) = (Moment::Ticks(times.0), Some(Moment::Ticks(times.1)));
         let bytes = meeting.exchanged();
-        let entry = Entry::new(ticket, meeting.identity, ranks, began);
+        let entry = Entry::new(ticket, meeting.identity, self.news_of(ranks), began);
         self.push(Entry { first_byte: Some(began), done, bytes, ..entry });
+    }
+
+    /// The ranks, where they are not those of the last entry: to share them costs more than to compare.
+    fn news_of(&mut self, ranks: &Arc<[usize]>) -> Option<Arc<[usize]>> {
+        if self.last_ranks.as_ref().is_some_and(|last| Arc::ptr_eq(last, ranks)) {
+            return None;
+        }
+        self.last_ranks = Some(Arc::clone(ranks));
+        self.last_ranks.clone()
+    }
+
+    /// Who takes part in an entry.
+    fn ranks(&self, index: usize) -> &[usize] {
+        self.entries.range(..=index).rev().find_map(|entry| entry.ranks.as_deref()).unwrap_or_default()
     }
 
     fn push(&mut self, entry: Entry) {
         if self.entries.len() == CAPACITY {
-            self.entries.pop_front();
+            let oldest = self.entries.pop_front();
             self.forgotten += 1;
+            if let Some((next, oldest)) = self.entries.front_mut().zip(oldest)
+                && next.ranks.is_none()
+            {
+                next.ranks = oldest.ranks;
+            }
         }
         self.entries.push_back(entry);
     }
@@ -105,9 +127,10 @@ impl Recorder {
 
     /// A collective is given up: what is known of it is kept.
     pub(crate) fn given_up(&mut self, ticket: u64, flight: &InFlight) {
-        if let Some(entry) = self.entries.iter_mut().find(|entry| entry.ticket == ticket) {
-            entry.bytes = flight.exchanged();
-            entry.peers = flight.peers(&entry.ranks);
+        if let Some(index) = self.entries.iter().position(|entry| entry.ticket == ticket) {
+            let (bytes, peers) = (flight.exchanged(), flight.peers(self.ranks(index)));
+            let entry = &mut self.entries[index];
+            (entry.bytes, entry.peers) = (bytes, peers);
         }
     }
 
@@ -124,7 +147,8 @@ impl Recorder {
             Moment::Time(time) => micros(time),
             Moment::Ticks(reading) => micros(rate.moment(reading)),
         };
-        log.operations = self.entries.iter().map(|entry| entry.written(at)).collect();
+        let entries = self.entries.iter().enumerate();
+        log.operations = entries.map(|(index, entry)| entry.written(self.ranks(index), at)).collect();
         for (ticket, flight) in in_flight.filter(|(_, flight)| !flight.is_over()) {
             let index = self.entries.iter().position(|entry| entry.ticket == ticket);
             if let Some(entry) = index.map(|index| &mut log.operations[index]) {
@@ -141,8 +165,8 @@ fn micros(time: Duration) -> u64 {
 }
 
 impl Entry {
-    fn new(ticket: u64, identity: Identity, ranks: &Arc<[usize]>, started: Moment) -> Self {
-        let (ranks, peers) = (Arc::clone(ranks), Vec::new());
+    fn new(ticket: u64, identity: Identity, ranks: Option<Arc<[usize]>>, started: Moment) -> Self {
+        let peers = Vec::new();
         Self {
             ticket,
             identity,
@@ -156,13 +180,13 @@ impl Entry {
         }
     }
 
-    fn written(&self, at: impl Fn(Moment) -> u64) -> FlightEntry {
+    fn written(&self, ranks: &[usize], at: impl Fn(Moment) -> u64) -> FlightEntry {
         FlightEntry {
             group: self.identity.group,
             message: self.message,
             sequence: self.identity.sequence,
             what: self.identity.to_string(),
-            ranks: self.ranks.to_vec(),
+            ranks: ranks.to_vec(),
             started_us: at(self.started),
             first_byte_us: self.first_byte.map(&at),
             done_us: self.done.map(&at),

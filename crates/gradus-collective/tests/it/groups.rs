@@ -136,6 +136,27 @@ fn memory_may_be_ready_later_than_its_collective() {
 }
 
 #[test]
+fn what_has_nothing_to_move_waits_for_its_memory_too() {
+    let wait_for = |communicator: &mut Communicator, data: &mut [i32]| {
+        let flag = Arc::new(AtomicBool::new(false));
+        let handle = start_when(communicator, data, &flag);
+        communicator.progress().unwrap();
+        assert!(!communicator.is_done(&handle));
+        flag.store(true, Ordering::Release);
+        communicator.wait(handle).unwrap();
+        communicator.barrier().unwrap();
+    };
+    wait_for(&mut Communicator::alone(), &mut [5]);
+    for kind in ALL {
+        run(2, kind, &NetworkSettings::default(), |mut communicator| {
+            let mut own = communicator.group(&[communicator.rank()]).unwrap();
+            wait_for(&mut own, &mut [5]);
+            wait_for(&mut communicator, &mut []);
+        });
+    }
+}
+
+#[test]
 fn a_rank_alone_waits_for_its_memory_too() {
     let mut communicator = Communicator::alone();
     let (flag, mut data) = (Arc::new(AtomicBool::new(false)), [5i32]);
