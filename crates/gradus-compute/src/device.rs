@@ -168,8 +168,8 @@ pub trait Device: Send + Sync {
     /// # Errors
     /// `Exhausted` when the device has no more memory.
     fn allocate(&self, len: usize) -> Result<Span>;
-    /// As [`Device::allocate`], in memory that other processes reach through `heap`; and what keeps it there, to be
-    /// dropped with the device or after it.
+    /// As [`Device::allocate`], in memory that other processes reach through `heap`; and what keeps it there, to be dropped
+    /// when nothing of it is needed any more.
     ///
     /// # Errors
     /// `Exhausted` when the device or the heap has no more memory.

@@ -10,14 +10,17 @@ use std::fmt::Write;
 pub(crate) const WORDS: usize = 16;
 
 /// The same for two processes exactly if they can hand each other memory: one kernel, one network namespace (in which
-/// the sockets live over which memory is handed), one user. Empty if this process cannot share memory at all.
+/// the sockets live over which memory is handed), one namespace of process numbers (by which they are fenced), one user. Empty if
+/// this process cannot share memory at all.
 pub(crate) fn identity() -> String {
     let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
     let network = std::fs::read_link("/proc/self/ns/net").unwrap_or_default();
+    let processes = std::fs::read_link("/proc/self/ns/pid").unwrap_or_default();
     if boot.is_empty() || network.as_os_str().is_empty() || Segment::create("gradus-probe", 4096).is_err() {
         return String::new();
     }
-    format!("{} {} {}", boot.trim(), network.display(), rustix::process::geteuid().as_raw())
+    let user = rustix::process::geteuid().as_raw();
+    format!("{} {} {} {user}", boot.trim(), network.display(), processes.display())
 }
 
 /// Characters of a host's name that are shown.

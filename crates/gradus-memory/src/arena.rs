@@ -5,6 +5,7 @@ use gradus_error::{Error, IoContext, Result};
 use rustix::mm::{self, Advice, MapFlags, ProtFlags};
 use std::ffi::c_void;
 use std::ptr::NonNull;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// Every span begins on a multiple of this many elements: a cache line of 64 bytes.
@@ -15,15 +16,20 @@ const PAGE: usize = 4096 / size_of::<f32>();
 
 /// A region of zeroed f32 elements. Address space is reserved at once, memory is taken when first touched.
 pub struct Arena {
-    start: NonNull<f32>,
-    capacity: usize,
+    region: Arc<Region>,
     used: AtomicUsize,
 }
 
+/// What was reserved: given back once neither the arena nor a range of a heap that lies in it is left.
+struct Region {
+    start: NonNull<f32>,
+    capacity: usize,
+}
+
 // SAFETY: the region belongs to the arena alone; access goes through unsafe methods whose callers exclude races.
-unsafe impl Send for Arena {}
-// SAFETY: as above; the only state that safe methods change is an atomic.
-unsafe impl Sync for Arena {}
+unsafe impl Send for Region {}
+// SAFETY: as above; it does not change.
+unsafe impl Sync for Region {}
 
 impl Arena {
     /// Reserves room for `capacity` elements.
@@ -45,7 +51,7 @@ impl Arena {
         // SAFETY: the range was mapped just above. Huge pages only make it faster: a refusal is no failure.
         let _ = unsafe { mm::madvise(start, bytes, Advice::LinuxHugepage) };
         let start = NonNull::new(start.cast()).ok_or_else(|| Error::internal("mmap returned null"))?;
-        Ok(Self { start, capacity, used: AtomicUsize::new(0) })
+        Ok(Self { region: Arc::new(Region { start, capacity }), used: AtomicUsize::new(0) })
     }
 
     /// Hands out `len` elements, zero, on a cache line of their own. They are never taken back.
@@ -55,19 +61,19 @@ impl Arena {
     pub fn allocate(&self, len: usize) -> Result<Span> {
         let rounded = len.next_multiple_of(ALIGNMENT);
         let taken = self.used.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |used| {
-            used.checked_add(rounded).filter(|end| *end <= self.capacity)
+            used.checked_add(rounded).filter(|end| *end <= self.region.capacity)
         });
         match taken {
             Ok(start) => Ok(Span::new(start, len)),
             Err(used) => Err(Error::exhausted(format!(
                 "no room for {len} more elements: {used} of the {} reserved are in use; choose a smaller model or batch",
-                self.capacity
+                self.region.capacity
             ))),
         }
     }
 
-    /// Hands out `len` elements, zero, that lie in a heap, so that peers reach them; and what keeps them there: dropped
-    /// before the arena, it takes their contents away.
+    /// Hands out `len` elements, zero, that lie in a heap, so that peers reach them; and what keeps them there: when it is
+    /// dropped, their contents are gone.
     ///
     /// # Errors
     /// `Exhausted` when the reservation is used up, or the heap cannot reserve memory.
@@ -79,8 +85,9 @@ impl Arena {
         let skipped = address.addr().next_multiple_of(PAGE * size_of::<f32>()) - address.addr();
         let span = around.part(skipped / size_of::<f32>(), pages);
         let start = NonNull::new(self.raw(span).start.cast::<u8>()).expect("an arena does not begin at zero");
-        // SAFETY: whole pages of the arena that were handed out just now, to nobody else.
-        let range = unsafe { heap.allocate_at(start, pages * size_of::<f32>()) }?;
+        // SAFETY: whole pages of the arena that were handed out just now, to nobody else; the region stays while it is held.
+        let range =
+            unsafe { heap.allocate_at(start, pages * size_of::<f32>(), Arc::clone(&self.region) as _) }?;
         Ok((span.part(0, len), range))
     }
 
@@ -96,7 +103,7 @@ impl Arena {
     pub fn raw(&self, span: Span) -> RawRange {
         assert!(span.end() <= self.used(), "a span must come from this arena");
         // SAFETY: the assertion keeps start inside the mapping.
-        RawRange { start: unsafe { self.start.as_ptr().add(span.start) }, len: span.len }
+        RawRange { start: unsafe { self.region.start.as_ptr().add(span.start) }, len: span.len }
     }
 
     /// The elements of a range, to read.
@@ -121,10 +128,10 @@ impl Arena {
     }
 }
 
-impl Drop for Arena {
+impl Drop for Region {
     fn drop(&mut self) {
         let bytes = self.capacity.max(1) * size_of::<f32>();
-        // SAFETY: the mapping was made by reserve with this size; slices borrow the arena and are gone.
+        // SAFETY: the mapping was made by reserve with this size; slices borrow the arena, ranges hold the region: both are gone.
         let _ = unsafe { mm::munmap(self.start.as_ptr().cast::<c_void>(), bytes) };
     }
 }
@@ -163,6 +170,9 @@ mod tests {
             assert!(arena.slice(before).iter().all(|x| *x == 1.0));
         }
         assert_eq!(*arena.allocate_shared(9000, &heap).err().unwrap().kind(), Kind::Exhausted);
+        drop(arena);
+        // SAFETY: the range keeps its addresses, arena or not.
+        assert_eq!(unsafe { range.start().cast::<f32>().read() }, 3.0);
     }
 
     #[test]

@@ -3,7 +3,8 @@
 //! The owner hands the file to its peers once, when they meet, and takes ranges out of it later, whenever it likes:
 //! nothing more has to be handed over. A peer maps the file as far as it has grown when it is told of a range beyond
 //! what it has mapped. Offsets are never given twice; the memory of a range that is dropped goes back to the system at
-//! once, and a peer that still writes there writes into the file, not into what the owner has in its place by then.
+//! once, and a peer that still writes there writes into the file, not into what the owner has in its place by then. Only a range
+//! in somebody's reservation leaves its mapping there, for as long as the reservation lives.
 
 use crate::segment::{check_file_limit, reserved_file};
 use gradus_error::{Error, IoContext, Result};
@@ -42,8 +43,8 @@ pub struct HeapRange {
     start: NonNull<u8>,
     len: usize,
     offset: usize,
-    /// Whether the addresses are the range's own, or part of somebody's reservation.
-    owns_addresses: bool,
+    /// Whose reservation the addresses are part of, if they are not the range's own.
+    reservation: Option<Arc<dyn Send + Sync>>,
 }
 
 // SAFETY: the mapping lives as long as the range, on every thread; safe methods give addresses only.
@@ -83,41 +84,48 @@ impl SharedHeap {
     }
 
     /// Takes a range of `len` zero bytes and maps it over the addresses from `start` on, in place of what is there.
+    /// `reservation` is held for as long as the range lives.
     ///
     /// # Errors
     /// `Exhausted` when the memory cannot be reserved: what was at the addresses is still there.
     ///
     /// # Safety
-    /// The addresses are a reservation of the caller's, in which nothing lives; it outlives the range, which leaves its
-    /// mapping there when it is dropped.
+    /// The addresses are the caller's, and nothing lives there; they stay reserved for as long as somebody holds `reservation`. The
+    /// range leaves its mapping there when it is dropped.
     ///
     /// # Panics
     /// If the address or the length is not a multiple of a page.
-    pub unsafe fn allocate_at(&self, start: NonNull<u8>, len: usize) -> Result<HeapRange> {
+    pub unsafe fn allocate_at(
+        &self,
+        start: NonNull<u8>,
+        len: usize,
+        reservation: Arc<dyn Send + Sync>,
+    ) -> Result<HeapRange> {
         assert!(start.as_ptr().addr().is_multiple_of(PAGE) && len.is_multiple_of(PAGE), "pages are mapped");
         // SAFETY: by the caller's word.
-        unsafe { self.map(Some(start), len) }
+        unsafe { self.map(Some((start, reservation)), len) }
     }
 
     /// # Safety
     /// As for [`SharedHeap::allocate_at`], if there is an address.
-    unsafe fn map(&self, at: Option<NonNull<u8>>, len: usize) -> Result<HeapRange> {
+    unsafe fn map(&self, at: Option<(NonNull<u8>, Arc<dyn Send + Sync>)>, len: usize) -> Result<HeapRange> {
         let len = len.max(1).next_multiple_of(PAGE);
         let offset = self.file.grow(len)?;
         let protection = ProtFlags::READ | ProtFlags::WRITE;
-        let (address, flags) = match at {
-            Some(start) => (start.as_ptr().cast(), MapFlags::SHARED | MapFlags::FIXED),
+        let (address, flags) = match &at {
+            Some((start, _)) => (start.as_ptr().cast(), MapFlags::SHARED | MapFlags::FIXED),
             None => (std::ptr::null_mut(), MapFlags::SHARED),
         };
         // SAFETY: a fresh mapping, or one over addresses that are the caller's to give.
         let start =
             unsafe { mm::mmap(address, len, protection, flags, &self.file.descriptor, offset as u64) }
-                .context(|| format!("cannot map {len} bytes of shared memory"))?;
+                .context(|| format!("cannot map {len} bytes of shared memory"))
+                .inspect_err(|_| self.file.give_back(offset, len))?;
         let start = NonNull::new(start.cast()).ok_or_else(|| Error::internal("mmap returned null"))?;
         populate(start, len);
         let file = Arc::clone(&self.file);
         file.ranges().living.push((start.as_ptr().addr(), len, offset));
-        Ok(HeapRange { file, start, len, offset, owns_addresses: at.is_none() })
+        Ok(HeapRange { file, start, len, offset, reservation: at.map(|(_, reservation)| reservation) })
     }
 }
 
@@ -136,6 +144,12 @@ impl File {
             .context(describe)?;
         ranges.end = offset + len;
         Ok(offset)
+    }
+
+    /// Lets the system have the memory of a part; a refusal leaves it to the end of the file's life.
+    fn give_back(&self, offset: usize, len: usize) {
+        let hole = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+        let _ = fs::fallocate(&self.descriptor, hole, offset as u64, len as u64);
     }
 }
 
@@ -164,13 +178,11 @@ impl HeapRange {
 impl Drop for HeapRange {
     fn drop(&mut self) {
         self.file.ranges().living.retain(|(_, _, offset)| *offset != self.offset);
-        if self.owns_addresses {
+        if self.reservation.is_none() {
             // SAFETY: mapped with this size; whoever holds a raw address answers for not outliving the range.
             let _ = unsafe { mm::munmap(self.start.as_ptr().cast::<c_void>(), self.len) };
         }
-        let hole = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
-        // A refusal leaves the memory to the end of the file's life.
-        let _ = fs::fallocate(&self.file.descriptor, hole, self.offset as u64, self.len as u64);
+        self.file.give_back(self.offset, self.len);
     }
 }
 
@@ -204,21 +216,20 @@ impl PeerHeap {
         let end = offset.checked_add(len).ok_or_else(|| beyond(offset, len))?;
         let (start, mapped) = match self.mapped {
             Some(mapping) if end <= mapping.1 => mapping,
-            _ => self.remap(end).map_err(|error| error.within(beyond(offset, len).to_string()))?,
+            _ => self.remap(offset, end).map_err(|error| error.within(beyond(offset, len).to_string()))?,
         };
         debug_assert!(end <= mapped, "remap has seen to it");
         // SAFETY: inside the mapping.
         Ok(unsafe { start.as_ptr().add(offset) })
     }
 
-    /// Maps the whole file as it is now, which must reach `end`.
-    fn remap(&mut self, end: usize) -> Result<(NonNull<u8>, usize)> {
+    /// Maps the whole file as it is now, which must reach `end`, and has what begins at `offset` there at once.
+    fn remap(&mut self, offset: usize, end: usize) -> Result<(NonNull<u8>, usize)> {
         let size = fs::fstat(&self.file).context(|| "cannot inspect a shared heap".to_owned())?.st_size;
         let size = usize::try_from(size).unwrap_or(0);
         if end > size || end == 0 {
             return Err(Error::corrupt(format!("the heap holds {size} bytes")));
         }
-        let known = self.mapped.map_or(0, |(_, len)| len);
         self.unmap();
         let protection = ProtFlags::READ | ProtFlags::WRITE;
         // SAFETY: a fresh mapping overlays nothing.
@@ -226,9 +237,10 @@ impl PeerHeap {
             unsafe { mm::mmap(std::ptr::null_mut(), size, protection, MapFlags::SHARED, &self.file, 0) }
                 .context(|| format!("cannot map {size} bytes of a peer's memory"))?;
         let start = NonNull::new(start.cast()).ok_or_else(|| Error::internal("mmap returned null"))?;
-        // What is new only: of what was there, some may have been given back.
-        // SAFETY: a file does not shrink, so `known` is inside the mapping; it is whole pages.
-        populate(unsafe { start.add(known) }, size - known);
+        // What is asked for only: of the rest, some may have been given back, and would be taken again.
+        let first = offset - offset % PAGE;
+        // SAFETY: `first` is before `end`, which is inside the mapping.
+        populate(unsafe { start.add(first) }, end - first);
         self.mapped = Some((start, size));
         Ok((start, size))
     }
@@ -321,15 +333,26 @@ mod tests {
     }
 
     #[test]
+    fn to_map_a_heap_late_takes_no_memory_of_what_was_given_back() {
+        let (ours, mut theirs) = pair();
+        drop(ours.allocate(64 * PAGE).unwrap());
+        let range = ours.allocate(PAGE).unwrap();
+        theirs.at(range.offset(), PAGE).unwrap();
+        // In units of 512 bytes.
+        let held = fs::fstat(ours.file()).unwrap().st_blocks as usize * 512;
+        assert_eq!(held, PAGE);
+    }
+
+    #[test]
     fn a_range_takes_the_place_of_a_reservation() {
-        let arena = crate::Arena::reserve(4 * PAGE).unwrap();
+        let arena = Arc::new(crate::Arena::reserve(4 * PAGE).unwrap());
         let span = arena.allocate(4 * PAGE).unwrap();
         let start = NonNull::new(arena.raw(span).start.cast::<u8>()).unwrap();
         let aligned =
             start.map_addr(|address| address.checked_add(address.get().wrapping_neg() % PAGE).unwrap());
         let (ours, mut theirs) = pair();
         // SAFETY: inside the arena, of which nobody uses anything.
-        let range = unsafe { ours.allocate_at(aligned, PAGE) }.unwrap();
+        let range = unsafe { ours.allocate_at(aligned, PAGE, Arc::clone(&arena) as _) }.unwrap();
         // SAFETY: inside the range.
         unsafe { aligned.as_ptr().write(5) };
         // SAFETY: an address of the heap.

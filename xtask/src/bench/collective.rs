@@ -195,7 +195,13 @@ impl Programs {
     /// Open MPI as its manual says for one host; without a word it would bind four ranks nowhere on two cores.
     fn open_mpi(&self, group: &Group, ranks: &str) -> Command {
         let mut command = self.open_mpi.program("mpirun");
-        command.args(["--allow-run-as-root", "--map-by", ":OVERSUBSCRIBE", "--bind-to", "core:overload-allowed"]);
+        command.args([
+            "--allow-run-as-root",
+            "--map-by",
+            ":OVERSUBSCRIBE",
+            "--bind-to",
+            "core:overload-allowed",
+        ]);
         if group.transport == "TCP" {
             command.args(["--mca", "pml", "ob1", "--mca", "btl", "tcp,self"]);
         }

@@ -163,7 +163,7 @@ impl Session {
                 "the transport of epoch {epoch} is still held: drop it before asking for another"
             )));
         }
-        let until = self.clock.now() + limit;
+        let until = self.clock.now().saturating_add(limit);
         let mut event = Event::Command(Turn::Want);
         loop {
             if let Some(world) = self.tell(event, until)? {

@@ -14,8 +14,9 @@ use std::io::{PipeReader, PipeWriter, Read, Write, pipe};
 /// Names the descriptor on which a rank inherits the writing end.
 pub const LAST_WORD_FD: &str = "GRADUS_LAST_WORD_FD";
 
-/// Fewer bytes than any pipe holds: a rank never waits for the launcher to listen.
-const LONGEST_BYTES: usize = 16 << 10;
+/// Bytes that any pipe holds, also one of a user who has so many that the system gives no more than a page (pipe(7)): a rank
+/// never waits for the launcher to listen.
+const LONGEST_BYTES: usize = 4096;
 
 /// What a rank said last.
 #[derive(Debug, PartialEq, Eq)]

@@ -173,11 +173,12 @@ impl Launch {
     /// `Invalid` for no rank or more than 1024, a program that is not there, or a secret that is none; else the system's failure to bind,
     /// start or wait. No rank is left alive.
     pub fn run(&self) -> Result<ExitStatusSummary> {
-        let stderr = std::io::stderr();
+        // Unlocked: the coordinator's threads log there too.
+        let mut stderr = std::io::stderr();
         // Before the first rank, so that no signal finds ranks and nobody to pass it on.
         let signals = Signals::register()?;
         let (ranks, _coordinator) = self.start(stderr.is_terminal())?;
-        supervise::run(ranks, &signals, self.grace, &RealClock::new(), &mut stderr.lock())
+        supervise::run(ranks, &signals, self.grace, &RealClock::new(), &mut stderr)
     }
 
     /// The ranks, started, and their coordinator, which is to live as long as they. `clear` says that their lines go to a

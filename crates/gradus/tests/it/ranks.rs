@@ -34,6 +34,15 @@ fn one_to_four_ranks_learn_the_same_over_shared_memory_and_tcp() {
 }
 
 #[test]
+fn what_the_coordinator_logs_holds_nobody_up() {
+    let place = Place::new();
+    let mut command = place.command(["train", "run.toml", "--nproc-per-node", "2"]);
+    let output = command.env("GRADUS_LOG", "debug").output().unwrap();
+    let log = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success() && log.contains("DEBUG"), "{log}");
+}
+
+#[test]
 fn the_same_run_has_the_same_bits_again() {
     let place = Place::new();
     for precision in ["f32", "bf16"] {
