@@ -1,6 +1,7 @@
 //! Which collective: what a caller says.
 
 use crate::element::{Element, Reduction};
+use crate::group::Group;
 use crate::header::{Identity, Operation};
 use crate::memory::Memory;
 use crate::shape::{Lens, Shape, Work, lens_of};
@@ -216,9 +217,10 @@ impl Collective {
     }
 
     /// How it is told from others on the wire.
-    pub(crate) fn identity(&self, group: u64, sequence: u64, element: Element, shape: &Shape) -> Identity {
+    pub(crate) fn identity(&self, group: &Group, sequence: u64, element: Element, shape: &Shape) -> Identity {
         Identity {
-            group,
+            group: group.id,
+            level: group.level,
             sequence,
             operation: self.operation,
             element,

@@ -109,6 +109,25 @@ impl Communicator {
         Ok(Self { core: Arc::clone(&self.core), group: self.group.of(ranks)? })
     }
 
+    /// A communicator of the same ranks whose collectives go at a priority: 0, the lowest, as those of
+    /// [`Communicator::new`], or more. What is more urgent overtakes whatever is in flight below it, between the same ranks
+    /// too. Its groups and meshes inherit the priority. All ranks of the group call this, with the same level, and nothing is sent;
+    /// the order in which collectives are started stays one for all levels. Ranks that start a collective at different
+    /// levels fail with `Invalid`, naming both sides, once they wait for it.
+    ///
+    /// # Errors
+    /// `Invalid` when the transport has fewer levels: `network.priority_levels` says how many.
+    pub fn at_priority(&mut self, level: usize) -> Result<Self> {
+        let levels = self.core().executor.levels();
+        let known = u8::try_from(level).ok().filter(|_| level < levels).ok_or_else(|| {
+            Error::invalid(format!(
+                "there is no priority {level}: network.priority_levels is {levels}, so they go from 0 to {}",
+                levels - 1
+            ))
+        })?;
+        Ok(Self { core: Arc::clone(&self.core), group: self.group.at_level(known) })
+    }
+
     /// A communicator for each axis of a mesh, in the order of the axes: `[("dp", 2), ("tp", 4)]` makes of eight ranks
     /// groups of two that are four apart, and groups of four neighbours. All ranks call this alike.
     ///

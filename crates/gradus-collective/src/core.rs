@@ -89,7 +89,7 @@ impl Core {
             Some(peer) => group.next_message(peer, what.sends()),
             None => group.next_collective(),
         };
-        let identity = what.identity(group.id, sequence, memory.element(), &shape);
+        let identity = what.identity(group, sequence, memory.element(), &shape);
         let way = self.way(shape);
         let call = Call { identity, ranks: &group.ranks, rank: group.rank, with };
         self.operations += 1;
@@ -202,8 +202,8 @@ impl Core {
             let last = last_look.replace(now).unwrap_or(now);
             // A process that was suspended wakes with the clock far ahead, its peers with it: that is no stall.
             still += (now - last).min(LONGEST_NAP * 2);
-            self.executor.look_for_strangers()?;
             let interests = self.executor.interests();
+            self.executor.look_for_strangers(&interests, still)?;
             if still >= self.stall_limit {
                 return Err(self.stalled(&interests));
             }
@@ -250,7 +250,8 @@ impl Core {
 
     /// Whom this rank waits for, as a sentence; `None` when for nobody.
     fn awaited(&self, interests: &[Interest]) -> Option<String> {
-        let mut peers: Vec<usize> = interests.iter().map(|interest| interest.peer).collect();
+        let mut peers: Vec<usize> = interests.iter().map(|interest| interest.lane.peer).collect();
+        peers.sort_unstable();
         peers.dedup();
         let names: Vec<String> = peers.iter().map(usize::to_string).collect();
         let rank = self.executor.transport().rank();

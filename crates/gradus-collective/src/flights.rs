@@ -5,6 +5,7 @@ use crate::header::{Identity, Operation};
 use crate::memory::Scratch;
 use crate::one_sided::Meeting;
 use crate::operation::Flight;
+use gradus_fabric::MOST_LEVELS;
 use std::collections::VecDeque;
 
 /// A collective in flight.
@@ -88,22 +89,59 @@ impl InFlight {
 /// Scratch memories that are kept for the next collective.
 const SPARE_SCRATCHES: usize = 4;
 
-/// Collectives in flight, by growing ticket without gaps.
+/// Collectives in flight.
 #[derive(Default)]
 pub(crate) struct Flights {
-    pub(crate) queue: VecDeque<InFlight>,
-    /// The ticket of the first.
-    pub(crate) first: u64,
+    /// By growing ticket; what is over leaves, also from the middle: where some have priority, much may come and go while an
+    /// old one waits.
+    queue: VecDeque<(u64, InFlight)>,
+    /// The ticket of the next.
+    pub(crate) next: u64,
+    /// How many there are at each level.
+    at_level: [usize; MOST_LEVELS],
     /// Those that still wait for their memory.
     pub(crate) unready: usize,
     scratches: Vec<Scratch>,
 }
 
 impl Flights {
+    pub(crate) fn is_empty(&self) -> bool {
+        self.queue.is_empty()
+    }
+
+    /// How many are in flight at a level.
+    #[inline]
+    pub(crate) fn at_level(&self, level: usize) -> usize {
+        self.at_level[level]
+    }
+
+    /// Takes in the next one; its ticket.
+    pub(crate) fn push(&mut self, flight: InFlight) -> u64 {
+        let ticket = self.next;
+        self.next += 1;
+        self.at_level[flight.identity().level()] += 1;
+        self.queue.push_back((ticket, flight));
+        ticket
+    }
+
+    fn index(&self, ticket: u64) -> Option<usize> {
+        let first = self.queue.front()?.0;
+        // Most often nothing has left from the middle.
+        let guess = usize::try_from(ticket.checked_sub(first)?).ok()?;
+        match self.queue.get(guess) {
+            Some((found, _)) if *found == ticket => Some(guess),
+            _ => self.queue.binary_search_by_key(&ticket, |(ticket, _)| *ticket).ok(),
+        }
+    }
+
+    /// Whether one is over; one that was never started is not.
+    pub(crate) fn is_done(&self, ticket: u64) -> bool {
+        ticket < self.next && self.index(ticket).is_none_or(|index| self.queue[index].1.is_over())
+    }
+
     /// One that goes over streams.
     pub(crate) fn get(&mut self, ticket: u64) -> &mut Flight {
-        let index = (ticket - self.first) as usize;
-        match self.queue.get_mut(index) {
+        match self.index(ticket).map(|index| &mut self.queue[index].1) {
             Some(InFlight::Streams(flight)) => flight,
             _ => panic!("a collective over streams stays until all its steps are over"),
         }
@@ -111,23 +149,39 @@ impl Flights {
 
     /// All that go among neighbours and are not over.
     pub(crate) fn meetings(&self) -> impl Iterator<Item = &Meeting> {
-        self.queue.iter().filter_map(|flight| match flight {
+        self.queue.iter().filter_map(|(_, flight)| match flight {
             InFlight::Meeting(meeting) if !meeting.is_over() => Some(meeting),
             _ => None,
         })
     }
 
-    /// All that have not been retired, with their tickets.
+    /// As [`Flights::meetings`], of one level and to be moved.
+    pub(crate) fn meetings_at(&mut self, level: usize) -> impl Iterator<Item = &mut Meeting> {
+        self.queue.iter_mut().filter_map(move |(_, flight)| match flight {
+            InFlight::Meeting(meeting) if meeting.identity.level() == level && !meeting.is_over() => {
+                Some(meeting)
+            }
+            _ => None,
+        })
+    }
+
+    /// All that have not been retired, with their tickets, the oldest first.
     pub(crate) fn in_flight(&self) -> impl Iterator<Item = (u64, &InFlight)> {
-        (self.first..).zip(&self.queue)
+        self.queue.iter().map(|(ticket, flight)| (*ticket, flight))
     }
 
     pub(crate) fn retire(&mut self) {
-        while self.queue.front().is_some_and(InFlight::is_over) {
-            let scratch = self.queue.pop_front().expect("it was there a moment ago").into_scratch();
-            self.first += 1;
-            self.keep(scratch);
+        while let Some(index) = self.queue.iter().position(|(_, flight)| flight.is_over()) {
+            let (_, flight) = self.queue.remove(index).expect("it was there a moment ago");
+            self.at_level[flight.identity().level()] -= 1;
+            self.keep(flight.into_scratch());
         }
+    }
+
+    /// Forgets all.
+    pub(crate) fn clear(&mut self) {
+        self.queue.clear();
+        (self.unready, self.at_level) = (0, [0; MOST_LEVELS]);
     }
 
     /// Takes back scratch memory.
@@ -151,10 +205,13 @@ impl Flights {
         }
     }
 
-    /// Carries out local steps of all; whether anything moved or memory became ready.
-    pub(crate) fn advance_local(&mut self, turn: usize) -> bool {
+    /// Carries out local steps of all of a level; whether anything moved or memory became ready.
+    pub(crate) fn advance_local(&mut self, level: usize, turn: usize) -> bool {
         let mut moved = false;
-        for flight in self.queue.iter_mut().filter(|flight| !flight.is_over()) {
+        for (_, flight) in &mut self.queue {
+            if flight.identity().level() != level || flight.is_over() {
+                continue;
+            }
             if flight.ask() {
                 self.unready -= 1;
                 moved = true;
@@ -162,5 +219,58 @@ impl Flights {
             moved |= flight.advance_local(turn);
         }
         moved
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::element::Element;
+    use crate::memory::{Buffer, Memory, Regions};
+    use crate::operation::Prepared;
+    use crate::plan::Step;
+    use gradus_memory::Span;
+    use std::sync::Arc;
+
+    /// A message of one element, at a level.
+    fn message(level: u8, to: &mut [u8]) -> InFlight {
+        let identity = Identity {
+            group: 0,
+            sequence: 0,
+            operation: Operation::Message,
+            element: Element::U8,
+            reduction: None,
+            root: 0,
+            len: 1,
+            counts: 0,
+            registered: false,
+            level,
+        };
+        let prepared = Arc::new(Prepared::new(vec![Step::receive(1, Span::new(0, 1))]));
+        let regions = Regions::new(Memory::InPlace(Buffer::of(to)), Scratch::new());
+        InFlight::Streams(Flight::new(identity, regions, prepared, None))
+    }
+
+    #[test]
+    fn what_is_over_leaves_from_the_middle_and_others_are_still_found() {
+        let (mut flights, mut byte) = (Flights::default(), [0]);
+        let tickets: Vec<u64> = (0..40).map(|i| flights.push(message(i % 3, &mut byte))).collect();
+        // All at level 2 are over, then all at level 0.
+        for level in [2, 0] {
+            for ticket in tickets.iter().filter(|ticket| **ticket % 3 == level) {
+                assert!(!flights.is_done(*ticket));
+                flights.get(*ticket).pending = 0;
+                assert!(flights.is_done(*ticket));
+            }
+            flights.retire();
+            assert_eq!(flights.at_level(level as usize), 0);
+            assert!(tickets.iter().filter(|ticket| **ticket % 3 == level).all(|one| flights.is_done(*one)));
+            assert!(tickets.iter().filter(|ticket| **ticket % 3 == 1).all(|one| !flights.is_done(*one)));
+        }
+        assert_eq!((flights.in_flight().count(), flights.at_level(1)), (13, 13));
+        assert_eq!(flights.get(4).identity.level, 1);
+        assert!(!flights.is_done(40), "it was never started");
+        flights.clear();
+        assert!(flights.is_empty() && flights.is_done(4) && !flights.is_done(40));
     }
 }

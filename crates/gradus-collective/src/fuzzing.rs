@@ -8,7 +8,7 @@ use crate::element::Reduction;
 use crate::flight::{FlightLog, analyse};
 use crate::header::{HEADER_BYTES, Header};
 use gradus_error::{Error, Result};
-use gradus_fabric::{Interest, Transport};
+use gradus_fabric::{Interest, Lane, Transport};
 use std::time::Duration;
 
 /// Name, function and first inputs.
@@ -66,18 +66,18 @@ impl Transport for Recording {
         "a recording"
     }
 
-    fn try_send(&mut self, _: usize, bytes: &[u8]) -> Result<usize> {
+    fn try_send(&mut self, _: Lane, bytes: &[u8]) -> Result<usize> {
         Ok(bytes.len())
     }
 
     fn try_receive(
         &mut self,
-        peer: usize,
+        lane: Lane,
         consume: &mut dyn FnMut(*const u8, usize) -> usize,
     ) -> Result<usize> {
         let rest = &self.said[self.taken..];
         if rest.is_empty() {
-            return Err(Error::peer_lost(peer, "it has said all"));
+            return Err(Error::peer_lost(lane.peer, "it has said all"));
         }
         let count = consume(rest.as_ptr(), rest.len());
         assert!(count <= rest.len(), "a consumer takes no more than it is given");
@@ -112,12 +112,12 @@ fn streams() -> Vec<Vec<u8>> {
             "a writer"
         }
 
-        fn try_send(&mut self, _: usize, bytes: &[u8]) -> Result<usize> {
+        fn try_send(&mut self, _: Lane, bytes: &[u8]) -> Result<usize> {
             self.0.lock().expect("nobody panics with it").extend_from_slice(bytes);
             Ok(bytes.len())
         }
 
-        fn try_receive(&mut self, _: usize, _: &mut dyn FnMut(*const u8, usize) -> usize) -> Result<usize> {
+        fn try_receive(&mut self, _: Lane, _: &mut dyn FnMut(*const u8, usize) -> usize) -> Result<usize> {
             Ok(0)
         }
 

@@ -17,6 +17,8 @@ pub(crate) struct Group {
     pub(crate) ranks: Arc<[usize]>,
     /// This rank's place among them.
     pub(crate) rank: usize,
+    /// The priority of what it does.
+    pub(crate) level: u8,
     collectives: u64,
     /// Messages to and from each rank.
     messages: BTreeMap<(usize, bool), u64>,
@@ -27,11 +29,11 @@ pub(crate) struct Group {
 impl Group {
     /// All ranks of a transport.
     pub(crate) fn world(rank: usize, world_size: usize) -> Self {
-        Self::new(0, (0..world_size).collect(), rank)
+        Self::new(0, (0..world_size).collect(), (rank, 0))
     }
 
-    fn new(id: u64, ranks: Arc<[usize]>, rank: usize) -> Self {
-        Self { id, ranks, rank, collectives: 0, messages: BTreeMap::new(), children: BTreeMap::new() }
+    fn new(id: u64, ranks: Arc<[usize]>, (rank, level): (usize, u8)) -> Self {
+        Self { id, ranks, rank, level, collectives: 0, messages: BTreeMap::new(), children: BTreeMap::new() }
     }
 
     /// A group of some of this one's ranks, which become its ranks 0, 1, 2 and so on in that order.
@@ -59,7 +61,14 @@ impl Group {
         let made = self.children.entry(ranks.to_vec()).or_default();
         *made += 1;
         let id = fnv(fnv(BASIS ^ self.id, ranks), &[*made]).max(1);
-        Ok(Self::new(id, ranks.iter().map(|rank| self.ranks[*rank]).collect(), rank))
+        Ok(Self::new(id, ranks.iter().map(|rank| self.ranks[*rank]).collect(), (rank, self.level)))
+    }
+
+    /// A group of all ranks of this one, at another priority. Its number says nothing of that: ranks that name different
+    /// ones find out by it.
+    pub(crate) fn at_level(&mut self, level: u8) -> Self {
+        let all: Vec<usize> = (0..self.ranks.len()).collect();
+        Self { level, ..self.of(&all).expect("all ranks of a group are a group") }
     }
 
     /// The number of the next collective.
@@ -114,6 +123,17 @@ mod tests {
             [world.id, odd.id, pair.id, world.of(&[5, 3, 1]).unwrap().id, world.of(&[3, 1]).unwrap().id];
         assert!((0..5).all(|i| (0..i).all(|j| ids[i] != ids[j])), "{ids:x?}");
         assert_eq!(Group::world(5, 6).of(&[5, 3, 1]).unwrap().id, odd.id);
+    }
+
+    #[test]
+    fn a_priority_is_inherited_and_no_part_of_the_number() {
+        let (mut world, mut other) = (Group::world(2, 4), Group::world(2, 4));
+        let (mut urgent, less) = (world.at_level(3), other.at_level(1));
+        assert_eq!((urgent.id, &urgent.ranks, urgent.rank), (less.id, &less.ranks, 2));
+        assert_eq!((urgent.level, less.level, world.level), (3, 1, 0));
+        assert_ne!(urgent.id, world.id);
+        assert_ne!(urgent.id, world.at_level(3).id);
+        assert_eq!(urgent.of(&[2, 0]).unwrap().level, 3);
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use crate::element::{Element, Reduction};
 use gradus_error::{Error, Result};
-use gradus_fabric::HEADER_WORDS;
+use gradus_fabric::{HEADER_WORDS, MOST_LEVELS};
 use std::fmt;
 
 /// Bytes of a header: a cache line, so that what follows it in a ring in shared memory is aligned as the ring is.
@@ -83,11 +83,21 @@ pub(crate) struct Identity {
     pub(crate) counts: u64,
     /// Whether it works on memory that peers reach in place.
     pub(crate) registered: bool,
+    /// Its priority, from 0, the lowest, on.
+    pub(crate) level: u8,
+}
+
+impl Identity {
+    /// Its priority, as lanes count.
+    pub(crate) const fn level(&self) -> usize {
+        self.level as usize
+    }
 }
 
 impl fmt::Display for Identity {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { group, sequence, operation, element, reduction, root, len, counts, registered } = self;
+        let Self { group, sequence, operation, element, reduction, root, len, counts, registered, level } =
+            self;
         write!(f, "{} number {sequence}", operation.name())?;
         if *operation != Operation::Barrier {
             write!(f, " of {len} {element}")?;
@@ -107,6 +117,9 @@ impl fmt::Display for Identity {
         if *registered {
             f.write_str(" in registered memory")?;
         }
+        if *level != 0 {
+            write!(f, " at priority {level}")?;
+        }
         Ok(())
     }
 }
@@ -124,12 +137,13 @@ pub(crate) struct Header {
 }
 
 impl Header {
-    /// As it stands in memory of this host: mark and kinds (operation, element, reduction or 0, memory), root and message,
-    /// group, sequence, length, bytes, counts, order.
+    /// As it stands in memory of this host: mark and kinds (operation, element, reduction or 0, memory and twice the
+    /// priority), root and message, group, sequence, length, bytes, counts, order.
     pub(crate) fn words(&self) -> [u64; HEADER_WORDS] {
         let Self { identity: i, message, bytes, order } = self;
         let reduction = i.reduction.map_or(0, |reduction| reduction as u8);
-        let kinds = u32::from_le_bytes([i.operation as u8, i.element as u8, reduction, i.registered.into()]);
+        let how = u8::from(i.registered) | i.level << 1;
+        let kinds = u32::from_le_bytes([i.operation as u8, i.element as u8, reduction, how]);
         let pair = |low: u32, high: u32| u64::from(high) << 32 | u64::from(low);
         [pair(MAGIC, kinds), pair(i.root, *message), i.group, i.sequence, i.len, *bytes, i.counts, *order]
     }
@@ -157,7 +171,7 @@ impl Header {
             |at: usize| u32::from_le_bytes(*bytes[at..].first_chunk().expect("all fields lie inside"));
         let u64_at =
             |at: usize| u64::from_le_bytes(*bytes[at..].first_chunk().expect("all fields lie inside"));
-        if u32_at(0) != MAGIC || bytes[7] > 1 {
+        if u32_at(0) != MAGIC || usize::from(bytes[7] >> 1) >= MOST_LEVELS {
             return Err(corrupt("its mark is missing"));
         }
         let operation = Operation::ALL.into_iter().find(|operation| *operation as u8 == bytes[4]);
@@ -175,7 +189,8 @@ impl Header {
             root: u32_at(8),
             len: u64_at(32),
             counts: u64_at(48),
-            registered: bytes[7] == 1,
+            registered: bytes[7] & 1 == 1,
+            level: bytes[7] >> 1,
         };
         Ok(Self { identity, message: u32_at(12), bytes: u64_at(40), order: u64_at(56) })
     }
@@ -225,6 +240,7 @@ mod tests {
             len: 1 << 50,
             counts: 0,
             registered: false,
+            level: 0,
         };
         Header { identity, message: 7, bytes: u64::MAX, order: 1 << 33 }
     }
@@ -232,7 +248,8 @@ mod tests {
     #[test]
     fn a_header_survives_the_wire() {
         assert_eq!(Header::decode(&header().encode()).unwrap(), header());
-        let identity = Identity { group: 5, reduction: None, counts: u64::MAX, ..header().identity };
+        let identity =
+            Identity { group: 5, reduction: None, counts: u64::MAX, level: 3, ..header().identity };
         let other = Header { identity, message: u32::MAX, bytes: 0, order: u64::MAX };
         assert_eq!(Header::decode(&other.encode()).unwrap(), other);
     }
@@ -250,6 +267,7 @@ mod tests {
             (Identity { len: 12, ..ours }, "of 12 f64"),
             (Identity { counts: 0xdef, ..ours }, "unequal counts 0000000000000def"),
             (Identity { registered: true, ..ours }, "in registered memory"),
+            (Identity { level: 2, ..ours }, "at priority 2"),
         ]
     }
 
@@ -281,7 +299,7 @@ mod tests {
                 let sound = header().encode();
                 bytes[..4].copy_from_slice(&sound[..4]);
                 bytes[4..8].iter_mut().for_each(|byte| *byte &= 3);
-                bytes[7] &= 1;
+                bytes[7] &= 7;
             }
             let bytes: [u8; HEADER_BYTES] = bytes.try_into().unwrap();
             if let Ok(header) = Header::decode(&bytes) {

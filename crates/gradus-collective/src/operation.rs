@@ -274,6 +274,7 @@ mod tests {
             len: len as u64,
             counts: 0,
             registered: false,
+            level: 0,
         }
     }
 

@@ -61,6 +61,7 @@ pub fn connect(
         wish: settings.wish(&launch.interfaces, launch.meets_on_loopback())?,
         transport: kind,
         fingerprint,
+        levels: settings.priority_levels,
         timeout: Duration::from_secs(settings.rendezvous_timeout_s),
         timeouts: settings.timeouts()?,
         clock: &RealClock::new(),
@@ -100,8 +101,7 @@ pub(crate) fn join_world(
         Ok(Joined { holders: shared.holders()?, transport: Box::new(shared) })
     } else {
         let trust = terms.trust.towards(Purpose::Stream);
-        let buffer_bytes = settings.socket_buffer_bytes;
-        let tcp = Tcp::connect(trust, table, buffer_bytes, spin, surroundings, (clock, until))?;
+        let tcp = Tcp::connect(trust, table, settings, spin, surroundings, (clock, until))?;
         Ok(Joined { transport: Box::new(tcp), holders: Vec::new() })
     }
 }

@@ -182,6 +182,11 @@ impl Lines {
         Self { rank, surroundings, lines, failure: None, parted: false }
     }
 
+    /// The lines, of which there was none before.
+    pub(crate) fn fill(&mut self, lines: Vec<Option<Line>>) {
+        self.lines = lines;
+    }
+
     /// Whether the alarm was raised: costs one load.
     ///
     /// # Errors

@@ -6,8 +6,8 @@
 //!   byte of what it says is believed.
 //! - [`membership`] is who belongs to a group as of when, kept by a coordinator in a file or in etcd ([`EtcdAddress`]).
 //! - [`simulated`] is a transport in virtual time, on which everything that goes wrong follows from a seed.
-//! - A [`Transport`] is an ordered stream of bytes from each rank to each other, over shared memory or TCP, moved
-//!   without blocking, so that one executor serves all of them.
+//! - A [`Transport`] is ordered streams of bytes from each rank to each other, one for each level of priority, over shared
+//!   memory or TCP, moved without blocking, so that one executor serves all of them.
 //!
 //! [`connect`] goes the whole way once; a [`Session`] goes it anew for every epoch of a group. Invariants: nothing that comes from outside is believed or waited for without bound;
 //! a rank that dies is noticed by all others in bounded time and named; one interface is listened on, beyond loopback only
@@ -62,4 +62,4 @@ pub use secret::{SECRET, SECRET_FILE, Secret};
 pub use session::{Order, Session, SessionSettings, World};
 pub use settings::{NetworkSettings, PeerMemory, TransportKind};
 pub use tls::TlsSettings;
-pub use transport::{Alone, Direction, Interest, Transport};
+pub use transport::{Alone, Direction, Interest, Lane, MOST_LEVELS, Transport};

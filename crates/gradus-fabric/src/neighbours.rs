@@ -50,7 +50,7 @@ pub(crate) struct Neighbour {
     pub(crate) heard: u64,
 }
 
-/// The ranks of a world that is one host, as each of them sees the others.
+/// The ranks of a world that is one host, as each of them sees the others: at one level of priority, with boards of its own.
 pub struct Neighbours {
     rank: usize,
     board: Board,
@@ -61,14 +61,14 @@ pub struct Neighbours {
 }
 
 impl Neighbours {
-    pub(crate) fn new(
-        rank: usize,
-        board: Board,
-        heap: SharedHeap,
-        peers: Vec<Option<Neighbour>>,
-        spins: bool,
-    ) -> Self {
+    pub(crate) fn new(rank: usize, board: Board, heap: SharedHeap, world_size: usize, spins: bool) -> Self {
+        let peers = (0..world_size).map(|_| None).collect();
         Self { rank, board, heap, peers, reads_private: false, spins }
+    }
+
+    /// One of them has come.
+    pub(crate) fn meet(&mut self, peer: usize, neighbour: Neighbour) {
+        self.peers[peer] = Some(neighbour);
     }
 
     /// Whether every rank has a processor, so that it is worth looking again for a while.

@@ -19,6 +19,7 @@ fn meet_at(door: &TcpListener, rank: usize, epoch: u64, clock: &dyn Clock) -> Re
         wish: None,
         transport: TransportKind::Tcp,
         fingerprint: "",
+        levels: 1,
         timeout: PATIENCE,
         timeouts: Timeouts::from(Duration::from_secs(10))?,
         clock,

@@ -42,7 +42,14 @@ pub(crate) struct Hello {
     world_size: usize,
     fingerprint: String,
     transport: TransportKind,
+    /// Who does not say has one.
+    #[serde(default = "one")]
+    priority_levels: usize,
     member: Member,
+}
+
+const fn one() -> usize {
+    1
 }
 
 /// What rank 0 says.
@@ -85,6 +92,8 @@ pub(crate) struct Terms<'a> {
     pub(crate) wish: Option<(Wish, &'static str)>,
     pub(crate) transport: TransportKind,
     pub(crate) fingerprint: &'a str,
+    /// Levels of priority.
+    pub(crate) levels: usize,
     /// How long to wait for ranks to come.
     pub(crate) timeout: Duration,
     pub(crate) timeouts: Timeouts,
@@ -111,6 +120,7 @@ impl Terms<'_> {
             world_size: self.launch.world_size,
             fingerprint: self.fingerprint.to_owned(),
             transport: self.transport,
+            priority_levels: self.levels,
             member: doors.member(),
         }
     }
@@ -231,6 +241,9 @@ impl Meeting<'_> {
         }
         if hello.transport != own.transport {
             return differs("transport", &hello.transport, &own.transport);
+        }
+        if hello.priority_levels != own.priority_levels {
+            return differs("network.priority_levels", &hello.priority_levels, &own.priority_levels);
         }
         if hello.fingerprint != own.fingerprint {
             let (theirs, ours) = first_difference(&hello.fingerprint, &own.fingerprint);

@@ -20,6 +20,7 @@ fn terms<'a>(launch: &'a Launch, timeout: Duration, clock: &'a RealClock) -> Ter
         wish: None,
         transport: TransportKind::Auto,
         fingerprint: "",
+        levels: 1,
         timeout,
         timeouts: Timeouts::from(Duration::from_secs(10)).unwrap(),
         clock,
@@ -60,6 +61,7 @@ fn hello() -> Hello {
         world_size: 2,
         fingerprint: String::new(),
         transport: TransportKind::Auto,
+        priority_levels: 1,
         member,
     }
 }

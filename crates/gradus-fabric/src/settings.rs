@@ -4,6 +4,7 @@ use crate::interface::Wish;
 use crate::launch::INTERFACES;
 use crate::membership::Timeouts;
 use crate::tls::TlsSettings;
+use crate::transport::MOST_LEVELS;
 use gradus_error::{Error, Result};
 use serde::{Deserialize, Serialize};
 use std::time::Duration;
@@ -60,6 +61,10 @@ pub struct NetworkSettings {
     pub ring_bytes: usize,
     /// Whether ranks of one host read each other's private memory through the system.
     pub peer_memory: PeerMemory,
+    /// Levels of priority among collectives, 1 to 4, the same on all ranks. Each has streams of its own between every two
+    /// ranks: as many times the shared memory (rings, signals and slots), and over TCP another connection, with its
+    /// descriptor and buffers, for each level beyond the first.
+    pub priority_levels: usize,
     /// Send and receive buffer that the system is asked for on each TCP connection, bytes; 0 leaves it to the system.
     pub socket_buffer_bytes: usize,
     /// Interfaces to be reached at: names between commas, each the beginning of one (`eth`), exactly (`=eth0`) or all but
@@ -76,6 +81,7 @@ impl Default for NetworkSettings {
             rendezvous_timeout_s: 60,
             ring_bytes: 0,
             peer_memory: PeerMemory::default(),
+            priority_levels: 1,
             socket_buffer_bytes: 1 << 20,
             interface: String::new(),
             tls: TlsSettings::default(),
@@ -91,6 +97,7 @@ impl NetworkSettings {
     pub fn check(&self) -> Result<()> {
         self.timeouts()?;
         let Self { rendezvous_timeout_s: timeout, ring_bytes: ring, socket_buffer_bytes: buffer, .. } = self;
+        let levels = &self.priority_levels;
         if !(1..=LONGEST_RENDEZVOUS_S).contains(timeout) {
             return Err(Error::invalid(format!(
                 "network.rendezvous_timeout_s is {timeout}: give 1 to {LONGEST_RENDEZVOUS_S} (a day)"
@@ -100,6 +107,11 @@ impl NetworkSettings {
             return Err(Error::invalid(format!(
                 "network.ring_bytes is {ring}: give 0 or a power of two from {} to 1 GiB",
                 RING_BYTES.start()
+            )));
+        }
+        if !(1..=MOST_LEVELS).contains(levels) {
+            return Err(Error::invalid(format!(
+                "network.priority_levels is {levels}: give 1 to {MOST_LEVELS}"
             )));
         }
         if *buffer > LARGEST_SOCKET_BUFFER {
@@ -174,6 +186,8 @@ mod tests {
             ("rendezvous_timeout_s", NetworkSettings { rendezvous_timeout_s: u64::MAX, ..default() }),
             ("ring_bytes", NetworkSettings { ring_bytes: 5000, ..default() }),
             ("ring_bytes", NetworkSettings { ring_bytes: 1 << 31, ..default() }),
+            ("priority_levels", NetworkSettings { priority_levels: 0, ..default() }),
+            ("priority_levels", NetworkSettings { priority_levels: MOST_LEVELS + 1, ..default() }),
             ("socket_buffer_bytes", NetworkSettings { socket_buffer_bytes: usize::MAX, ..default() }),
         ];
         for (key, settings) in wrong {

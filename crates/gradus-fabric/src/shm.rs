@@ -1,11 +1,12 @@
 //! Ranks of one host, over shared memory.
 //!
 //! Every rank owns an inbox, a memfd segment that all peers map: a bell in its first page, then the counters of one
-//! ring for each peer, then the rings' bytes. Rank `p` produces into its ring in the inbox of `r`, and `r` consumes it
+//! ring for each lane, then the rings' bytes. Rank `p` produces into its rings in the inbox of `r`, and `r` consumes them
 //! there. Inboxes are handed over Unix sockets in the abstract namespace, which leave nothing behind; the sockets then
 //! stay open as lines of life.
 //!
-//! Beside the streams each inbox holds its owner's board, for what ranks do without a stream: see [`Neighbours`].
+//! Beside the streams each inbox holds its owner's boards, one for each level of priority, for what ranks do without a
+//! stream: see [`Neighbours`].
 
 use crate::bell::Bell;
 use crate::board::{Board, HEADER_WORDS, Note};
@@ -17,7 +18,7 @@ use crate::rendezvous::Table;
 use crate::ring::{COUNTER_BYTES, Consumer, Place, Producer};
 use crate::settings::{NetworkSettings, PeerMemory};
 use crate::stream::Stream;
-use crate::transport::{Direction, Interest, Transport};
+use crate::transport::{Direction, Interest, Lane, Transport};
 use crate::trust::Trust;
 use gradus_error::{Error, Result};
 use gradus_host::{Clock, RealClock};
@@ -61,29 +62,60 @@ fn ring_bytes(asked: usize, world_size: usize) -> usize {
 #[derive(Clone, Copy)]
 struct Plan {
     world_size: usize,
+    levels: usize,
     ring_bytes: usize,
 }
 
 impl Plan {
     fn rings(&self) -> usize {
-        self.world_size.saturating_sub(1)
+        self.world_size.saturating_sub(1) * self.levels
     }
 
     fn data(&self) -> usize {
         PAGE + (self.rings() * COUNTER_BYTES).next_multiple_of(PAGE)
     }
 
-    fn board(&self) -> usize {
-        self.data() + (self.rings() * self.ring_bytes).next_multiple_of(PAGE)
+    fn board(&self, level: usize) -> usize {
+        let first = self.data() + (self.rings() * self.ring_bytes).next_multiple_of(PAGE);
+        first + level * Board::len(self.world_size)
     }
 
     fn len(&self) -> usize {
-        self.board() + Board::len(self.world_size)
+        self.board(self.levels)
+    }
+
+    /// The board of a level in an inbox.
+    fn board_in(&self, inbox: &Arc<Segment>, level: usize) -> Board {
+        Board::new(Arc::clone(inbox), self.board(level), self.world_size)
+    }
+
+    /// What this rank does with its neighbours, at each level, before it has met any.
+    fn neighbours(
+        &self,
+        rank: usize,
+        inbox: &Arc<Segment>,
+        heap: &SharedHeap,
+        spin: bool,
+    ) -> Vec<Neighbours> {
+        let level =
+            |level| Neighbours::new(rank, self.board_in(inbox, level), heap.clone(), self.world_size, spin);
+        (0..self.levels).map(level).collect()
+    }
+
+    /// Maps what `rank` touches of a peer's inbox, all at once.
+    fn populate(&self, inbox: &Arc<Segment>, rank: usize, peer: usize) {
+        inbox.populate(0, self.data());
+        for level in 0..self.levels {
+            let ring = self.place(inbox, peer, rank, level);
+            inbox.populate(ring.data, ring.capacity);
+        }
+        inbox.populate(self.board(0), self.len() - self.board(0));
     }
 
     /// The ring from `sender` in the inbox of `owner`.
-    fn place(&self, segment: &Arc<Segment>, owner: usize, sender: usize) -> Place {
-        let slot = if sender < owner { sender } else { sender - 1 };
+    fn place(&self, segment: &Arc<Segment>, owner: usize, sender: usize, level: usize) -> Place {
+        let peer = if sender < owner { sender } else { sender - 1 };
+        let slot = Lane { peer, level }.index(self.world_size - 1);
         Place {
             segment: Arc::clone(segment),
             counters: PAGE + slot * COUNTER_BYTES,
@@ -93,7 +125,8 @@ impl Plan {
     }
 }
 
-struct Peer {
+/// The ends of one lane.
+struct Ends {
     producer: Producer,
     consumer: Consumer,
     bell: Bell,
@@ -103,8 +136,11 @@ struct Peer {
 pub(crate) struct SharedMemory {
     rank: usize,
     address: SocketAddr,
-    peers: Vec<Option<Peer>>,
-    neighbours: Neighbours,
+    world_size: usize,
+    /// By [`Lane::index`]; none to ourselves.
+    ends: Vec<Option<Ends>>,
+    /// By level.
+    neighbours: Vec<Neighbours>,
     bell: Bell,
     lines: Lines,
     /// Whether every rank of the host has a processor.
@@ -127,7 +163,8 @@ impl SharedMemory {
         (clock, until): (&dyn Clock, Duration),
     ) -> Result<Self> {
         let (rank, world_size) = (trust.rank, table.members.len());
-        let plan = Plan { world_size, ring_bytes: ring_bytes(settings.ring_bytes, world_size) };
+        let ring_bytes = ring_bytes(settings.ring_bytes, world_size);
+        let plan = Plan { world_size, levels: settings.priority_levels, ring_bytes };
         let inbox = Arc::new(Segment::create(&format!("gradus-inbox-{rank}"), plan.len())?);
         inbox.populate(0, plan.len());
         let heap = SharedHeap::create(&format!("gradus-heap-{rank}"))?;
@@ -137,37 +174,51 @@ impl SharedMemory {
                 hand_over(socket, &inbox, &heap).map_err(|error| error.within(format!("rank {peer}")))?;
             }
         }
-        let (mut peers, mut neighbours, mut lines) = (Vec::new(), Vec::new(), Vec::new());
-        for (peer, socket) in sockets.into_iter().map(|lines| lines.into_iter().next()).enumerate() {
-            let Some(socket) = socket else {
-                peers.push(None);
-                neighbours.push(None);
-                lines.push(None);
-                continue;
-            };
-            let handed = take_over(&socket, plan.len(), clock, until).map_err(|error| {
-                error.within(format!("rank {rank} cannot take over the inbox of rank {peer}"))
-            })?;
-            let theirs = Arc::new(handed.inbox);
-            neighbours.push(Some(neighbour(plan, &theirs, handed.heap, &socket)));
-            peers.push(Some(Peer::new(plan, rank, peer, &inbox, theirs)));
-            lines.push(Some(Line::to_local_process(Stream::plain(socket)?)));
-        }
-        let board = Board::new(Arc::clone(&inbox), plan.board(), world_size);
         let mut transport = Self {
             rank,
             address: table.doors.address,
-            peers,
-            neighbours: Neighbours::new(rank, board, heap, neighbours, spin),
+            world_size,
+            ends: (0..world_size * plan.levels).map(|_| None).collect(),
+            neighbours: plan.neighbours(rank, &inbox, &heap, spin),
             bell: Bell(inbox),
-            lines: Lines::new(rank, lines, surroundings),
+            lines: Lines::new(rank, Vec::new(), surroundings),
             spin,
             clock: RealClock::new(),
         };
+        let mut lines = Vec::with_capacity(world_size);
+        for (peer, socket) in sockets.into_iter().map(|lines| lines.into_iter().next()).enumerate() {
+            let line = socket.map(|socket| transport.take_over(plan, peer, socket, clock, until));
+            lines.push(line.transpose()?);
+        }
+        // Nobody hears a goodbye of a rank that did not come so far.
+        transport.lines.fill(lines);
         if transport.try_peer_memory(settings.peer_memory, until)? {
-            transport.neighbours.allow_private();
+            transport.neighbours.iter_mut().for_each(Neighbours::allow_private);
         }
         Ok(transport)
+    }
+
+    /// Maps what a peer hands over; the line to it.
+    fn take_over(
+        &mut self,
+        plan: Plan,
+        peer: usize,
+        socket: OwnedFd,
+        clock: &dyn Clock,
+        until: Duration,
+    ) -> Result<Line> {
+        let rank = self.rank;
+        let handed = take_over(&socket, plan.len(), clock, until).map_err(|error| {
+            error.within(format!("rank {rank} cannot take over the inbox of rank {peer}"))
+        })?;
+        let theirs = Arc::new(handed.inbox);
+        plan.populate(&theirs, rank, peer);
+        for level in 0..plan.levels {
+            let lane = Lane { peer, level };
+            self.ends[lane.index(self.world_size)] = Some(Ends::new(plan, rank, lane, &self.bell.0, &theirs));
+            self.neighbours[level].meet(peer, neighbour(plan, level, &theirs, handed.heap.again(), &socket));
+        }
+        Ok(Line::to_local_process(Stream::plain(socket)?))
     }
 
     /// Whether every rank may read the private memory of every other: all try, and hear how the others fared.
@@ -177,16 +228,17 @@ impl SharedMemory {
     fn try_peer_memory(&mut self, wanted: PeerMemory, until: Duration) -> Result<bool> {
         let others: Vec<usize> = (0..self.world_size()).filter(|peer| *peer != self.rank).collect();
         let inbox = Location::Private(self.bell.0.at(0, 1).addr());
+        // One level finds out for all.
         for peer in &others {
-            self.neighbours.signal(*peer, &probe(inbox.to_word()), &[0; HEADER_WORDS]);
+            self.neighbours[0].signal(*peer, &probe(inbox.to_word()), &[0; HEADER_WORDS]);
         }
         let mut readable = wanted != PeerMemory::Never;
         for peer in &others {
             let [word, ..] = self.hear(*peer, until)?;
-            readable = readable && self.neighbours.can_read(*peer, Location::from_word(word), wanted);
+            readable = readable && self.neighbours[0].can_read(*peer, Location::from_word(word), wanted);
         }
         for peer in &others {
-            self.neighbours.signal(*peer, &probe(u64::from(readable)), &[0; HEADER_WORDS]);
+            self.neighbours[0].signal(*peer, &probe(u64::from(readable)), &[0; HEADER_WORDS]);
         }
         let mut all = readable;
         for peer in &others {
@@ -197,10 +249,10 @@ impl SharedMemory {
         Ok(all)
     }
 
-    /// Waits for a signal.
+    /// Waits for a signal, of the lowest level.
     fn hear(&mut self, peer: usize, until: Duration) -> Result<Note> {
         loop {
-            if let Some(note) = self.neighbours.hear(peer) {
+            if let Some(note) = self.neighbours[0].hear(peer) {
                 return Ok(note);
             }
             if self.clock.now() >= until {
@@ -208,7 +260,8 @@ impl SharedMemory {
                     "rank {peer} did not answer in shared memory in time"
                 )));
             }
-            self.wait(&[Interest { peer, direction: Direction::Signal }], LONGEST_WAIT)?;
+            let signal = Interest { lane: Lane::lowest(peer), direction: Direction::Signal };
+            self.wait(&[signal], LONGEST_WAIT)?;
         }
     }
 
@@ -220,16 +273,17 @@ impl SharedMemory {
         self.lines.holders()
     }
 
-    fn peer(&mut self, peer: usize) -> &mut Peer {
-        self.peers[peer].as_mut().expect("a rank has no stream to itself")
+    fn ends(&mut self, lane: Lane) -> &mut Ends {
+        self.ends[lane.index(self.world_size)].as_mut().expect("a rank has no stream to itself")
     }
 
     fn is_ready(&self, interest: &Interest) -> Result<bool> {
-        let peer = self.peers[interest.peer].as_ref().expect("a rank has no stream to itself");
-        match interest.direction {
-            Direction::Send => peer.producer.has_room(),
-            Direction::Receive => Ok(peer.consumer.available()? > 0),
-            Direction::Signal => Ok(self.neighbours.has_news(interest.peer)),
+        let Interest { lane, direction } = *interest;
+        let ends = self.ends[lane.index(self.world_size)].as_ref().expect("a rank has no stream to itself");
+        match direction {
+            Direction::Send => ends.producer.has_room(),
+            Direction::Receive => Ok(ends.consumer.available()? > 0),
+            Direction::Signal => Ok(self.neighbours[lane.level].has_news(lane.peer)),
         }
     }
 
@@ -261,16 +315,12 @@ impl SharedMemory {
     }
 }
 
-impl Peer {
-    fn new(plan: Plan, rank: usize, peer: usize, ours: &Arc<Segment>, theirs: Arc<Segment>) -> Self {
-        let outgoing = plan.place(&theirs, peer, rank);
-        theirs.populate(0, plan.data());
-        theirs.populate(outgoing.data, outgoing.capacity);
-        theirs.populate(plan.board(), Board::len(plan.world_size));
+impl Ends {
+    fn new(plan: Plan, rank: usize, lane: Lane, ours: &Arc<Segment>, theirs: &Arc<Segment>) -> Self {
         Self {
-            producer: Producer::new(outgoing),
-            consumer: Consumer::new(plan.place(ours, rank, peer)),
-            bell: Bell(theirs),
+            producer: Producer::new(plan.place(theirs, lane.peer, rank, lane.level)),
+            consumer: Consumer::new(plan.place(ours, rank, lane.peer, lane.level)),
+            bell: Bell(Arc::clone(theirs)),
         }
     }
 }
@@ -281,29 +331,34 @@ impl Transport for SharedMemory {
     }
 
     fn world_size(&self) -> usize {
-        self.peers.len()
+        self.world_size
     }
 
     fn name(&self) -> &'static str {
         "shared memory"
     }
 
+    fn levels(&self) -> usize {
+        self.neighbours.len()
+    }
+
     fn address(&self) -> Option<SocketAddr> {
         Some(self.address)
     }
 
-    fn try_send(&mut self, peer: usize, bytes: &[u8]) -> Result<usize> {
-        let Peer { producer, bell, .. } = self.peer(peer);
-        producer.write(bytes, || bell.ring()).map_err(|error| error.within(format!("to rank {peer}")))
+    fn try_send(&mut self, lane: Lane, bytes: &[u8]) -> Result<usize> {
+        let Ends { producer, bell, .. } = self.ends(lane);
+        producer.write(bytes, || bell.ring()).map_err(|error| error.within(format!("to rank {}", lane.peer)))
     }
 
     fn try_receive(
         &mut self,
-        peer: usize,
+        lane: Lane,
         consume: &mut dyn FnMut(*const u8, usize) -> usize,
     ) -> Result<usize> {
-        let Peer { consumer, bell, .. } = self.peer(peer);
-        let taken = consumer.take(consume).map_err(|error| error.within(format!("from rank {peer}")))?;
+        let Ends { consumer, bell, .. } = self.ends(lane);
+        let taken =
+            consumer.take(consume).map_err(|error| error.within(format!("from rank {}", lane.peer)))?;
         if taken > 0 {
             bell.ring();
         }
@@ -327,9 +382,9 @@ impl Transport for SharedMemory {
         }
         self.lines.check()?;
         // What a peer sent before its goodbye is in the ring by now: look once more before missing it.
-        let gone = interests.iter().find(|interest| self.lines.has_left(interest.peer));
+        let gone = interests.iter().find(|interest| self.lines.has_left(interest.lane.peer));
         match gone {
-            Some(gone) if !self.is_ready(gone)? => Err(self.lines.left_too_early(gone.peer)),
+            Some(gone) if !self.is_ready(gone)? => Err(self.lines.left_too_early(gone.lane.peer)),
             _ => Ok(()),
         }
     }
@@ -342,8 +397,8 @@ impl Transport for SharedMemory {
         self.lines.give_up(reason);
     }
 
-    fn neighbours(&mut self) -> Option<&mut Neighbours> {
-        Some(&mut self.neighbours)
+    fn neighbours(&mut self, level: usize) -> Option<&mut Neighbours> {
+        Some(&mut self.neighbours[level])
     }
 }
 
@@ -355,10 +410,10 @@ fn probe(word: u64) -> Note {
 }
 
 /// What is known of a peer when it has handed over its files.
-fn neighbour(plan: Plan, inbox: &Arc<Segment>, heap: PeerHeap, socket: &OwnedFd) -> Neighbour {
+fn neighbour(plan: Plan, level: usize, inbox: &Arc<Segment>, heap: PeerHeap, socket: &OwnedFd) -> Neighbour {
     let process = rustix::net::sockopt::socket_peercred(socket).ok();
     Neighbour {
-        board: Board::new(Arc::clone(inbox), plan.board(), plan.world_size),
+        board: plan.board_in(inbox, level),
         bell: Bell(Arc::clone(inbox)),
         heap,
         process: process.map(|credentials| credentials.pid.as_raw_nonzero().get()),

@@ -1,6 +1,6 @@
-//! Ranks anywhere, over TCP: two connections between every two ranks, one for data and one as a line of life.
+//! Ranks anywhere, over TCP: a connection for each lane between every two ranks, and one as a line of life.
 //!
-//! What arrives is read into a bounded buffer for each peer and handed out from there, or straight into the caller's memory;
+//! What arrives is read into a bounded buffer for each lane and handed out from there, or straight into the caller's memory;
 //! what is sent goes straight from the caller's memory to the kernel. Signals are never raised: a closed connection is an
 //! error like others. Under TLS some of what was taken may be held back, encrypted, until there is room: waiting moves it,
 //! and so does dropping.
@@ -14,8 +14,9 @@ use crate::dial;
 use crate::gate::timespec;
 use crate::mesh::Mesh;
 use crate::rendezvous::Table;
+use crate::settings::NetworkSettings;
 use crate::stream::{Moved, Stream};
-use crate::transport::{Direction, Interest, Transport};
+use crate::transport::{Direction, Interest, Lane, Transport};
 use crate::trust::Trust;
 use gradus_error::{Error, IoContext, Result};
 use gradus_host::{Clock, RealClock};
@@ -26,7 +27,7 @@ use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::time::Duration;
 
-/// Bytes of the buffer of one peer: what comes in a turn, and fits the cache beside what is computed on it. A buffer that
+/// Bytes of the buffer of one lane: what comes in a turn, and fits the cache beside what is computed on it. A buffer that
 /// was never used takes no memory.
 const BUFFER_BYTES: usize = TURN_BYTES;
 
@@ -49,14 +50,15 @@ const NAP: Duration = Duration::from_secs(1);
 /// How long a transport that is dropped waits for room for what it still holds.
 const LAST_BYTES: Duration = Duration::from_secs(10);
 
-struct Peer {
+/// The end of one lane.
+struct End {
     stream: Stream,
     buffer: Vec<u8>,
     /// What of the buffer has arrived and is not taken.
     filled: std::ops::Range<usize>,
 }
 
-impl Peer {
+impl End {
     fn new(stream: Stream) -> Self {
         Self { stream, buffer: vec![0; BUFFER_BYTES], filled: 0..0 }
     }
@@ -75,7 +77,9 @@ impl Peer {
 pub(crate) struct Tcp {
     rank: usize,
     address: SocketAddr,
-    peers: Vec<Option<Peer>>,
+    world_size: usize,
+    /// By [`Lane::index`]; none to ourselves.
+    ends: Vec<Option<End>>,
     lines: Lines,
     spins: usize,
     /// Calls of `wait` since something moved.
@@ -90,33 +94,36 @@ impl Tcp {
     pub(crate) fn connect(
         trust: Trust,
         table: Table,
-        socket_buffer_bytes: usize,
+        settings: &NetworkSettings,
         spin: bool,
         surroundings: Surroundings,
         (clock, until): (&dyn Clock, Duration),
     ) -> Result<Self> {
         let rank = trust.rank;
         let (world_size, address) = (table.members.len(), table.doors.address);
-        let mesh = Mesh { rank, world_size, job: &table.job, trust, lines: 2, clock, until };
+        let levels = settings.priority_levels;
+        let mesh = Mesh { rank, world_size, job: &table.job, trust, lines: levels + 1, clock, until };
         let streams = mesh.connect(table.doors.tcp.into(), &|peer| {
             let address = table.members[peer].address;
             let socket = dial::try_once(address, clock, until).map(OwnedFd::from);
             socket.map_err(|error| dial::unreachable(rank, peer, &format!("at {address}"), error))
         })?;
-        let (mut peers, mut lines) = (Vec::new(), Vec::new());
-        for streams in streams {
-            let mut streams = streams.into_iter();
-            let pair = streams.next().zip(streams.next());
-            if let Some((data, control)) = &pair {
-                tune(data, socket_buffer_bytes)?;
+        let mut ends: Vec<Option<End>> = (0..world_size * levels).map(|_| None).collect();
+        let mut lines = Vec::new();
+        for (peer, mut streams) in streams.into_iter().enumerate() {
+            // The last one is the line of life.
+            let control = streams.pop();
+            for (level, data) in streams.into_iter().enumerate() {
+                tune(&data, settings.socket_buffer_bytes)?;
+                ends[Lane { peer, level }.index(world_size)] = Some(End::new(data));
+            }
+            if let Some(control) = &control {
                 watch(control, surroundings.timeouts.detection)?;
             }
-            let (peer, line) = pair.map(|(data, control)| (Peer::new(data), Line::new(control))).unzip();
-            peers.push(peer);
-            lines.push(line);
+            lines.push(control.map(Line::new));
         }
-        let spins = if spin { SPINS } else { 0 };
-        Ok(Self { rank, address, peers, lines: Lines::new(rank, lines, surroundings), spins, fruitless: 0 })
+        let (lines, spins) = (Lines::new(rank, lines, surroundings), if spin { SPINS } else { 0 });
+        Ok(Self { rank, address, world_size, ends, lines, spins, fruitless: 0 })
     }
 
     /// What came of a try to send to a peer.
@@ -132,34 +139,35 @@ impl Tcp {
         }
     }
 
-    fn peer(&mut self, peer: usize) -> &mut Peer {
-        self.peers[peer].as_mut().expect("a rank has no stream to itself")
+    fn end(&mut self, lane: Lane) -> &mut End {
+        self.ends[lane.index(self.world_size)].as_mut().expect("a rank has no stream to itself")
     }
 
     /// Moves what streams hold.
     fn flush(&mut self) -> Result<()> {
-        let holding = self.peers.iter_mut().enumerate();
-        for (peer, stream) in holding.filter_map(|(rank, peer)| Some((rank, &mut peer.as_mut()?.stream))) {
-            stream.flush().map_err(|error| error.within(format!("to rank {peer}")))?;
+        for (index, end) in self.ends.iter_mut().enumerate() {
+            let Some(End { stream, .. }) = end else { continue };
+            stream.flush().map_err(|error| error.within(format!("to rank {}", index % self.world_size)))?;
         }
         Ok(())
     }
 
     /// Sleeps until there is news, `limit` at most; whether there was any about the interests, and about the lines.
     fn look(&self, interests: &[Interest], limit: &Timespec) -> Result<(bool, bool)> {
-        let mut sockets: Vec<PollFd> = Vec::with_capacity(interests.len() + self.peers.len());
-        for Interest { peer, direction } in interests {
-            let peer = self.peers[*peer].as_ref().expect("a rank has no stream to itself");
-            if *direction == Direction::Receive && !peer.filled.is_empty() {
+        let mut sockets: Vec<PollFd> = Vec::with_capacity(interests.len() + self.ends.len());
+        for Interest { lane, direction } in interests {
+            let end = self.ends[lane.index(self.world_size)].as_ref();
+            let end = end.expect("a rank has no stream to itself");
+            if *direction == Direction::Receive && !end.filled.is_empty() {
                 return Ok((true, false));
             }
             let way = if *direction == Direction::Send { PollFlags::OUT } else { PollFlags::IN };
-            sockets.push(PollFd::new(&peer.stream, way));
+            sockets.push(PollFd::new(&end.stream, way));
         }
         let wanted = sockets.len();
         sockets.extend(self.lines.watched());
-        let holding = self.peers.iter().flatten().filter(|peer| peer.stream.is_holding());
-        sockets.extend(holding.map(|peer| PollFd::new(&peer.stream, PollFlags::OUT)));
+        let holding = self.ends.iter().flatten().filter(|end| end.stream.is_holding());
+        sockets.extend(holding.map(|end| PollFd::new(&end.stream, PollFlags::OUT)));
         match poll(&mut sockets, Some(limit)) {
             Ok(0) | Err(Errno::INTR) => return Ok((false, false)),
             Ok(_) => {}
@@ -175,8 +183,8 @@ impl Drop for Tcp {
     fn drop(&mut self) {
         let clock = RealClock::new();
         let until = clock.now() + LAST_BYTES;
-        for peer in self.peers.iter_mut().flatten() {
-            let _ = dial::finish(&mut peer.stream, &clock, until);
+        for end in self.ends.iter_mut().flatten() {
+            let _ = dial::finish(&mut end.stream, &clock, until);
         }
     }
 }
@@ -225,44 +233,43 @@ impl Transport for Tcp {
     }
 
     fn world_size(&self) -> usize {
-        self.peers.len()
+        self.world_size
     }
 
     fn name(&self) -> &'static str {
         "TCP"
     }
 
+    fn levels(&self) -> usize {
+        self.ends.len() / self.world_size
+    }
+
     fn address(&self) -> Option<SocketAddr> {
         Some(self.address)
     }
 
-    fn try_send(&mut self, peer: usize, bytes: &[u8]) -> Result<usize> {
+    fn try_send(&mut self, lane: Lane, bytes: &[u8]) -> Result<usize> {
         if bytes.is_empty() {
             return Ok(0);
         }
-        let moved = self.peer(peer).stream.send(bytes);
-        self.sent(peer, moved)
+        let moved = self.end(lane).stream.send(bytes);
+        self.sent(lane.peer, moved)
     }
 
     fn turn_bytes(&self) -> usize {
         TURN_BYTES
     }
 
-    fn try_send_two(&mut self, peer: usize, first: &[u8], second: &[u8]) -> Result<usize> {
+    fn try_send_two(&mut self, lane: Lane, first: &[u8], second: &[u8]) -> Result<usize> {
         if first.is_empty() {
-            return self.try_send(peer, second);
+            return self.try_send(lane, second);
         }
-        let moved = self.peer(peer).stream.send_two(first, second);
-        self.sent(peer, moved)
+        let moved = self.end(lane).stream.send_two(first, second);
+        self.sent(lane.peer, moved)
     }
 
-    fn try_receive_into(
-        &mut self,
-        peer: usize,
-        first: &mut [u8],
-        second: &mut [u8],
-    ) -> Result<Option<usize>> {
-        let from = self.peer(peer);
+    fn try_receive_into(&mut self, lane: Lane, first: &mut [u8], second: &mut [u8]) -> Result<Option<usize>> {
+        let from = self.end(lane);
         if !from.filled.is_empty() || first.is_empty() && second.is_empty() {
             return Ok(None);
         }
@@ -272,21 +279,21 @@ impl Transport for Tcp {
                 Ok(Some(count))
             }
             Ok(Moved::Nothing) => Ok(Some(0)),
-            Ok(Moved::Ended) => Err(self.lines.explain(peer)),
-            Err(error) => Err(error.within(format!("from rank {peer}"))),
+            Ok(Moved::Ended) => Err(self.lines.explain(lane.peer)),
+            Err(error) => Err(error.within(format!("from rank {}", lane.peer))),
         }
     }
 
     fn try_receive(
         &mut self,
-        peer: usize,
+        lane: Lane,
         consume: &mut dyn FnMut(*const u8, usize) -> usize,
     ) -> Result<usize> {
-        let from = self.peer(peer);
+        let from = self.end(lane);
         if from.filled.is_empty()
-            && !from.fill().map_err(|error| error.within(format!("from rank {peer}")))?
+            && !from.fill().map_err(|error| error.within(format!("from rank {}", lane.peer)))?
         {
-            return Err(self.lines.explain(peer));
+            return Err(self.lines.explain(lane.peer));
         }
         if from.filled.is_empty() {
             return Ok(0);

@@ -1,9 +1,33 @@
-//! What every transport offers: an ordered stream of bytes from each rank to each other, moved without blocking.
+//! What every transport offers: ordered streams of bytes from each rank to each other, moved without blocking.
 
 use crate::neighbours::Neighbours;
 use gradus_error::{Error, Result};
 use std::net::SocketAddr;
 use std::time::Duration;
+
+/// The most levels of priority that a transport has: each takes streams of its own between every two ranks.
+pub const MOST_LEVELS: usize = 4;
+
+/// One of the streams between this rank and another. Lanes share no memory that could be full, so none holds up another.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Lane {
+    /// The other rank.
+    pub peer: usize,
+    /// Which of those to that rank, from 0 on, below [`Transport::levels`].
+    pub level: usize,
+}
+
+impl Lane {
+    /// The one that there always is.
+    pub const fn lowest(peer: usize) -> Self {
+        Self { peer, level: 0 }
+    }
+
+    /// Its place among the lanes to all ranks of a world, level by level: that of the lowest is its peer.
+    pub const fn index(self, world_size: usize) -> usize {
+        self.level * world_size + self.peer
+    }
+}
 
 /// The way of bytes that someone waits for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -19,15 +43,16 @@ pub enum Direction {
 /// Progress that someone waits for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Interest {
-    /// The other rank.
-    pub peer: usize,
+    /// Where.
+    pub lane: Lane,
     /// Which way.
     pub direction: Direction,
 }
 
 /// A rank's connections to all others of its world.
 ///
-/// Streams are reliable and ordered and hold a bounded number of bytes; they keep no borders between messages. A peer
+/// Streams are reliable and ordered and hold a bounded number of bytes; they keep no borders between messages. Between two
+/// ranks there are as many as there are levels ([`Lane`]), each with bounds and an order of its own. A peer
 /// that dies turns up as `PeerLost` from [`Transport::wait`], within a bounded time, whether or not anything is awaited
 /// from it; a peer that gives up ([`Transport::abort`]) turns up with its reason. One that leaves in good order
 /// (dropping its transport) is lost only to those who still need something from it. A process must therefore drop its
@@ -42,19 +67,24 @@ pub trait Transport: Send {
     /// The kind, as shown to a person.
     fn name(&self) -> &'static str;
 
+    /// Streams to each peer, the same number on every rank: one for each level of priority.
+    fn levels(&self) -> usize {
+        1
+    }
+
     /// Where peers reach this rank; `None` where there are none.
     fn address(&self) -> Option<SocketAddr> {
         None
     }
 
-    /// Moves bytes towards `peer`; returns how many it took, 0 when it would block (or was given none).
+    /// Moves bytes towards a peer; returns how many it took, 0 when it would block (or was given none).
     ///
     /// # Errors
     /// `PeerLost`, or what the peer gave up with.
     ///
     /// # Panics
-    /// If `peer` is this rank or none of the world.
-    fn try_send(&mut self, peer: usize, bytes: &[u8]) -> Result<usize>;
+    /// If there is no such lane: its peer is this rank or none of the world, or its level none of this transport.
+    fn try_send(&mut self, lane: Lane, bytes: &[u8]) -> Result<usize>;
 
     /// Bytes that are best moved in one call, where there are so many: what is worked on then stays in a cache.
     fn turn_bytes(&self) -> usize {
@@ -68,12 +98,12 @@ pub trait Transport: Send {
     ///
     /// # Panics
     /// As there.
-    fn try_send_two(&mut self, peer: usize, first: &[u8], second: &[u8]) -> Result<usize> {
-        let sent = self.try_send(peer, first)?;
-        Ok(if sent == first.len() { sent + self.try_send(peer, second)? } else { sent })
+    fn try_send_two(&mut self, lane: Lane, first: &[u8], second: &[u8]) -> Result<usize> {
+        let sent = self.try_send(lane, first)?;
+        Ok(if sent == first.len() { sent + self.try_send(lane, second)? } else { sent })
     }
 
-    /// Moves what has arrived from `peer` into `first` and then into `second`, so that nobody needs to copy it there;
+    /// Moves what has arrived on a lane into `first` and then into `second`, so that nobody needs to copy it there;
     /// returns how many bytes came, 0 when it would block. `None` where there is no way around the transport's own memory,
     /// or something lies there already: [`Transport::try_receive`] hands that out.
     ///
@@ -81,17 +111,17 @@ pub trait Transport: Send {
     /// As [`Transport::try_receive`].
     ///
     /// # Panics
-    /// If `peer` is this rank or none of the world.
+    /// As [`Transport::try_send`].
     fn try_receive_into(
         &mut self,
-        _peer: usize,
+        _lane: Lane,
         _first: &mut [u8],
         _second: &mut [u8],
     ) -> Result<Option<usize>> {
         Ok(None)
     }
 
-    /// Hands what has arrived from `peer` to `consume`, as address and length, in order, perhaps in several ranges;
+    /// Hands what has arrived on a lane to `consume`, as address and length, in order, perhaps in several ranges;
     /// `consume` returns how many bytes it took from the front and is called no more once it leaves some. The bytes
     /// are valid during the call only, at any alignment, and may lie in memory that the peer shares: read them by
     /// address, never through a slice. Returns how many bytes were taken in all, 0 when nothing has arrived.
@@ -101,10 +131,10 @@ pub trait Transport: Send {
     /// or what it gave up with.
     ///
     /// # Panics
-    /// If `peer` is this rank or none of the world, or `consume` claims more than it was given.
+    /// If there is no such lane, or `consume` claims more than it was given.
     fn try_receive(
         &mut self,
-        peer: usize,
+        lane: Lane,
         consume: &mut dyn FnMut(*const u8, usize) -> usize,
     ) -> Result<usize>;
 
@@ -128,8 +158,11 @@ pub trait Transport: Send {
         Ok(())
     }
 
-    /// What ranks do without streams, if all of them share this host's memory.
-    fn neighbours(&mut self) -> Option<&mut Neighbours> {
+    /// What ranks do without streams, if all of them share this host's memory: at each level by itself.
+    ///
+    /// # Panics
+    /// If `level` is none of this transport, where ranks share memory.
+    fn neighbours(&mut self, _level: usize) -> Option<&mut Neighbours> {
         None
     }
 
@@ -138,7 +171,7 @@ pub trait Transport: Send {
     fn abort(&mut self, reason: &Error);
 }
 
-/// The transport of a world of one.
+/// The transport of a world of one, which has as many levels as there can be.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Alone;
 
@@ -155,11 +188,19 @@ impl Transport for Alone {
         "alone"
     }
 
-    fn try_send(&mut self, peer: usize, _: &[u8]) -> Result<usize> {
+    fn levels(&self) -> usize {
+        MOST_LEVELS
+    }
+
+    fn try_send(&mut self, Lane { peer, .. }: Lane, _: &[u8]) -> Result<usize> {
         panic!("rank {peer} is none of a world of one")
     }
 
-    fn try_receive(&mut self, peer: usize, _: &mut dyn FnMut(*const u8, usize) -> usize) -> Result<usize> {
+    fn try_receive(
+        &mut self,
+        Lane { peer, .. }: Lane,
+        _: &mut dyn FnMut(*const u8, usize) -> usize,
+    ) -> Result<usize> {
         panic!("rank {peer} is none of a world of one")
     }
 

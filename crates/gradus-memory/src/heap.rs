@@ -188,7 +188,7 @@ impl Drop for HeapRange {
 
 /// A heap of a peer.
 pub struct PeerHeap {
-    file: OwnedFd,
+    file: Arc<OwnedFd>,
     mapped: Option<(NonNull<u8>, usize)>,
 }
 
@@ -205,7 +205,13 @@ impl PeerHeap {
         if !seals.contains(SealFlags::SHRINK) {
             return Err(Error::invalid("a shared heap is not sealed against shrinking"));
         }
-        Ok(Self { file, mapped: None })
+        Ok(Self { file: Arc::new(file), mapped: None })
+    }
+
+    /// The same heap, mapped for itself: what one's calls move does not move the other's addresses.
+    #[must_use]
+    pub fn again(&self) -> Self {
+        Self { file: Arc::clone(&self.file), mapped: None }
     }
 
     /// The address of `len` bytes from `offset` on, here; valid until the next call.
@@ -225,7 +231,7 @@ impl PeerHeap {
 
     /// Maps the whole file as it is now, which must reach `end`, and has what begins at `offset` there at once.
     fn remap(&mut self, offset: usize, end: usize) -> Result<(NonNull<u8>, usize)> {
-        let size = fs::fstat(&self.file).context(|| "cannot inspect a shared heap".to_owned())?.st_size;
+        let size = fs::fstat(&*self.file).context(|| "cannot inspect a shared heap".to_owned())?.st_size;
         let size = usize::try_from(size).unwrap_or(0);
         if end > size || end == 0 {
             return Err(Error::corrupt(format!("the heap holds {size} bytes")));
@@ -234,7 +240,7 @@ impl PeerHeap {
         let protection = ProtFlags::READ | ProtFlags::WRITE;
         // SAFETY: a fresh mapping overlays nothing.
         let start =
-            unsafe { mm::mmap(std::ptr::null_mut(), size, protection, MapFlags::SHARED, &self.file, 0) }
+            unsafe { mm::mmap(std::ptr::null_mut(), size, protection, MapFlags::SHARED, &*self.file, 0) }
                 .context(|| format!("cannot map {size} bytes of a peer's memory"))?;
         let start = NonNull::new(start.cast()).ok_or_else(|| Error::internal("mmap returned null"))?;
         // What is asked for only: of the rest, some may have been given back, and would be taken again.
@@ -305,6 +311,21 @@ mod tests {
         assert_eq!(ours.locate(inside, second.len()), None);
         assert_eq!(ours.locate((&raw const ranges).cast(), 1), None);
         assert!(ranges.windows(2).all(|pair| pair[0].offset() + pair[0].len() == pair[1].offset()));
+    }
+
+    #[test]
+    fn a_heap_that_is_mapped_again_keeps_its_addresses() {
+        let (ours, mut theirs) = pair();
+        let mut again = theirs.again();
+        let range = ours.allocate(100).unwrap();
+        let there = again.at(range.offset(), 100).unwrap();
+        let more = ours.allocate(1 << 20).unwrap();
+        // The first one maps anew, which is no business of the second's.
+        theirs.at(more.offset(), 1 << 20).unwrap();
+        // SAFETY: inside the range; nobody else touches it now.
+        unsafe { range.start().as_ptr().write(7) };
+        // SAFETY: an address of the second heap, for which nothing was called since.
+        assert_eq!(unsafe { there.read() }, 7);
     }
 
     #[test]

@@ -4,13 +4,14 @@ use super::{Incoming, Job, expected};
 use crate::flights::Flights;
 use crate::header::{HEADER_BYTES, Header};
 use gradus_error::Error;
+use gradus_fabric::Lane;
 
 /// Takes bytes of one stream apart into headers and what follows them.
 pub(super) struct Intake<'a> {
     pub(super) incoming: &'a mut Incoming,
     pub(super) flights: &'a mut Flights,
     pub(super) rank: usize,
-    pub(super) peer: usize,
+    pub(super) lane: Lane,
     pub(super) turn: usize,
     pub(super) fault: Option<Error>,
 }
@@ -65,9 +66,9 @@ impl Intake<'_> {
         if count > 0 && *header_filled == HEADER_BYTES {
             let flight = self.flights.get(job.ticket);
             let expected = expected(flight, job);
-            let arrived =
-                Header::decode(header).map_err(|error| error.within(format!("from rank {}", self.peer)));
-            self.fault = arrived.and_then(|header| header.expect(&expected, self.rank, self.peer)).err();
+            let peer = self.lane.peer;
+            let arrived = Header::decode(header).map_err(|error| error.within(format!("from rank {peer}")));
+            self.fault = arrived.and_then(|header| header.expect(&expected, self.rank, peer)).err();
         }
     }
 

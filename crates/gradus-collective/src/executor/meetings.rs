@@ -6,6 +6,7 @@ use crate::memory::{Memory, Regions};
 use crate::one_sided::{Agenda, Companion, Meeting, Slots, Surroundings};
 use crate::operation::Ready;
 use gradus_error::Result;
+use gradus_fabric::MOST_LEVELS;
 use gradus_host::Ticks;
 use std::sync::Arc;
 
@@ -24,7 +25,8 @@ const EAGER_YIELDS: usize = 200;
 pub(super) struct Meetings {
     /// Those that are not over.
     pub(super) open: usize,
-    slots: Slots,
+    /// At each level.
+    slots: [Slots; MOST_LEVELS],
     /// For bytes on their way out of a peer's private memory.
     bounce: Vec<u64>,
     /// Companions of a meeting that is over, for the next one.
@@ -48,7 +50,7 @@ impl Executor {
         ready: Option<Ready>,
         eager: bool,
     ) -> Result<(u64, Ticks)> {
-        let (ticket, began) = (self.next_ticket(), Ticks::now());
+        let (ticket, began) = (self.flights.next, Ticks::now());
         let mut companions = std::mem::take(&mut self.meetings.spare);
         companions.clear();
         self.count_in(call, |rank, past| companions.push(Companion::new(rank, past)));
@@ -66,7 +68,7 @@ impl Executor {
             let (scratch, companions) = meeting.into_parts();
             self.flights.keep(scratch);
             self.meetings.spare = companions;
-            self.flights.first += 1;
+            self.flights.next += 1;
             return Ok((ticket, done.since(began)));
         }
         self.meetings.open += 1;
@@ -77,11 +79,12 @@ impl Executor {
     /// Goes on with the only collective, for as long as its peers may be about to come.
     fn look(&mut self, meeting: &mut Meeting) -> Result<()> {
         let Self { transport, meetings, .. } = self;
-        let Some(neighbours) = transport.neighbours() else { return Ok(()) };
+        let level = meeting.identity.level();
+        let Some(neighbours) = transport.neighbours(level) else { return Ok(()) };
         let spins = neighbours.spins();
         let looks = if spins { EAGER_LOOKS } else { EAGER_YIELDS };
         let Meetings { slots, bounce, .. } = meetings;
-        let mut around = Surroundings { neighbours, slots, bounce };
+        let mut around = Surroundings { neighbours, slots: &mut slots[level], bounce, most: usize::MAX };
         let mut look = 0;
         while look < looks && !meeting.is_over() {
             if meeting.advance(&mut around)? {
@@ -98,23 +101,19 @@ impl Executor {
         Ok(())
     }
 
-    /// Goes on with collectives among neighbours; whether any came further. One that shares a peer with an earlier one
-    /// waits for that: signals between two ranks belong to one collective after the other.
+    /// Goes on with collectives of a level among neighbours, each for `most` bytes; whether any came further. One that
+    /// shares a peer with an earlier one waits for that: signals between two ranks belong to one collective after the other.
     ///
     /// # Errors
     /// Those of [`Meeting::advance`].
-    pub(super) fn advance_meetings(&mut self) -> Result<bool> {
+    pub(super) fn advance_meetings(&mut self, level: usize, most: usize) -> Result<bool> {
         let Self { transport, flights, meetings, moved, .. } = self;
-        let Some(neighbours) = transport.neighbours() else { return Ok(false) };
+        let Some(neighbours) = transport.neighbours(level) else { return Ok(false) };
         let Meetings { open, slots, bounce, .. } = meetings;
-        let mut around = Surroundings { neighbours, slots, bounce };
+        let mut around = Surroundings { neighbours, slots: &mut slots[level], bounce, most };
         let mut came_further = false;
         let mut taken = vec![false; self.pasts.len()];
-        for flight in &mut flights.queue {
-            let InFlight::Meeting(meeting) = flight else { continue };
-            if meeting.is_over() {
-                continue;
-            }
+        for meeting in flights.meetings_at(level) {
             if meeting.peers().all(|peer| !taken[peer]) {
                 let before = meeting.exchanged();
                 came_further |= meeting.advance(&mut around)?;

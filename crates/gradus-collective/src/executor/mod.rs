@@ -1,17 +1,19 @@
 //! Runs plans over a transport, without blocking.
 //!
-//! Each stream to a peer has a queue of sends and one of receives: the steps of all collectives in flight, in the order
+//! Each lane to a peer has a queue of sends and one of receives: the steps of all collectives in flight, in the order
 //! in which they were started. The first of each queue moves as many bytes as the transport takes or gives and as the
 //! steps that it follows allow. So independent steps overlap, sums are passed on while they arrive, and a later
 //! collective uses a stream as soon as the earlier ones are done with it. Steps that no peer has a part in have no queue:
 //! they move when what they follow allows it.
 //!
-//! Since each stream serves collectives in one order, the same at both ends, and each collective alone needs no more than
-//! room for a header and an element, the oldest collective in flight always gets on, and then the next.
+//! Since each lane serves collectives in one order, the same at both ends, and each collective alone needs no more than
+//! room for a header and an element, the oldest collective in flight of a level always gets on, and then the next. Levels
+//! share nothing that could be full, and each is served again and again ([`levels`]), so none waits for another.
 //!
 //! Nothing but calls to this executor touches the memory of collectives: there is no thread behind it.
 
 mod intake;
+mod levels;
 mod meetings;
 mod straight;
 mod strangers;
@@ -23,7 +25,7 @@ use crate::memory::{Memory, Regions};
 use crate::one_sided::{Awaits, Past};
 use crate::operation::{Carry, Flight, Prepared, Ready};
 use gradus_error::{Error, Result};
-use gradus_fabric::{Direction, Interest, Neighbours, Transport};
+use gradus_fabric::{Direction, Interest, Lane, Neighbours, Transport};
 use gradus_host::Ticks;
 use intake::Intake;
 use meetings::Meetings;
@@ -90,23 +92,32 @@ pub(crate) struct Moved {
 /// See the module.
 pub(crate) struct Executor {
     transport: Box<dyn Transport>,
+    world_size: usize,
+    levels: usize,
+    /// Calls in a row in which a level with something in flight was not served.
+    passed_over: u32,
+    /// By [`Lane::index`], as what is incoming.
     outgoing: Vec<Outgoing>,
     incoming: Vec<Incoming>,
     flights: Flights,
     recorder: Recorder,
     pub(crate) moved: Moved,
-    /// What was begun with each peer: the same at both ends, or they do not do the same.
+    /// What was begun with each peer, at all levels together: the same at both ends, or they do not do the same.
     pasts: Vec<Past>,
     meetings: Meetings,
 }
 
 impl Executor {
     pub(crate) fn new(transport: Box<dyn Transport>, recorder: Recorder) -> Self {
-        let world_size = transport.world_size();
+        let (world_size, levels) = (transport.world_size(), transport.levels());
+        let lanes = world_size * levels;
         Self {
             transport,
-            outgoing: (0..world_size).map(|_| Outgoing::default()).collect(),
-            incoming: (0..world_size).map(|_| Incoming::default()).collect(),
+            world_size,
+            levels,
+            passed_over: 0,
+            outgoing: (0..lanes).map(|_| Outgoing::default()).collect(),
+            incoming: (0..lanes).map(|_| Incoming::default()).collect(),
             flights: Flights::default(),
             recorder,
             moved: Moved::default(),
@@ -119,27 +130,23 @@ impl Executor {
         &*self.transport
     }
 
-    /// What ranks of one host have beside streams.
+    /// What ranks of one host have beside streams, as the lowest level knows it.
     pub(crate) fn neighbours(&mut self) -> Option<&Neighbours> {
-        self.transport.neighbours().map(|neighbours| &*neighbours)
+        self.transport.neighbours(0).map(|neighbours| &*neighbours)
     }
 
-    /// The ticket that the next collective gets.
-    pub(crate) fn next_ticket(&self) -> u64 {
-        self.flights.first + self.flights.queue.len() as u64
+    /// Levels of priority.
+    pub(crate) fn levels(&self) -> usize {
+        self.levels
     }
 
     pub(crate) fn is_idle(&self) -> bool {
-        self.flights.queue.is_empty()
+        self.flights.is_empty()
     }
 
     /// Whether a collective is over; one that was never started is not.
     pub(crate) fn is_done(&self, ticket: u64) -> bool {
-        if ticket < self.flights.first {
-            return true;
-        }
-        let index = (ticket - self.flights.first) as usize;
-        self.flights.queue.get(index).is_some_and(InFlight::is_over)
+        self.flights.is_done(ticket)
     }
 
     /// Queues a collective over streams; its ticket.
@@ -154,21 +161,22 @@ impl Executor {
         prepared: Arc<Prepared>,
         ready: Option<Ready>,
     ) -> u64 {
-        let ticket = self.next_ticket();
         let mut pasts = Vec::with_capacity(call.ranks.len());
         self.count_in(call, |_, past| pasts.push(past));
         let scratch = self.flights.scratch(prepared.scratch_bytes(call.identity.element.bytes()));
         self.flights.unready += usize::from(ready.is_some());
         let flight = Flight::new(call.identity, Regions::new(memory, scratch), prepared, ready);
-        let mut counts = vec![(0, 0); self.outgoing.len()];
+        let mut counts = vec![(0, 0); self.world_size];
         for (step, what) in flight.steps().iter().enumerate().filter(|(_, what)| !what.is_local()) {
             let (peer, order) = (call.ranks[what.peer()], pasts[what.peer()].order);
             let (sends, receives) = &mut counts[peer];
+            let lane = Lane { peer, level: call.identity.level() }.index(self.world_size);
             let (queue, count) = if what.sends() {
-                (&mut self.outgoing[peer].queue, sends)
+                (&mut self.outgoing[lane].queue, sends)
             } else {
-                (&mut self.incoming[peer].queue, receives)
+                (&mut self.incoming[lane].queue, receives)
             };
+            let ticket = self.flights.next;
             queue.push_back(Job { ticket, step, message: *count, order });
             *count += 1;
         }
@@ -176,15 +184,14 @@ impl Executor {
             past.sends = past.sends.wrapping_add(sends);
             past.receives = past.receives.wrapping_add(receives);
         }
-        self.push(InFlight::Streams(flight), call.ranks);
+        let ticket = self.push(InFlight::Streams(flight), call.ranks);
         self.record_and_retire();
         ticket
     }
 
-    fn push(&mut self, flight: InFlight, ranks: &Arc<[usize]>) {
-        let ticket = self.next_ticket();
-        self.recorder.started(ticket, &flight, ranks, self.transport.rank());
-        self.flights.queue.push_back(flight);
+    fn push(&mut self, flight: InFlight, ranks: &Arc<[usize]>) -> u64 {
+        self.recorder.started(self.flights.next, &flight, ranks, self.transport.rank());
+        self.flights.push(flight)
     }
 
     /// Counts in an operation, and tells for each of its ranks what there was before.
@@ -204,33 +211,8 @@ impl Executor {
         }
         self.outgoing.iter_mut().for_each(|outgoing| outgoing.queue.clear());
         self.incoming.iter_mut().for_each(|incoming| incoming.queue.clear());
-        self.flights.first = self.next_ticket();
-        self.flights.queue.clear();
-        self.flights.unready = 0;
+        self.flights.clear();
         self.meetings.open = 0;
-    }
-
-    /// Moves what can move, each stream for one turn; whether anything did.
-    ///
-    /// # Errors
-    /// Those of the transport; `Invalid` when a peer is at another collective, `Corrupt` when it sends no header.
-    pub(crate) fn progress(&mut self) -> Result<bool> {
-        let before = self.moved;
-        let local = self.flights.advance_local(TURN_BYTES);
-        let met = self.meetings.open > 0 && self.advance_meetings()?;
-        for peer in 0..self.incoming.len() {
-            if !self.outgoing[peer].queue.is_empty() {
-                self.advance_outgoing(peer)?;
-            }
-            if !self.incoming[peer].queue.is_empty() {
-                self.advance_incoming(peer)?;
-            }
-        }
-        let moved = local || met || self.moved != before;
-        if moved {
-            self.record_and_retire();
-        }
-        Ok(moved)
     }
 
     fn record_and_retire(&mut self) {
@@ -251,14 +233,15 @@ impl Executor {
         self.recorder.log(log, self.flights.in_flight())
     }
 
-    fn advance_outgoing(&mut self, peer: usize) -> Result<()> {
-        let mut turn = self.transport.turn_bytes();
+    fn advance_outgoing(&mut self, lane: Lane, most: usize) -> Result<()> {
+        let mut turn = self.transport.turn_bytes().min(most);
         while turn > 0 {
-            let Some(job) = self.outgoing[peer].queue.front().copied() else { break };
-            let sent = self.send_some(peer, job, turn)?;
+            let index = lane.index(self.world_size);
+            let Some(job) = self.outgoing[index].queue.front().copied() else { break };
+            let sent = self.send_some(lane, job, turn)?;
             self.moved.sent += sent as u64;
             turn = turn.saturating_sub(sent);
-            let outgoing = &mut self.outgoing[peer];
+            let outgoing = &mut self.outgoing[index];
             let flight = self.flights.get(job.ticket);
             if outgoing.staged_sent == outgoing.staged.len() && flight.is_whole(job.step) {
                 outgoing.queue.pop_front();
@@ -272,8 +255,8 @@ impl Executor {
         Ok(())
     }
 
-    fn send_some(&mut self, peer: usize, job: Job, most: usize) -> Result<usize> {
-        let outgoing = &mut self.outgoing[peer];
+    fn send_some(&mut self, lane: Lane, job: Job, most: usize) -> Result<usize> {
+        let outgoing = &mut self.outgoing[lane.index(self.world_size)];
         let flight = self.flights.get(job.ticket);
         if outgoing.staged.is_empty() {
             outgoing.staged.extend_from_slice(&expected(flight, job).encode());
@@ -287,23 +270,24 @@ impl Executor {
         if staged.is_empty() && bytes.is_empty() {
             return Ok(0);
         }
-        let sent = self.transport.try_send_two(peer, staged, bytes)?;
+        let sent = self.transport.try_send_two(lane, staged, bytes)?;
         let of_staged = sent.min(staged.len());
         outgoing.staged_sent += of_staged;
         flight.sent(job.step, sent - of_staged);
         Ok(sent)
     }
 
-    fn advance_incoming(&mut self, peer: usize) -> Result<()> {
-        if !self.wants(peer) {
+    fn advance_incoming(&mut self, lane: Lane, most: usize) -> Result<()> {
+        if !self.wants(lane) {
             return Ok(());
         }
-        let Self { transport, incoming, flights, .. } = self;
-        let (rank, turn) = (transport.rank(), transport.turn_bytes());
-        let mut intake = Intake { incoming: &mut incoming[peer], flights, rank, peer, turn, fault: None };
+        let Self { transport, incoming, flights, world_size, .. } = self;
+        let (rank, turn) = (transport.rank(), transport.turn_bytes().min(most));
+        let incoming = &mut incoming[lane.index(*world_size)];
+        let mut intake = Intake { incoming, flights, rank, lane, turn, fault: None };
         let received = match intake.straight_from(&mut **transport)? {
             Some(received) => received,
-            None => transport.try_receive(peer, &mut |from, len| {
+            None => transport.try_receive(lane, &mut |from, len| {
                 // SAFETY: the transport hands out `len` readable bytes of memory of its own.
                 unsafe { intake.take(from, len) }
             })?,
@@ -313,16 +297,16 @@ impl Executor {
         fault.map_or(Ok(()), Err)
     }
 
-    /// Whether the first receive from a peer would take bytes if there were any.
-    fn wants(&mut self, peer: usize) -> bool {
-        let incoming = &self.incoming[peer];
+    /// Whether the first receive on a lane would take bytes if there were any.
+    fn wants(&mut self, lane: Lane) -> bool {
+        let incoming = &self.incoming[lane.index(self.world_size)];
         let Some(job) = incoming.queue.front() else { return false };
         incoming.header_filled < HEADER_BYTES || self.flights.get(job.ticket).allowed(job.step) > 0
     }
 
-    /// Whether the first send to a peer has bytes to give.
-    fn offers(&mut self, peer: usize) -> bool {
-        let outgoing = &self.outgoing[peer];
+    /// Whether the first send on a lane has bytes to give.
+    fn offers(&mut self, lane: Lane) -> bool {
+        let outgoing = &self.outgoing[lane.index(self.world_size)];
         let Some(job) = outgoing.queue.front() else { return false };
         outgoing.staged.is_empty()
             || outgoing.staged_sent < outgoing.staged.len()
@@ -332,16 +316,19 @@ impl Executor {
     /// What the transport is to wait for: exactly that which would let [`Executor::progress`] move something.
     pub(crate) fn interests(&mut self) -> Vec<Interest> {
         let mut interests = Vec::new();
-        for peer in 0..self.outgoing.len() {
-            if self.wants(peer) {
-                interests.push(Interest { peer, direction: Direction::Receive });
+        for lane in self.busy_lanes() {
+            if self.wants(lane) {
+                interests.push(Interest { lane, direction: Direction::Receive });
             }
-            if self.offers(peer) {
-                interests.push(Interest { peer, direction: Direction::Send });
+            if self.offers(lane) {
+                interests.push(Interest { lane, direction: Direction::Send });
             }
         }
         let awaited = self.flights.meetings().filter_map(|meeting| match meeting.awaits() {
-            Awaits::Signal(peer) => Some(Interest { peer, direction: Direction::Signal }),
+            Awaits::Signal(peer) => {
+                let lane = Lane { peer, level: meeting.identity.level() };
+                Some(Interest { lane, direction: Direction::Signal })
+            }
             _ => None,
         });
         interests.extend(awaited);
@@ -363,12 +350,12 @@ impl Executor {
 
     /// The collective that is waited for longest.
     pub(crate) fn oldest(&self) -> Option<Identity> {
-        self.flights.queue.iter().find(|flight| !flight.is_over()).map(|flight| *flight.identity())
+        self.flights.in_flight().find(|(_, flight)| !flight.is_over()).map(|(_, flight)| *flight.identity())
     }
 
     /// Whether a collective of a group is in flight.
     pub(crate) fn is_busy_with(&self, group: u64) -> bool {
-        self.flights.queue.iter().any(|flight| !flight.is_over() && flight.identity().group == group)
+        self.flights.in_flight().any(|(_, flight)| !flight.is_over() && flight.identity().group == group)
     }
 }
 

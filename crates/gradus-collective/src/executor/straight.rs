@@ -18,7 +18,7 @@ impl Intake<'_> {
         }
         let rest = &mut self.incoming.header[self.incoming.header_filled..];
         let of_header = rest.len();
-        let received = transport.try_receive_into(self.peer, rest, place)?;
+        let received = transport.try_receive_into(self.lane, rest, place)?;
         if let Some(count) = received.filter(|count| *count > 0) {
             self.more_header(job, count.min(of_header));
             self.flights.get(job.ticket).stored(job.step, count.saturating_sub(of_header));

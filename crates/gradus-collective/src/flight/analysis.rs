@@ -1,7 +1,7 @@
 //! Who waits for whom: several ranks' records, laid side by side.
 //!
-//! A rank waits in its oldest operation that is not over, for those whose messages it lacks and for those who do not take
-//! its own. Followed from rank to rank, waiting ends at the culprits: ranks that wait for nobody, because they are gone,
+//! A rank waits in its oldest operation of each priority that is not over, for those whose messages it lacks and for those
+//! who do not take its own. Followed from rank to rank, waiting ends at the culprits: ranks that wait for nobody, because they are gone,
 //! have left no record, or are busy elsewhere. Where it ends nowhere, ranks wait in a circle.
 
 use super::log::{FlightEntry, FlightLog};
@@ -51,9 +51,13 @@ pub struct Analysis {
     pub circle: BTreeSet<usize>,
 }
 
-/// The operation that a rank is in.
-fn current(log: &FlightLog) -> Option<&FlightEntry> {
-    log.operations.iter().find(|entry| entry.done_us.is_none())
+/// The operations that a rank is in, one at each level of priority, the most urgent first.
+fn current(log: &FlightLog) -> impl Iterator<Item = &FlightEntry> {
+    let mut oldest: BTreeMap<usize, &FlightEntry> = BTreeMap::new();
+    for entry in log.operations.iter().filter(|entry| entry.done_us.is_none()) {
+        oldest.entry(entry.level).or_insert(entry);
+    }
+    oldest.into_values().rev()
 }
 
 fn same_place(a: &FlightEntry, b: &FlightEntry) -> bool {
@@ -88,10 +92,10 @@ pub fn analyse(logs: &[FlightLog]) -> Analysis {
         ..Analysis::default()
     };
     for (rank, log) in &by_rank {
-        let entry = current(log);
-        let doing = entry.map(|entry| entry.what.clone());
+        let doing: Vec<&str> = current(log).map(|entry| entry.what.as_str()).collect();
+        let doing = (!doing.is_empty()).then(|| doing.join(" and in "));
         analysis.ranks.insert(*rank, (doing, log.failure.clone()));
-        analysis.waits.extend(entry.into_iter().flat_map(|entry| waits(*rank, entry, &by_rank)));
+        analysis.waits.extend(current(log).flat_map(|entry| waits(*rank, entry, &by_rank)));
     }
     analysis.blame();
     analysis
@@ -205,6 +209,7 @@ mod tests {
             sequence,
             what: format!("all-reduce number {sequence}"),
             ranks: vec![0, 1, 2],
+            level: 0,
             started_us: 1,
             first_byte_us: None,
             done_us: done.then_some(2),
@@ -252,6 +257,30 @@ mod tests {
         let analysis = analyse(&[log(0, vec![entry(1, &[1], false)]), log(1, vec![other])]);
         assert_eq!(analysis.culprits, set(&[0, 1]));
         assert_eq!(analysis.waits[0].why, Why::DoesOther("barrier number 1".to_owned()));
+    }
+
+    #[test]
+    fn what_is_urgent_is_named_beside_what_it_has_overtaken() {
+        let urgent = |awaits| FlightEntry {
+            level: 2,
+            what: "barrier number 2 at priority 2".into(),
+            ..entry(2, awaits, false)
+        };
+        let logs = [
+            log(0, vec![entry(0, &[1], false), entry(1, &[1], false), urgent(&[2])]),
+            log(1, vec![entry(0, &[0], false), urgent(&[2])]),
+            log(2, vec![entry(0, &[0], false)]),
+        ];
+        let analysis = analyse(&logs);
+        let text = analysis.to_string();
+        assert!(
+            text.contains("rank 0: barrier number 2 at priority 2 and in all-reduce number 0\n"),
+            "{text}"
+        );
+        assert!(
+            text.contains("rank 1 waits for rank 2 in barrier number 2 at priority 2: rank 2 never came"),
+            "{text}"
+        );
     }
 
     #[test]

@@ -46,6 +46,9 @@ pub struct FlightEntry {
     pub what: String,
     /// The ranks of its group.
     pub ranks: Vec<usize>,
+    /// Its priority; not written if it is the lowest.
+    #[serde(default, skip_serializing_if = "is_lowest")]
+    pub level: usize,
     /// When it was started, in microseconds.
     pub started_us: u64,
     /// When something first moved.
@@ -58,6 +61,11 @@ pub struct FlightEntry {
     pub bytes_received: u64,
     /// What is still to be moved to or from whom; empty once it is over.
     pub peers: Vec<PeerState>,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde hands out a reference")]
+const fn is_lowest(level: &usize) -> bool {
+    *level == 0
 }
 
 /// How far an operation is with one peer, in bytes; and in messages, of which some are empty: those count as under way

@@ -187,6 +187,7 @@ impl Entry {
             sequence: self.identity.sequence,
             what: self.identity.to_string(),
             ranks: ranks.to_vec(),
+            level: self.identity.level(),
             started_us: at(self.started),
             first_byte_us: self.first_byte.map(&at),
             done_us: self.done.map(&at),

@@ -77,7 +77,8 @@ fn run_planted(seed: u64, recording: Recording, planted: Planted) -> Report {
     let stall_limit = if harmful { Duration::from_secs(5 + chance.next_below(30)) } else { PATIENT };
     let stall_limit = planted.stall_limit(stall_limit);
     let faults = draw_faults(seed, harmful, program.world_size);
-    let conditions = draw_conditions(seed, chance, faults, recording);
+    let conditions =
+        Conditions { priority_levels: program.levels, ..draw_conditions(seed, chance, faults, recording) };
     let finish = simulated::run(program.world_size, &conditions, |transport, clock| {
         rank::play(&program, planted.break_it(transport, &clock), clock, stall_limit)
     });
@@ -118,6 +119,7 @@ fn draw_conditions(seed: u64, chance: &mut Stream, faults: Faults, recording: Re
         call,
         end: END,
         recording,
+        ..Conditions::default()
     }
 }
 
@@ -129,7 +131,7 @@ fn tell(
 ) -> Vec<String> {
     let Conditions { stream_bytes, bandwidth_bytes_per_s, call, .. } = conditions;
     let mut story = vec![
-        format!("{} ranks, stall limit {stall_limit:?}", program.world_size),
+        format!("{} ranks, {} levels, stall limit {stall_limit:?}", program.world_size, program.levels),
         format!("streams of {stream_bytes} bytes, {bandwidth_bytes_per_s} bytes/s, calls {call:?}"),
     ];
     story.extend(program.tasks.iter().enumerate().map(|(number, task)| format!("task {number}: {task:?}")));

@@ -2,9 +2,9 @@
 
 #[cfg(test)]
 use gradus_error::{Error, Kind, Result};
-#[cfg(test)]
-use gradus_fabric::Interest;
 use gradus_fabric::Transport;
+#[cfg(test)]
+use gradus_fabric::{Interest, Lane};
 use gradus_host::Clock;
 use std::sync::Arc;
 use std::time::Duration;
@@ -109,23 +109,27 @@ impl Transport for Broken {
         self.inner.name()
     }
 
-    fn try_send(&mut self, peer: usize, bytes: &[u8]) -> Result<usize> {
+    fn levels(&self) -> usize {
+        self.inner.levels()
+    }
+
+    fn try_send(&mut self, lane: Lane, bytes: &[u8]) -> Result<usize> {
         let sent = if self.bug == Planted::TurnsABit && bytes.len() > 1000 {
             let mut turned = bytes.to_vec();
             turned[700] ^= 4;
-            self.inner.try_send(peer, &turned)
+            self.inner.try_send(lane, &turned)
         } else {
-            self.inner.try_send(peer, bytes)
+            self.inner.try_send(lane, bytes)
         };
         self.hears(sent, 0)
     }
 
     fn try_receive(
         &mut self,
-        peer: usize,
+        lane: Lane,
         consume: &mut dyn FnMut(*const u8, usize) -> usize,
     ) -> Result<usize> {
-        let received = self.inner.try_receive(peer, consume);
+        let received = self.inner.try_receive(lane, consume);
         self.hears(received, 0)
     }
 

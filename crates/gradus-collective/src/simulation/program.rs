@@ -10,6 +10,9 @@ const MOST_RANKS: u64 = 8;
 const MOST_TASKS: u64 = 14;
 const MOST_ELEMENTS: u64 = 1500;
 
+/// Levels of priority: as many programs have one as have more.
+const LEVELS: [usize; 6] = [1, 1, 1, 2, 3, 4];
+
 /// The most collectives that are in flight at once.
 const MOST_AT_ONCE: u64 = 4;
 
@@ -41,12 +44,16 @@ pub(super) struct Task {
     len: usize,
     /// What tells its elements from those of others.
     number: usize,
+    /// Its priority.
+    pub(super) level: usize,
 }
 
 /// A program: the same on all ranks, as ranks of a world have it.
 #[derive(Debug)]
 pub(super) struct Program {
     pub(super) world_size: usize,
+    /// Levels of priority.
+    pub(super) levels: usize,
     pub(super) tasks: Vec<Task>,
     /// Collectives that are started before the first of them is waited for.
     pub(super) at_once: usize,
@@ -58,15 +65,16 @@ impl Program {
     pub(super) fn draw(chance: &mut Stream) -> Self {
         let world_size = 2 + chance.next_below(MOST_RANKS - 1) as usize;
         let count = 1 + chance.next_below(MOST_TASKS) as usize;
-        let tasks = (0..count).map(|number| Task::draw(number, world_size, chance)).collect();
+        let levels = LEVELS[chance.next_below(LEVELS.len() as u64) as usize];
+        let tasks = (0..count).map(|number| Task::draw(number, (world_size, levels), chance)).collect();
         let mut pause = || LONGEST_PAUSE / 1000 * chance.next_below(1000) as u32;
         let pauses = (0..count).map(|_| (0..world_size).map(|_| pause()).collect()).collect();
-        Self { world_size, tasks, at_once: 1 + chance.next_below(MOST_AT_ONCE) as usize, pauses }
+        Self { world_size, levels, tasks, at_once: 1 + chance.next_below(MOST_AT_ONCE) as usize, pauses }
     }
 }
 
 impl Task {
-    fn draw(number: usize, world_size: usize, chance: &mut Stream) -> Self {
+    fn draw(number: usize, (world_size, levels): (usize, usize), chance: &mut Stream) -> Self {
         let reduction = [Reduction::Sum, Reduction::Min, Reduction::Max, Reduction::Product]
             [chance.next_below(4) as usize];
         let kinds = [
@@ -86,7 +94,8 @@ impl Task {
         let most = 1 + chance.next_below(MOST_ELEMENTS);
         let bound = if chance.next_below(2) == 0 { 8 } else { most };
         let len = chance.next_below(bound) as usize;
-        Self { kind, root: chance.next_below(world_size as u64) as usize, len, number }
+        let root = chance.next_below(world_size as u64) as usize;
+        Self { kind, root, len, number, level: chance.next_below(levels as u64) as usize }
     }
 
     /// What a rank asks for; `None` if it takes no part.

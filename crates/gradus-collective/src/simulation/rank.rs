@@ -43,18 +43,20 @@ struct InFlight<'a> {
     handle: Handle,
 }
 
-/// Goes through the program.
+/// Goes through the program, with a communicator for each level of priority.
 pub(super) fn play(
     program: &Program,
     transport: Box<dyn Transport>,
     clock: Arc<dyn Clock>,
     stall_limit: Duration,
 ) -> Ending {
-    let mut communicator = Communicator::with_clock(transport, stall_limit, Arc::clone(&clock));
+    let mut world = Communicator::with_clock(transport, stall_limit, Arc::clone(&clock));
+    let levels = 0..program.levels;
+    let mut levels: Vec<_> = levels.map(|level| world.at_priority(level).expect("it is there")).collect();
     let mut ending = Ending { at: Duration::ZERO, done: 0, wrong: Vec::new(), error: None };
     for first in (0..program.tasks.len()).step_by(program.at_once) {
         let last = program.tasks.len().min(first + program.at_once);
-        if let Err(error) = batch(program, first..last, &mut communicator, &*clock, &mut ending) {
+        if let Err(error) = batch(program, first..last, &mut levels, &*clock, &mut ending) {
             ending.error = Some(error);
             break;
         }
@@ -67,20 +69,23 @@ pub(super) fn play(
 fn batch(
     program: &Program,
     numbers: std::ops::Range<usize>,
-    communicator: &mut Communicator,
+    levels: &mut [Communicator],
     clock: &dyn Clock,
     ending: &mut Ending,
 ) -> Result<()> {
-    let rank = communicator.rank();
+    let rank = levels[0].rank();
     let mut in_flight = Vec::new();
     for number in numbers {
         clock.sleep(program.pauses[number][rank]);
         // Whatever fails, nothing of a batch may be in flight when its memory goes; what is refused has not failed yet.
-        let started = start(&program.tasks[number], number, communicator);
+        let task = &program.tasks[number];
+        let communicator = &mut levels[task.level];
+        let started = start(task, number, communicator);
         in_flight.extend(started.inspect_err(|error| communicator.give_up(error))?);
     }
     while let Some(InFlight { task, number, output, expected, handle, .. }) = in_flight.pop() {
-        communicator.wait(handle)?;
+        // Any communicator of a transport waits for all of its collectives.
+        levels[0].wait(handle)?;
         ending.done += 1;
         if task.kind != super::program::Kind::Barrier && output != expected {
             ending.wrong.push(number);

@@ -1,7 +1,7 @@
 //! Whole messages over a transport, one at a time, for those who may block.
 
 use gradus_error::{Error, Result};
-use gradus_fabric::{Direction, Interest, Transport};
+use gradus_fabric::{Direction, Interest, Lane, Transport};
 use gradus_host::Clock;
 use std::time::Duration;
 
@@ -23,7 +23,7 @@ impl Pipe<'_> {
     pub(crate) fn send(&mut self, peer: usize, bytes: &[u8]) -> Result<()> {
         let mut sent = 0;
         self.until(peer, Direction::Send, |transport| {
-            let count = transport.try_send(peer, &bytes[sent..])?;
+            let count = transport.try_send(Lane::lowest(peer), &bytes[sent..])?;
             sent += count;
             Ok((count, sent == bytes.len()))
         })
@@ -36,7 +36,7 @@ impl Pipe<'_> {
     pub(crate) fn receive(&mut self, peer: usize, bytes: &mut [u8]) -> Result<()> {
         let mut filled = 0;
         self.until(peer, Direction::Receive, |transport| {
-            let count = transport.try_receive(peer, &mut |from, len| {
+            let count = transport.try_receive(Lane::lowest(peer), &mut |from, len| {
                 let rest = &mut bytes[filled..];
                 let count = len.min(rest.len());
                 // SAFETY: the transport hands out `len` readable bytes of memory of its own; count fits both sides.
@@ -100,7 +100,7 @@ impl Pipe<'_> {
                     self.patience.as_secs_f32()
                 )));
             }
-            self.transport.wait(&[Interest { peer, direction }], NAP)?;
+            self.transport.wait(&[Interest { lane: Lane::lowest(peer), direction }], NAP)?;
         }
     }
 }

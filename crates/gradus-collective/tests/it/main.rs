@@ -16,6 +16,7 @@ mod operations;
 mod parity;
 mod plans;
 mod preflight;
+mod priorities;
 mod processes;
 mod recorder;
 mod scarcity;

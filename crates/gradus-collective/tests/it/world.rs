@@ -45,7 +45,9 @@ pub fn run<T: Send>(
             with_transports(world_size, kind, settings, |transport| body(communicator(transport)))
         }
         Way::Simulated => {
-            let finish = simulated::run(world_size, &Conditions::default(), |transport, clock| {
+            let conditions =
+                Conditions { priority_levels: settings.priority_levels, ..Conditions::default() };
+            let finish = simulated::run(world_size, &conditions, |transport, clock| {
                 body(Communicator::with_clock(transport, PATIENCE, clock))
             });
             finish.results

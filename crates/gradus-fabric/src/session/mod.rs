@@ -323,6 +323,7 @@ impl Session {
             wish: network.wish(&self.settings.interfaces, place.ip().is_loopback())?,
             transport: self.settings.transport,
             fingerprint,
+            levels: network.priority_levels,
             timeout: patience.min(until.saturating_sub(self.clock.now())),
             timeouts: self.timeouts,
             clock: &Impatient::new(self.clock, alarm),

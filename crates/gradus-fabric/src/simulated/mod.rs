@@ -3,8 +3,8 @@
 //! Each rank is a runner of a [`relay`]: a thread that runs only when it holds the baton, so code that blocks on a
 //! [`Transport`] runs here unchanged, and the same [`Conditions`] give the same trace, byte for byte.
 //!
-//! What is simulated is TCP as the real transport uses it: for every two ranks a stream each way, reliable and in order,
-//! and a line of life beside it. So a message that the network loses is sent again and shows as delay, which keeps back all
+//! What is simulated is TCP as the real transport uses it: for every two ranks a stream each way on each lane, reliable and
+//! in order, and a line of life beside them. So a message that the network loses is sent again and shows as delay, which keeps back all
 //! that was sent behind it; what is cut off arrives when the cut has healed, or never. A stream holds a bounded number of
 //! bytes, a rank sends them one after another at its bandwidth, and every call costs its rank some time. Who dies is told
 //! of by the kernel that survives it (its connections close), or by nobody (power loss): then the others notice after
@@ -39,6 +39,8 @@ pub struct Conditions {
     pub faults: Faults,
     /// From which the network's chances follow.
     pub seed: u64,
+    /// Levels of priority: streams from each rank to each other, at least one.
+    pub priority_levels: usize,
     /// Bytes that a stream holds between two ranks, at least one.
     pub stream_bytes: usize,
     /// Bytes that a rank sends in a second, to all others together, at least one.
@@ -58,6 +60,7 @@ impl Default for Conditions {
         Self {
             faults: Faults::none(),
             seed: 0,
+            priority_levels: 1,
             stream_bytes: 1 << 20,
             bandwidth_bytes_per_s: 1_000_000_000,
             call: Vec::new(),
@@ -93,6 +96,7 @@ pub fn run<T: Send>(
     relay(wire, world_size, conditions.recording, strikes, |runner| {
         let call = conditions.call_of(runner.number());
         let clock: Arc<dyn Clock> = Arc::new(runner.clone());
-        body(Box::new(Simulated::new(runner, world_size, call)), clock)
+        let levels = conditions.priority_levels.max(1);
+        body(Box::new(Simulated::new(runner, (world_size, levels), call)), clock)
     })
 }

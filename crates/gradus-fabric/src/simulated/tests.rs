@@ -1,7 +1,7 @@
 //! What strikes, and what ranks make of it; what they can do at all, the parity suite shows.
 
 use super::{Conditions, SILENCE, run};
-use crate::transport::{Direction, Interest, Transport};
+use crate::transport::{Direction, Interest, Lane, Transport};
 use gradus_error::{Error, Kind, Result};
 use gradus_host::Clock;
 use gradus_host::simulation::{Fault, Faults, Recording, Strike, Weather};
@@ -24,11 +24,13 @@ fn chatter(transport: &mut dyn Transport, clock: &dyn Clock, until: Duration) ->
     let peers: Vec<usize> = (0..transport.world_size()).filter(|peer| *peer != transport.rank()).collect();
     while clock.now() < until {
         for peer in &peers {
-            transport.try_send(*peer, &[1])?;
-            transport.try_receive(*peer, &mut |_, len| len)?;
+            transport.try_send(Lane::lowest(*peer), &[1])?;
+            transport.try_receive(Lane::lowest(*peer), &mut |_, len| len)?;
         }
-        let interests: Vec<Interest> =
-            peers.iter().map(|peer| Interest { peer: *peer, direction: Direction::Receive }).collect();
+        let interests: Vec<Interest> = peers
+            .iter()
+            .map(|peer| Interest { lane: Lane::lowest(*peer), direction: Direction::Receive })
+            .collect();
         transport.wait(&interests, Duration::from_secs(1))?;
         // Seconds matter here, and each millisecond of them costs real time.
         clock.sleep(Duration::from_millis(100));
@@ -102,10 +104,14 @@ fn what_is_lost_on_the_way_arrives_later_and_in_order() {
             while done < len {
                 if peer == 1 {
                     let bytes: Vec<u8> = (done..len.min(done + 70_000)).map(|i| (i % 251) as u8).collect();
-                    done += transport.try_send(1, &bytes).unwrap();
-                    transport.wait(&[Interest { peer, direction: Direction::Send }], HOUR).unwrap();
+                    done += transport.try_send(Lane::lowest(1), &bytes).unwrap();
+                    transport
+                        .wait(&[Interest { lane: Lane::lowest(peer), direction: Direction::Send }], HOUR)
+                        .unwrap();
                 } else {
-                    transport.wait(&[Interest { peer, direction: Direction::Receive }], HOUR).unwrap();
+                    transport
+                        .wait(&[Interest { lane: Lane::lowest(peer), direction: Direction::Receive }], HOUR)
+                        .unwrap();
                     let in_order = |from: *const u8, count: usize| {
                         // SAFETY: the transport hands out that many bytes.
                         let bytes = unsafe { std::slice::from_raw_parts(from, count) };
@@ -113,7 +119,7 @@ fn what_is_lost_on_the_way_arrives_later_and_in_order() {
                         done += count;
                         count
                     };
-                    transport.try_receive(0, &mut { in_order }).unwrap();
+                    transport.try_receive(Lane::lowest(0), &mut { in_order }).unwrap();
                 }
             }
             clock.now()

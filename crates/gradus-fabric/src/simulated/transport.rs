@@ -1,7 +1,7 @@
 //! The transport of one simulated rank.
 
 use super::wire::{Plans, Wire, Word};
-use crate::transport::{Direction, Interest, Transport};
+use crate::transport::{Direction, Interest, Lane, Transport};
 use gradus_error::{Error, Result};
 use gradus_host::simulation::Runner;
 use std::collections::VecDeque;
@@ -17,13 +17,14 @@ const AFTERWORD: Duration = Duration::from_secs(2);
 pub(super) struct Simulated {
     runner: Runner<Wire>,
     world_size: usize,
+    levels: usize,
     /// What a call costs.
     call: Duration,
 }
 
 impl Simulated {
-    pub(super) fn new(runner: Runner<Wire>, world_size: usize, call: Duration) -> Self {
-        Self { runner, world_size, call }
+    pub(super) fn new(runner: Runner<Wire>, (world_size, levels): (usize, usize), call: Duration) -> Self {
+        Self { runner, world_size, levels, call }
     }
 
     /// Begins a call: time passes, and the rank may have crashed.
@@ -37,16 +38,18 @@ impl Simulated {
         self.runner.act(|wire, plans| wire.check(rank, plans.now()))
     }
 
-    fn assert_peer(&self, peer: usize) {
+    fn assert_lane(&self, Lane { peer, level }: Lane) {
         assert!(peer < self.world_size && peer != self.rank(), "a rank has no stream to itself or to nobody");
+        assert!(level < self.levels, "there are as many streams as levels");
     }
 
     fn is_ready(&self, interest: &Interest) -> bool {
-        let (rank, Interest { peer, direction }) = (self.rank(), *interest);
+        let (rank, Interest { lane, direction }) = (self.rank(), *interest);
+        let Lane { peer, level } = lane;
         self.runner.act(|wire, _| match direction {
-            Direction::Send => wire.pipe(rank, peer).room > 0 || wire.has_heard(rank, peer),
+            Direction::Send => wire.pipe(rank, lane).room > 0 || wire.has_heard(rank, peer),
             Direction::Receive => {
-                let pipe = wire.pipe(peer, rank);
+                let pipe = wire.pipe(peer, Lane { peer: rank, level });
                 !pipe.arrived.is_empty() || pipe.ended
             }
             // Ranks are on hosts of their own here.
@@ -94,27 +97,32 @@ impl Transport for Simulated {
         "simulated"
     }
 
-    fn try_send(&mut self, peer: usize, bytes: &[u8]) -> Result<usize> {
-        self.assert_peer(peer);
+    fn levels(&self) -> usize {
+        self.levels
+    }
+
+    fn try_send(&mut self, lane: Lane, bytes: &[u8]) -> Result<usize> {
+        self.assert_lane(lane);
         self.begin()?;
         let rank = self.rank();
         let send = |wire: &mut Wire, plans: &mut Plans| {
-            (!wire.has_heard(rank, peer)).then(|| wire.send(plans, rank, peer, bytes))
+            (!wire.has_heard(rank, lane.peer)).then(|| wire.send(plans, rank, lane, bytes))
         };
-        self.runner.act(send).ok_or_else(|| self.explain(peer))
+        self.runner.act(send).ok_or_else(|| self.explain(lane.peer))
     }
 
     fn try_receive(
         &mut self,
-        peer: usize,
+        lane: Lane,
         consume: &mut dyn FnMut(*const u8, usize) -> usize,
     ) -> Result<usize> {
-        self.assert_peer(peer);
+        self.assert_lane(lane);
         self.begin()?;
-        let rank = self.rank();
+        let Lane { peer, level } = lane;
+        let ours = Lane { peer: self.rank(), level };
         // The consumer may ask for the time: it is called while nothing is held.
         let (mut arrived, ended) = self.runner.act(|wire, _| {
-            let pipe = wire.pipe(peer, rank);
+            let pipe = wire.pipe(peer, ours);
             (std::mem::take(&mut pipe.arrived), pipe.ended)
         });
         if arrived.is_empty() && ended {
@@ -123,9 +131,9 @@ impl Transport for Simulated {
         let taken = hand_out(&arrived, consume);
         arrived.drain(..taken);
         self.runner.act(|wire, plans| {
-            wire.pipe(peer, rank).arrived = arrived;
+            wire.pipe(peer, ours).arrived = arrived;
             if taken > 0 {
-                wire.make_room(plans, peer, rank, taken);
+                wire.make_room(plans, peer, ours, taken);
             }
         });
         Ok(taken)

@@ -2,6 +2,7 @@
 
 use super::Conditions;
 use super::pipe::Pipe;
+use crate::transport::Lane;
 use gradus_error::{Error, Kind, Result};
 use gradus_host::simulation::{Course, Fault, Network};
 use std::time::Duration;
@@ -21,12 +22,12 @@ pub(super) type Plans = gradus_host::simulation::Plans<Event>;
 
 /// What can come due.
 pub(super) enum Event {
-    /// Bytes of a stream arrive.
-    Arrival { from: usize, to: usize, count: usize },
+    /// Bytes of a stream arrive. Lanes are named as the sender sees them.
+    Arrival { from: usize, to: Lane, count: usize },
     /// The sender of a stream hears that there is room again.
-    Room { from: usize, to: usize, count: usize },
+    Room { from: usize, to: Lane, count: usize },
     /// A stream ends.
-    End { from: usize, to: usize },
+    End { from: usize, to: Lane },
     /// A last word arrives on a line.
     Word { from: usize, to: usize, word: Word },
     /// Two ranks have heard nothing of each other for [`SILENCE`], if the cut has lasted.
@@ -76,7 +77,7 @@ pub(super) struct Wire {
     bandwidth_bytes_per_s: u64,
     end: Duration,
     hosts: Vec<Host>,
-    /// By sender, then by receiver.
+    /// By sender, then by its lane.
     pipes: Vec<Vec<Pipe>>,
     /// When the last word said on a line arrives, by sender, then by receiver.
     lines: Vec<Vec<Duration>>,
@@ -85,6 +86,7 @@ pub(super) struct Wire {
 impl Wire {
     pub(super) fn new(world_size: usize, conditions: &Conditions) -> Self {
         let Conditions { faults, seed, stream_bytes, bandwidth_bytes_per_s, end, .. } = conditions;
+        let lanes = world_size * conditions.priority_levels.max(1);
         let host = || Host {
             gone: None,
             parted: false,
@@ -92,7 +94,7 @@ impl Wire {
             failure: None,
             heard: vec![false; world_size],
         };
-        let pipes = || (0..world_size).map(|_| Pipe::new(*stream_bytes)).collect();
+        let pipes = || (0..lanes).map(|_| Pipe::new(*stream_bytes)).collect();
         Self {
             network: Network::new(faults.weather, faults.heal, *seed),
             bandwidth_bytes_per_s: (*bandwidth_bytes_per_s).max(1),
@@ -132,25 +134,33 @@ impl Wire {
         self.hosts[rank].heard[of]
     }
 
-    pub(super) fn pipe(&mut self, from: usize, to: usize) -> &mut Pipe {
-        &mut self.pipes[from][to]
+    /// The stream from a rank along one of its lanes.
+    pub(super) fn pipe(&mut self, from: usize, to: Lane) -> &mut Pipe {
+        let world_size = self.hosts.len();
+        &mut self.pipes[from][to.index(world_size)]
+    }
+
+    /// The lanes of a rank to another.
+    fn lanes(&self, peer: usize) -> impl Iterator<Item = Lane> + use<> {
+        let levels = self.pipes[0].len() / self.hosts.len();
+        (0..levels).map(move |level| Lane { peer, level })
     }
 
     /// Takes bytes from the front, as many as the stream has room for; their number.
-    pub(super) fn send(&mut self, plans: &mut Plans, from: usize, to: usize, bytes: &[u8]) -> usize {
-        let taken = self.pipes[from][to].take_in(bytes);
+    pub(super) fn send(&mut self, plans: &mut Plans, from: usize, to: Lane, bytes: &[u8]) -> usize {
+        let taken = self.pipe(from, to).take_in(bytes);
         for start in (0..taken).step_by(PACKET_BYTES) {
             let count = PACKET_BYTES.min(taken - start);
             let departure = self.departure(plans.now(), from, count);
-            let arrival = self.arrival(departure, from, to);
-            plans.plan(self.pipes[from][to].in_order(arrival), Event::Arrival { from, to, count });
+            let arrival = self.arrival(departure, from, to.peer);
+            plans.plan(self.pipe(from, to).in_order(arrival), Event::Arrival { from, to, count });
         }
         taken
     }
 
     /// Tells the sender of a stream that so many of its bytes were taken.
-    pub(super) fn make_room(&mut self, plans: &mut Plans, from: usize, to: usize, count: usize) {
-        let at = self.arrival(plans.now(), to, from);
+    pub(super) fn make_room(&mut self, plans: &mut Plans, from: usize, to: Lane, count: usize) {
+        let at = self.arrival(plans.now(), to.peer, from);
         plans.plan(at, Event::Room { from, to, count });
     }
 
@@ -209,8 +219,10 @@ impl Wire {
 
     fn end_streams(&mut self, plans: &mut Plans, from: usize) {
         for to in self.others(from) {
-            let arrival = self.arrival(plans.now(), from, to);
-            plans.plan(self.pipes[from][to].in_order(arrival), Event::End { from, to });
+            for lane in self.lanes(to) {
+                let arrival = self.arrival(plans.now(), from, to);
+                plans.plan(self.pipe(from, lane).in_order(arrival), Event::End { from, to: lane });
+            }
         }
     }
 
@@ -255,7 +267,7 @@ impl Wire {
             Fault::Slow { node, delay, length } => self.network.slow_down(node, delay, until(length)),
             Fault::Reset { node, peer } if node != peer => {
                 plans.record(node, format_args!("loses its connections to {peer}"));
-                self.pipes[peer][node].ended = true;
+                self.lanes(node).for_each(|lane| self.pipe(peer, lane).ended = true);
                 self.hear(plans, peer, node, Word::Death);
             }
             Fault::Reset { .. } => {}
@@ -305,17 +317,17 @@ impl Course for Wire {
     fn happen(&mut self, event: Event, plans: &mut Plans) {
         match event {
             Event::Arrival { from, to, count } => {
-                plans.record(to, format_args!("gets {count} bytes from {from}"));
-                self.pipes[from][to].arrive(count);
-                plans.wake(to);
+                plans.record(to.peer, format_args!("gets {count} bytes from {from}, level {}", to.level));
+                self.pipe(from, to).arrive(count);
+                plans.wake(to.peer);
             }
             Event::Room { from, to, count } => {
-                self.pipes[from][to].room += count;
+                self.pipe(from, to).room += count;
                 plans.wake(from);
             }
             Event::End { from, to } => {
-                self.pipes[from][to].ended = true;
-                plans.wake(to);
+                self.pipe(from, to).ended = true;
+                plans.wake(to.peer);
             }
             Event::Word { from, to, word } => self.hear(plans, from, to, word),
             Event::Silence { ranks: [one, other] } => {

@@ -45,6 +45,10 @@ fn ranks_that_disagree_all_hear_who() {
         errors.iter().all(|e| *e.kind() == Kind::Invalid && e.to_string().contains("rank 1")),
         "{errors:?}"
     );
+    let errors = quarrel(|rank, start| start.settings.priority_levels = if rank == 1 { 2 } else { 3 });
+    let named = ["rank 1", "network.priority_levels 2", "rank 0 with 3"];
+    let names_all = |e: &Error| named.iter().all(|part| e.to_string().contains(part));
+    assert!(errors.iter().all(|e| *e.kind() == Kind::Invalid && names_all(e)), "{errors:?}");
 }
 
 #[test]

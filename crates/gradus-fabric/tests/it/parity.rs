@@ -1,8 +1,8 @@
 //! One suite for every way that bytes can go.
 
-use crate::world::{WAYS, Way, pattern, receive, run_on, send_all};
+use crate::world::{WAYS, Way, pattern, receive, receive_on, run_on, run_on_levels, send_all, send_all_on};
 use gradus_error::{Error, Kind};
-use gradus_fabric::{Direction, Interest, Transport};
+use gradus_fabric::{Direction, Interest, Lane, Transport};
 use gradus_host::{Clock, RealClock};
 use std::time::Duration;
 
@@ -43,13 +43,14 @@ fn send_in_pairs(transport: &mut dyn Transport, peer: usize, bytes: &[u8]) {
     for first in [0, 1, 64, 5000, 70_000].into_iter().cycle() {
         let rest = &bytes[sent..];
         let (first, second) = rest.split_at(first.min(rest.len()));
-        let count = transport.try_send_two(peer, first, &second[..second.len().min(200_000)]).unwrap();
+        let count =
+            transport.try_send_two(Lane::lowest(peer), first, &second[..second.len().min(200_000)]).unwrap();
         sent += count;
         if sent == bytes.len() {
             return;
         }
         if count == 0 {
-            let room = [Interest { peer, direction: Direction::Send }];
+            let room = [Interest { lane: Lane::lowest(peer), direction: Direction::Send }];
             transport.wait(&room, Duration::from_secs(1)).unwrap();
         }
     }
@@ -62,7 +63,7 @@ fn receive_both_ways(transport: &mut dyn Transport, peer: usize, into: &mut [u8]
         let rest = &mut into[filled..];
         let (one, other) = rest.split_at_mut(first.min(rest.len()));
         let most = other.len().min(100_000);
-        let count = match transport.try_receive_into(peer, one, &mut other[..most]).unwrap() {
+        let count = match transport.try_receive_into(Lane::lowest(peer), one, &mut other[..most]).unwrap() {
             Some(count) => {
                 straight |= count > 0;
                 count
@@ -77,7 +78,7 @@ fn receive_both_ways(transport: &mut dyn Transport, peer: usize, into: &mut [u8]
             return straight;
         }
         if count == 0 {
-            let news = [Interest { peer, direction: Direction::Receive }];
+            let news = [Interest { lane: Lane::lowest(peer), direction: Direction::Receive }];
             transport.wait(&news, Duration::from_secs(1)).unwrap();
         }
     }
@@ -93,7 +94,7 @@ fn receive_some(transport: &mut dyn Transport, peer: usize, into: &mut [u8]) -> 
         filled += count;
         count
     };
-    transport.try_receive(peer, &mut take).unwrap()
+    transport.try_receive(Lane::lowest(peer), &mut take).unwrap()
 }
 
 #[test]
@@ -153,13 +154,73 @@ fn who_gives_up_tells_everybody_why() {
 fn waiting_is_bounded() {
     for way in WAYS {
         run_on(way, 2, 0, |rank, mut transport| {
-            let interest = [Interest { peer: 1 - rank, direction: Direction::Receive }];
+            let interest = [Interest { lane: Lane::lowest(1 - rank), direction: Direction::Receive }];
             let clock = RealClock::new();
             transport.wait(&interest, Duration::from_millis(5)).unwrap();
             assert!(clock.now() < Duration::from_secs(30));
             // Neither leaves before both have waited.
             send_all(&mut *transport, 1 - rank, b"x").unwrap();
             assert_eq!(receive(&mut *transport, 1 - rank, 1).unwrap(), b"x");
+        });
+    }
+}
+
+/// Sends until a lane takes no more; how many bytes it took, which are those of the pattern.
+fn fill(transport: &mut dyn Transport, lane: Lane) -> usize {
+    let (bytes, mut sent, mut refused) = (pattern(0, lane.level, 64 << 20), 0, 0);
+    let clock = RealClock::new();
+    // A system may grant more room a little later.
+    while refused < 20 {
+        let count = transport.try_send(lane, &bytes[sent..]).unwrap();
+        sent += count;
+        refused = if count == 0 { refused + 1 } else { 0 };
+        if count == 0 {
+            clock.sleep(Duration::from_millis(1));
+        }
+    }
+    assert!(sent < bytes.len(), "a stream holds a bounded number of bytes");
+    sent
+}
+
+#[test]
+fn a_lane_that_is_full_holds_up_no_other() {
+    for way in WAYS {
+        run_on_levels(way, (3, 4), 4096, |rank, mut transport| {
+            assert_eq!(transport.levels(), 4);
+            if rank == 2 {
+                return;
+            }
+            let to = |level| Lane { peer: 1 - rank, level };
+            let others = [0, 1, 3];
+            if rank == 0 {
+                let filled = fill(&mut *transport, to(2));
+                for level in others {
+                    send_all_on(&mut *transport, to(level), &(filled as u64).to_le_bytes()).unwrap();
+                    assert_eq!(receive_on(&mut *transport, to(level), 1).unwrap(), [level as u8]);
+                }
+                assert_eq!(receive_on(&mut *transport, to(2), 1).unwrap(), [2]);
+                return;
+            }
+            let mut filled = 0;
+            for level in others {
+                let said = receive_on(&mut *transport, to(level), 8).unwrap();
+                filled = u64::from_le_bytes(said.try_into().unwrap()) as usize;
+                send_all_on(&mut *transport, to(level), &[level as u8]).unwrap();
+            }
+            assert!(receive_on(&mut *transport, to(2), filled).unwrap() == pattern(0, 2, filled));
+            send_all_on(&mut *transport, to(2), &[2]).unwrap();
+        });
+    }
+}
+
+#[test]
+fn who_leaves_is_missed_on_every_lane() {
+    for way in WAYS {
+        run_on_levels(way, (2, 3), 0, |rank, mut transport| {
+            if rank == 1 {
+                let error = receive_on(&mut *transport, Lane { peer: 0, level: 2 }, 1).unwrap_err();
+                assert_eq!(*error.kind(), Kind::PeerLost { rank: 0 });
+            }
         });
     }
 }

@@ -5,8 +5,8 @@ use gradus_fabric::membership::{
     CoordinatorAddress, CoordinatorServer, CoordinatorSettings, Engine, Epoch, GroupSettings, Timeouts,
 };
 use gradus_fabric::{
-    Direction, Interest, NetworkSettings, Order, Secret, Session, SessionSettings, TlsSettings, Transport,
-    TransportKind, World,
+    Direction, Interest, Lane, NetworkSettings, Order, Secret, Session, SessionSettings, TlsSettings,
+    Transport, TransportKind, World,
 };
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
@@ -76,10 +76,10 @@ fn two<T: Send>(
 
 /// Waits for a byte from the other rank, which sends none.
 fn wait(transport: &mut dyn Transport) -> Error {
-    let interest = [Interest { peer: 1 - transport.rank(), direction: Direction::Receive }];
+    let interest = [Interest { lane: Lane::lowest(1 - transport.rank()), direction: Direction::Receive }];
     loop {
         let waited = transport.wait(&interest, LIMIT);
-        let taken = waited.and_then(|()| transport.try_receive(interest[0].peer, &mut |_, len| len));
+        let taken = waited.and_then(|()| transport.try_receive(interest[0].lane, &mut |_, len| len));
         match taken {
             Ok(count) => assert_eq!(count, 0, "nothing was sent"),
             Err(error) => return error,

@@ -3,7 +3,7 @@
 use crate::certificates::Authority;
 use gradus_error::Result;
 use gradus_fabric::simulated::{self, Conditions};
-use gradus_fabric::{Direction, Interest, Launch, NetworkSettings, Transport, TransportKind, connect};
+use gradus_fabric::{Direction, Interest, Lane, Launch, NetworkSettings, Transport, TransportKind, connect};
 use std::net::TcpListener;
 use std::os::fd::AsRawFd;
 use std::time::Duration;
@@ -65,10 +65,20 @@ pub fn run_on<T: Send>(
     stream_bytes: usize,
     body: impl Fn(usize, Box<dyn Transport>) -> T + Sync,
 ) -> Vec<T> {
+    run_on_levels(way, (world_size, 1), stream_bytes, body)
+}
+
+/// As [`run_on`], with some levels of priority.
+pub fn run_on_levels<T: Send>(
+    way: Way,
+    (world_size, priority_levels): (usize, usize),
+    stream_bytes: usize,
+    body: impl Fn(usize, Box<dyn Transport>) -> T + Sync,
+) -> Vec<T> {
     if way == Way::Simulated {
         let default = Conditions::default();
         let stream_bytes = if stream_bytes == 0 { default.stream_bytes } else { stream_bytes };
-        let conditions = Conditions { stream_bytes, ..default };
+        let conditions = Conditions { stream_bytes, priority_levels, ..default };
         let finish =
             simulated::run(world_size, &conditions, |transport, _| body(transport.rank(), transport));
         return finish.results;
@@ -77,6 +87,7 @@ pub fn run_on<T: Send>(
     let change = |rank: usize, start: &mut Start| {
         on_way(rank, start);
         start.settings.ring_bytes = stream_bytes;
+        start.settings.priority_levels = priority_levels;
     };
     run(world_size, change, |rank, transport| body(rank, transport.unwrap()))
 }
@@ -93,20 +104,28 @@ pub fn on(way: Way) -> impl Fn(usize, &mut Start) + Sync {
 }
 
 pub fn send_all(transport: &mut dyn Transport, peer: usize, bytes: &[u8]) -> Result<()> {
+    send_all_on(transport, Lane::lowest(peer), bytes)
+}
+
+pub fn send_all_on(transport: &mut dyn Transport, lane: Lane, bytes: &[u8]) -> Result<()> {
     let mut sent = 0;
     while sent < bytes.len() {
-        sent += transport.try_send(peer, &bytes[sent..])?;
+        sent += transport.try_send(lane, &bytes[sent..])?;
         if sent < bytes.len() {
-            transport.wait(&[Interest { peer, direction: Direction::Send }], Duration::from_secs(1))?;
+            transport.wait(&[Interest { lane, direction: Direction::Send }], Duration::from_secs(1))?;
         }
     }
     Ok(())
 }
 
 pub fn receive(transport: &mut dyn Transport, peer: usize, len: usize) -> Result<Vec<u8>> {
+    receive_on(transport, Lane::lowest(peer), len)
+}
+
+pub fn receive_on(transport: &mut dyn Transport, lane: Lane, len: usize) -> Result<Vec<u8>> {
     let mut out = Vec::new();
     loop {
-        transport.try_receive(peer, &mut |from, available| {
+        transport.try_receive(lane, &mut |from, available| {
             let count = available.min(len - out.len());
             // SAFETY: the transport hands out `available` valid bytes.
             out.extend((0..count).map(|i| unsafe { from.add(i).read() }));
@@ -115,7 +134,7 @@ pub fn receive(transport: &mut dyn Transport, peer: usize, len: usize) -> Result
         if out.len() == len {
             return Ok(out);
         }
-        transport.wait(&[Interest { peer, direction: Direction::Receive }], Duration::from_secs(1))?;
+        transport.wait(&[Interest { lane, direction: Direction::Receive }], Duration::from_secs(1))?;
     }
 }
 

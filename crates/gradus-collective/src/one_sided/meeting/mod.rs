@@ -51,6 +51,8 @@ pub(crate) struct Surroundings<'a> {
     pub(crate) slots: &'a mut Slots,
     /// For bytes on their way out of a peer's private memory.
     pub(crate) bounce: &'a mut Vec<u64>,
+    /// Bytes that a turn may move at most.
+    pub(crate) most: usize,
 }
 
 /// Why a meeting does not go on.
@@ -164,7 +166,7 @@ impl Meeting {
         if self.ready.is_some() || !self.claim(around) {
             return Ok(false);
         }
-        let mut turn = TURN_BYTES;
+        let mut turn = TURN_BYTES.min(around.most);
         while turn > 0
             && let Some(act) = self.agenda.acts.get(self.next).copied()
         {
