@@ -1,6 +1,8 @@
 //! Files that people download or pass around: one of a folder is altered, the others are as they were.
 
 use crate::Target;
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
 use gradus_memory::Span;
 use gradus_model::hugging_face::{SpecialTokens, read_model, write_model_folder};
 use gradus_model::{Family, ModelConfig, Parameters};
@@ -15,7 +17,7 @@ pub const TARGETS: [Target; 6] = [
     ("model-weights", model_weights, || folder_seeds(model(), "model.safetensors")),
     ("model-index", model_index, index_seeds),
     ("store-manifest", store_manifest, || folder_seeds(data(), MANIFEST)),
-    ("store-tokenizer", store_tokenizer, || folder_seeds(data(), "tokenizer.json")),
+    ("store-tokenizer", store_tokenizer, tokenizer_seeds),
     ("store-checksums", store_checksums, || folder_seeds(sealed(), CHECKSUMS)),
 ];
 
@@ -152,6 +154,27 @@ fn store_tokenizer(data: &[u8]) {
         let _ = tokenizer.decode(&tokens);
         let _ = tokenizer.decode_bytes(&[0, 1, 2, u32::MAX]);
     });
+}
+
+/// A tokenizer as it was made, and one that also rewrites characters by SentencePiece's table.
+fn tokenizer_seeds() -> Vec<Vec<u8>> {
+    let plain = folder_seeds(data(), "tokenizer.json").remove(0);
+    let text = String::from_utf8(plain.clone()).expect("JSON is text");
+    let table = STANDARD.encode(table());
+    let normalizer = format!(r#""normalizer": {{"type": "Precompiled", "precompiled_charsmap": "{table}"}}"#);
+    let rewriting = text.replacen(r#""normalizer": null"#, &normalizer, 1);
+    assert_ne!(text, rewriting, "a trained tokenizer has no normalizer");
+    vec![plain, rewriting.into_bytes()]
+}
+
+/// The least table: a trie of one block, in which "a" leads to a replacement.
+fn table() -> Vec<u8> {
+    let mut units = [0u32; 256];
+    let a = u32::from(b'a');
+    units[a as usize] = (a ^ 2) << 10 | 1 << 8 | a;
+    units[2] = 1 << 31;
+    let words = std::iter::once(size_of_val(&units) as u32).chain(units);
+    words.flat_map(u32::to_le_bytes).chain("\u{e9}\0".bytes()).collect()
 }
 
 fn sealed() -> &'static Path {
