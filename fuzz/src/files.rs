@@ -1,6 +1,7 @@
 //! Files that people download or pass around: one of a folder is altered, the others are as they were.
 
 use crate::Target;
+use crate::place::{self, Place};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use gradus_memory::Span;
@@ -24,14 +25,21 @@ pub const TARGETS: [Target; 6] = [
 /// The file that seals a folder.
 const CHECKSUMS: &str = "checksums.json";
 
-/// Where this process keeps its folders.
-pub fn root() -> PathBuf {
-    std::env::temp_dir().join(format!("gradus-fuzz-{}", std::process::id()))
+static ROOT: OnceLock<PathBuf> = OnceLock::new();
+
+/// Has this process keep its folders in one that exists or can be made, if it keeps none yet.
+pub fn work_in(folder: PathBuf) {
+    let _ = ROOT.set(folder);
 }
 
-/// Removes what was made.
-pub fn clean() {
-    let _ = fs::remove_dir_all(root());
+/// Where this process keeps its folders.
+fn root() -> &'static Path {
+    ROOT.get_or_init(|| {
+        let place = Place::take(&place::usual()).expect("a folder for fuzzing can be made");
+        // It is this process's until it ends.
+        let place: &'static Place = Box::leak(Box::new(place));
+        place.folder().to_owned()
+    })
 }
 
 fn make(name: &str, fill: impl FnOnce(&Path)) -> PathBuf {

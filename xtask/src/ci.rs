@@ -19,7 +19,7 @@ pub fn check() -> Result<()> {
     shell::run(shell::cargo(&["fmt", "--manifest-path", "fuzz/Cargo.toml", "--check"]))?;
     let mut clippy =
         shell::cargo(&["clippy", "--locked", "--manifest-path", "fuzz/Cargo.toml", "--target-dir"]);
-    clippy.arg(shell::target()).args(["--", "-D", "warnings"]);
+    clippy.arg(shell::target()).args(["--all-targets", "--", "-D", "warnings"]);
     shell::run(clippy)
 }
 
