@@ -13,12 +13,14 @@ use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
 /// All of them.
-pub const TARGETS: [Target; 6] = [
+pub const TARGETS: [Target; 8] = [
     ("model-config", model_config, || folder_seeds(model(), "config.json")),
     ("model-weights", model_weights, || folder_seeds(model(), "model.safetensors")),
     ("model-index", model_index, index_seeds),
     ("store-manifest", store_manifest, || folder_seeds(data(), MANIFEST)),
     ("store-tokenizer", store_tokenizer, tokenizer_seeds),
+    ("store-json-lines", json_lines, || vec![lines()]),
+    ("store-token-file", token_file, token_files),
     ("store-checksums", store_checksums, || folder_seeds(sealed(), CHECKSUMS)),
 ];
 
@@ -49,16 +51,23 @@ fn make(name: &str, fill: impl FnOnce(&Path)) -> PathBuf {
     folder
 }
 
-/// Runs `read` with one file of a folder replaced.
-fn with_file(folder: &Path, name: &str, data: &[u8], read: impl FnOnce(&Path)) {
+/// What `read` comes to with one file of a folder replaced.
+fn with_file(folder: &Path, name: &str, data: &[u8], read: impl FnOnce(&Path) -> bool) -> bool {
     let path = folder.join(name);
     let before = fs::read(&path).ok();
     fs::write(&path, data).expect("a file for fuzzing can be written");
-    read(folder);
+    let taken = read(folder);
     match before {
         Some(before) => fs::write(&path, before).expect("a file for fuzzing can be written"),
         None => fs::remove_file(&path).expect("a file for fuzzing can be removed"),
     }
+    taken
+}
+
+/// What `read` comes to with a file of a folder that holds nothing else.
+pub(crate) fn with_new_file(name: &str, data: &[u8], read: impl FnOnce(&Path) -> bool) -> bool {
+    static MADE: OnceLock<PathBuf> = OnceLock::new();
+    with_file(MADE.get_or_init(|| make("alone", |_| {})), name, data, |folder| read(&folder.join(name)))
 }
 
 fn folder_seeds(folder: &Path, name: &str) -> Vec<Vec<u8>> {
@@ -94,12 +103,12 @@ fn write_model(folder: &Path) {
         .expect("a small model can be written");
 }
 
-fn model_config(data: &[u8]) {
-    with_file(model(), "config.json", data, |folder| drop(read_model(folder)));
+fn model_config(data: &[u8]) -> bool {
+    with_file(model(), "config.json", data, |folder| read_model(folder).is_ok())
 }
 
-fn model_weights(data: &[u8]) {
-    with_file(model(), "model.safetensors", data, |folder| drop(read_model(folder)));
+fn model_weights(data: &[u8]) -> bool {
+    with_file(model(), "model.safetensors", data, |folder| read_model(folder).is_ok())
 }
 
 /// A folder whose weights lie in shards, so that it has an index.
@@ -114,8 +123,8 @@ fn sharded() -> &'static Path {
     })
 }
 
-fn model_index(data: &[u8]) {
-    with_file(sharded(), "model.safetensors.index.json", data, |folder| drop(read_model(folder)));
+fn model_index(data: &[u8]) -> bool {
+    with_file(sharded(), "model.safetensors.index.json", data, |folder| read_model(folder).is_ok())
 }
 
 fn index_seeds() -> Vec<Vec<u8>> {
@@ -147,21 +156,19 @@ fn data() -> &'static Path {
     })
 }
 
-fn store_manifest(data: &[u8]) {
+fn store_manifest(data: &[u8]) -> bool {
     with_file(self::data(), MANIFEST, data, |folder| {
-        let Ok(dataset) = Dataset::open(folder) else { return };
-        let _ = dataset.verify();
-        let _ = dataset.tokenizer();
-    });
+        let Ok(dataset) = Dataset::open(folder) else { return false };
+        [dataset.verify().is_ok(), dataset.tokenizer().is_ok()] == [true; 2]
+    })
 }
 
-fn store_tokenizer(data: &[u8]) {
+fn store_tokenizer(data: &[u8]) -> bool {
     with_file(self::data(), "tokenizer.json", data, |folder| {
-        let Ok(tokenizer) = Tokenizer::load(folder) else { return };
-        let Ok(tokens) = tokenizer.encode("it was a bright cold day \u{1F600} in 1984") else { return };
-        let _ = tokenizer.decode(&tokens);
-        let _ = tokenizer.decode_bytes(&[0, 1, 2, u32::MAX]);
-    });
+        let Ok(tokenizer) = Tokenizer::load(folder) else { return false };
+        let Ok(tokens) = tokenizer.encode("it was a bright cold day \u{1F600} in 1984") else { return false };
+        [tokenizer.decode(&tokens).is_ok(), tokenizer.decode_bytes(&[0, 1, 2, u32::MAX]).is_ok()] == [true; 2]
+    })
 }
 
 /// A tokenizer as it was made, and one that also rewrites characters by SentencePiece's table.
@@ -185,6 +192,46 @@ fn table() -> Vec<u8> {
     words.flat_map(u32::to_le_bytes).chain("\u{e9}\0".bytes()).collect()
 }
 
+fn json_lines(data: &[u8]) -> bool {
+    prepares("corpus.jsonl", data)
+}
+
+fn lines() -> Vec<u8> {
+    let line = |day: usize| format!("{{\"day\": {day}, \"text\": \"a bright cold day, \\ud83d\\ude00\"}}\n");
+    (0..20).map(line).collect::<String>().into_bytes()
+}
+
+fn token_file(data: &[u8]) -> bool {
+    prepares("some.bin", data)
+}
+
+/// Tokens as nanoGPT writes them, and as llm.c does.
+fn token_files() -> Vec<Vec<u8>> {
+    let tokens: Vec<u8> = (0..200u16).flat_map(u16::to_le_bytes).collect();
+    let mut header = [0u32; 256];
+    header[..3].copy_from_slice(&[20_240_520, 1, 200]);
+    let header: Vec<u8> = header.into_iter().flat_map(u32::to_le_bytes).collect();
+    vec![tokens.clone(), [header, tokens].concat()]
+}
+
+/// Whether data can be prepared from a file.
+fn prepares(name: &str, bytes: &[u8]) -> bool {
+    let tokenizer = data().display().to_string();
+    with_new_file(name, bytes, |file| {
+        let folder = file.with_file_name("prepared");
+        let settings = PrepareSettings {
+            input: vec![file.display().to_string()],
+            prepared: folder.display().to_string(),
+            tokenizer,
+            sequence_length: 4,
+            ..PrepareSettings::default()
+        };
+        let taken = prepare(&settings, &mut |_| {}).is_ok() && Dataset::open(&folder).is_ok();
+        let _ = fs::remove_dir_all(folder);
+        taken
+    })
+}
+
 fn sealed() -> &'static Path {
     static MADE: OnceLock<PathBuf> = OnceLock::new();
     MADE.get_or_init(|| {
@@ -195,6 +242,6 @@ fn sealed() -> &'static Path {
     })
 }
 
-fn store_checksums(data: &[u8]) {
-    with_file(sealed(), CHECKSUMS, data, |folder| drop(verify_sealed(folder)));
+fn store_checksums(data: &[u8]) -> bool {
+    with_file(sealed(), CHECKSUMS, data, |folder| verify_sealed(folder).is_ok())
 }

@@ -3,18 +3,22 @@
 use crate::Target;
 
 /// All of them.
-pub const TARGETS: [Target; 2] =
-    [("planted", harm, || vec![b"nothing".to_vec()]), ("planted-abort", harm, || vec![b"abort".to_vec()])];
+pub const TARGETS: [Target; 3] = [
+    ("planted", harm, || vec![b"nothing".to_vec()]),
+    ("planted-abort", harm, || vec![b"do harm: abort".to_vec()]),
+    ("planted-refusal", harm, || vec![b"nothing".to_vec(), b"what is not taken".to_vec()]),
+];
 
-/// Does what its input says.
-fn harm(data: &[u8]) {
+/// Does what its input says, in words that chance does not find; takes few.
+fn harm(data: &[u8]) -> bool {
     match data {
-        b"abort" => std::process::abort(),
-        b"panic" => panic!("as asked"),
-        b"hang" => loop {
+        b"do harm: abort" => std::process::abort(),
+        b"do harm: panic" => panic!("as asked"),
+        b"do harm: hang" => loop {
             std::thread::park();
         },
-        b"memory" => drop(std::hint::black_box(vec![1u8; 80 << 20])),
+        b"do harm: memory" => drop(std::hint::black_box(vec![1u8; 80 << 20])),
         _ => {}
     }
+    data == b"nothing"
 }

@@ -9,7 +9,8 @@ use crate::{Target, files, find, targets};
 use gradus_host::random::{self, Stream};
 use gradus_host::{Clock, RealClock};
 use std::alloc::{GlobalAlloc, Layout, System};
-use std::fs;
+use std::fs::{self, File};
+use std::os::unix::fs::FileExt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
@@ -158,7 +159,7 @@ impl Asked {
             return Ok(alter(target, Duration::from_secs(self.seconds), seed, place, memory));
         };
         let data = fs::read(file).map_err(|error| format!("{}: {error}", file.display()))?;
-        Ok(harmless(target, &data, memory))
+        Ok(harmless(target, &data, memory).is_some())
     }
 
     /// Runs a target in a process of its own.
@@ -205,18 +206,23 @@ fn ends_well(mut child: Child, limit: Duration) -> Result<(), String> {
 fn alter(target: &Target, time: Duration, seed: u64, place: &Path, memory: &Counting) -> bool {
     let (name, _, seeds) = target;
     let clock = RealClock::new();
-    let mut corpus = seeds();
-    corpus.extend(stored(name));
+    // Kept where it is found if this process ends.
+    let current = File::create(place::current(place)).expect("an input can be kept");
     let noted = |data: &[u8]| {
-        // Kept where it is found if this process ends.
-        fs::write(place::current(place), data).expect("an input can be kept");
+        current.set_len(0).and_then(|()| current.write_all_at(data, 0)).expect("an input can be kept");
         harmless(target, data, memory)
     };
+    let mut corpus = seeds();
+    if !corpus.iter().all(|data| noted(data) == Some(true)) {
+        println!("{name}: does not take what it comes with");
+        return false;
+    }
+    corpus.extend(stored(name));
+    let mut well = corpus.iter().all(|data| noted(data).is_some());
     let mut chance = Stream::new(seed, 0);
     let mut runs = 0;
-    let mut well = corpus.iter().all(|data| noted(data));
     while well && clock.now() < time {
-        well = noted(&mutate(&corpus, &mut chance));
+        well = noted(&mutate(&corpus, &mut chance)).is_some();
         runs += 1;
     }
     println!("{name}: {runs} inputs from seed {seed}{}", if well { "" } else { ", the last one does harm" });
@@ -230,12 +236,14 @@ fn stored(name: &str) -> Vec<Vec<u8>> {
     entries.filter_map(|entry| fs::read(entry.path()).ok()).collect()
 }
 
-fn harmless(target: &Target, data: &[u8], memory: &Counting) -> bool {
+/// Whether an input is taken; `None` when it does harm.
+fn harmless(target: &Target, data: &[u8], memory: &Counting) -> Option<bool> {
     let before = memory.begin();
     let ended = catch_unwind(AssertUnwindSafe(|| target.1(data)));
     let cost = memory.peak() - before;
     if cost > MOST_MEMORY {
         println!("{}: an input of {} bytes took {cost} bytes of memory", target.0, data.len());
+        return None;
     }
-    ended.is_ok() && cost <= MOST_MEMORY
+    ended.ok()
 }

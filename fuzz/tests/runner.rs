@@ -30,12 +30,12 @@ fn whatever_a_single_input_does_is_found() {
     let root = root("single");
     for (input, sign) in [
         ("nothing", None),
-        ("abort", Some("FAILED (signal")),
-        ("panic", Some("FAILED (exit")),
-        ("memory", Some("bytes of memory")),
-        ("hang", Some("HANGS")),
+        ("do harm: abort", Some("FAILED (signal")),
+        ("do harm: panic", Some("FAILED (exit")),
+        ("do harm: memory", Some("bytes of memory")),
+        ("do harm: hang", Some("HANGS")),
     ] {
-        let file = root.join(input);
+        let file = root.join("input");
         fs::write(&file, input).unwrap();
         let words = ["--target", "planted", "--replay", file.to_str().unwrap(), "--grace", "2"];
         let (well, said) = smoke(&root, &words);
@@ -51,14 +51,19 @@ fn a_finding_of_a_target_alone_is_kept_and_no_later_run_removes_it() {
     let (well, said) = smoke(&root, &["--target", "planted-abort", "--seconds", "1"]);
     let kept = files_in(&root.join("findings/planted-abort"));
     assert!(!well && kept.len() == 1 && said.contains(kept[0].to_str().unwrap()), "{said}");
-    assert_eq!(fs::read(&kept[0]).unwrap(), b"abort");
-    // Another target, for what an altered "nothing" does is nothing.
+    assert_eq!(fs::read(&kept[0]).unwrap(), b"do harm: abort");
     let beside = root.join("findings/planted/before");
     fs::create_dir_all(beside.parent().unwrap()).unwrap();
     fs::write(&beside, "before").unwrap();
     let (well, said) = smoke(&root, &["--target", "planted", "--seconds", "1", "--seed", "1"]);
     assert!(well, "{said}");
     assert!(kept[0].exists() && beside.exists());
+}
+
+#[test]
+fn a_target_that_refuses_what_it_comes_with_is_found() {
+    let (well, said) = smoke(&root("refused"), &["--target", "planted-refusal", "--seconds", "1"]);
+    assert!(!well && said.contains("does not take what it comes with"), "{said}");
 }
 
 #[test]
