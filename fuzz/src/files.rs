@@ -1,6 +1,9 @@
 //! Files that people download or pass around: one of a folder is altered, the others are as they were.
 
 use crate::Target;
+use crate::place::{self, Place};
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
 use gradus_memory::Span;
 use gradus_model::hugging_face::{SpecialTokens, read_model, write_model_folder};
 use gradus_model::{Family, ModelConfig, Parameters};
@@ -10,26 +13,35 @@ use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
 /// All of them.
-pub const TARGETS: [Target; 6] = [
+pub const TARGETS: [Target; 8] = [
     ("model-config", model_config, || folder_seeds(model(), "config.json")),
     ("model-weights", model_weights, || folder_seeds(model(), "model.safetensors")),
     ("model-index", model_index, index_seeds),
     ("store-manifest", store_manifest, || folder_seeds(data(), MANIFEST)),
-    ("store-tokenizer", store_tokenizer, || folder_seeds(data(), "tokenizer.json")),
+    ("store-tokenizer", store_tokenizer, tokenizer_seeds),
+    ("store-json-lines", json_lines, || vec![lines()]),
+    ("store-token-file", token_file, token_files),
     ("store-checksums", store_checksums, || folder_seeds(sealed(), CHECKSUMS)),
 ];
 
 /// The file that seals a folder.
 const CHECKSUMS: &str = "checksums.json";
 
-/// Where this process keeps its folders.
-pub fn root() -> PathBuf {
-    std::env::temp_dir().join(format!("gradus-fuzz-{}", std::process::id()))
+static ROOT: OnceLock<PathBuf> = OnceLock::new();
+
+/// Has this process keep its folders in one that exists or can be made, if it keeps none yet.
+pub fn work_in(folder: PathBuf) {
+    let _ = ROOT.set(folder);
 }
 
-/// Removes what was made.
-pub fn clean() {
-    let _ = fs::remove_dir_all(root());
+/// Where this process keeps its folders.
+fn root() -> &'static Path {
+    ROOT.get_or_init(|| {
+        let place = Place::take(&place::usual()).expect("a folder for fuzzing can be made");
+        // It is this process's until it ends.
+        let place: &'static Place = Box::leak(Box::new(place));
+        place.folder().to_owned()
+    })
 }
 
 fn make(name: &str, fill: impl FnOnce(&Path)) -> PathBuf {
@@ -39,16 +51,23 @@ fn make(name: &str, fill: impl FnOnce(&Path)) -> PathBuf {
     folder
 }
 
-/// Runs `read` with one file of a folder replaced.
-fn with_file(folder: &Path, name: &str, data: &[u8], read: impl FnOnce(&Path)) {
+/// What `read` comes to with one file of a folder replaced.
+fn with_file(folder: &Path, name: &str, data: &[u8], read: impl FnOnce(&Path) -> bool) -> bool {
     let path = folder.join(name);
     let before = fs::read(&path).ok();
     fs::write(&path, data).expect("a file for fuzzing can be written");
-    read(folder);
+    let taken = read(folder);
     match before {
         Some(before) => fs::write(&path, before).expect("a file for fuzzing can be written"),
         None => fs::remove_file(&path).expect("a file for fuzzing can be removed"),
     }
+    taken
+}
+
+/// What `read` comes to with a file of a folder that holds nothing else.
+pub(crate) fn with_new_file(name: &str, data: &[u8], read: impl FnOnce(&Path) -> bool) -> bool {
+    static MADE: OnceLock<PathBuf> = OnceLock::new();
+    with_file(MADE.get_or_init(|| make("alone", |_| {})), name, data, |folder| read(&folder.join(name)))
 }
 
 fn folder_seeds(folder: &Path, name: &str) -> Vec<Vec<u8>> {
@@ -84,12 +103,12 @@ fn write_model(folder: &Path) {
         .expect("a small model can be written");
 }
 
-fn model_config(data: &[u8]) {
-    with_file(model(), "config.json", data, |folder| drop(read_model(folder)));
+fn model_config(data: &[u8]) -> bool {
+    with_file(model(), "config.json", data, |folder| read_model(folder).is_ok())
 }
 
-fn model_weights(data: &[u8]) {
-    with_file(model(), "model.safetensors", data, |folder| drop(read_model(folder)));
+fn model_weights(data: &[u8]) -> bool {
+    with_file(model(), "model.safetensors", data, |folder| read_model(folder).is_ok())
 }
 
 /// A folder whose weights lie in shards, so that it has an index.
@@ -104,8 +123,8 @@ fn sharded() -> &'static Path {
     })
 }
 
-fn model_index(data: &[u8]) {
-    with_file(sharded(), "model.safetensors.index.json", data, |folder| drop(read_model(folder)));
+fn model_index(data: &[u8]) -> bool {
+    with_file(sharded(), "model.safetensors.index.json", data, |folder| read_model(folder).is_ok())
 }
 
 fn index_seeds() -> Vec<Vec<u8>> {
@@ -137,21 +156,80 @@ fn data() -> &'static Path {
     })
 }
 
-fn store_manifest(data: &[u8]) {
+fn store_manifest(data: &[u8]) -> bool {
     with_file(self::data(), MANIFEST, data, |folder| {
-        let Ok(dataset) = Dataset::open(folder) else { return };
-        let _ = dataset.verify();
-        let _ = dataset.tokenizer();
-    });
+        let Ok(dataset) = Dataset::open(folder) else { return false };
+        [dataset.verify().is_ok(), dataset.tokenizer().is_ok()] == [true; 2]
+    })
 }
 
-fn store_tokenizer(data: &[u8]) {
+fn store_tokenizer(data: &[u8]) -> bool {
     with_file(self::data(), "tokenizer.json", data, |folder| {
-        let Ok(tokenizer) = Tokenizer::load(folder) else { return };
-        let Ok(tokens) = tokenizer.encode("it was a bright cold day \u{1F600} in 1984") else { return };
-        let _ = tokenizer.decode(&tokens);
-        let _ = tokenizer.decode_bytes(&[0, 1, 2, u32::MAX]);
-    });
+        let Ok(tokenizer) = Tokenizer::load(folder) else { return false };
+        let Ok(tokens) = tokenizer.encode("it was a bright cold day \u{1F600} in 1984") else { return false };
+        [tokenizer.decode(&tokens).is_ok(), tokenizer.decode_bytes(&[0, 1, 2, u32::MAX]).is_ok()] == [true; 2]
+    })
+}
+
+/// A tokenizer as it was made, and one that also rewrites characters by SentencePiece's table.
+fn tokenizer_seeds() -> Vec<Vec<u8>> {
+    let plain = folder_seeds(data(), "tokenizer.json").remove(0);
+    let text = String::from_utf8(plain.clone()).expect("JSON is text");
+    let table = STANDARD.encode(table());
+    let normalizer = format!(r#""normalizer": {{"type": "Precompiled", "precompiled_charsmap": "{table}"}}"#);
+    let rewriting = text.replacen(r#""normalizer": null"#, &normalizer, 1);
+    assert_ne!(text, rewriting, "a trained tokenizer has no normalizer");
+    vec![plain, rewriting.into_bytes()]
+}
+
+/// The least table: a trie of one block, in which "a" leads to a replacement.
+fn table() -> Vec<u8> {
+    let mut units = [0u32; 256];
+    let a = u32::from(b'a');
+    units[a as usize] = (a ^ 2) << 10 | 1 << 8 | a;
+    units[2] = 1 << 31;
+    let words = std::iter::once(size_of_val(&units) as u32).chain(units);
+    words.flat_map(u32::to_le_bytes).chain("\u{e9}\0".bytes()).collect()
+}
+
+fn json_lines(data: &[u8]) -> bool {
+    prepares("corpus.jsonl", data)
+}
+
+fn lines() -> Vec<u8> {
+    let line = |day: usize| format!("{{\"day\": {day}, \"text\": \"a bright cold day, \\ud83d\\ude00\"}}\n");
+    (0..20).map(line).collect::<String>().into_bytes()
+}
+
+fn token_file(data: &[u8]) -> bool {
+    prepares("some.bin", data)
+}
+
+/// Tokens as nanoGPT writes them, and as llm.c does.
+fn token_files() -> Vec<Vec<u8>> {
+    let tokens: Vec<u8> = (0..200u16).flat_map(u16::to_le_bytes).collect();
+    let mut header = [0u32; 256];
+    header[..3].copy_from_slice(&[20_240_520, 1, 200]);
+    let header: Vec<u8> = header.into_iter().flat_map(u32::to_le_bytes).collect();
+    vec![tokens.clone(), [header, tokens].concat()]
+}
+
+/// Whether data can be prepared from a file.
+fn prepares(name: &str, bytes: &[u8]) -> bool {
+    let tokenizer = data().display().to_string();
+    with_new_file(name, bytes, |file| {
+        let folder = file.with_file_name("prepared");
+        let settings = PrepareSettings {
+            input: vec![file.display().to_string()],
+            prepared: folder.display().to_string(),
+            tokenizer,
+            sequence_length: 4,
+            ..PrepareSettings::default()
+        };
+        let taken = prepare(&settings, &mut |_| {}).is_ok() && Dataset::open(&folder).is_ok();
+        let _ = fs::remove_dir_all(folder);
+        taken
+    })
 }
 
 fn sealed() -> &'static Path {
@@ -164,6 +242,6 @@ fn sealed() -> &'static Path {
     })
 }
 
-fn store_checksums(data: &[u8]) {
-    with_file(sealed(), CHECKSUMS, data, |folder| drop(verify_sealed(folder)));
+fn store_checksums(data: &[u8]) -> bool {
+    with_file(sealed(), CHECKSUMS, data, |folder| verify_sealed(folder).is_ok())
 }

@@ -1,14 +1,16 @@
 //! Runs targets on stable: first inputs, then altered ones, until time is up.
 //!
-//! Each target runs in a process of its own, so that whatever an input does (a panic, a signal, memory without bound, a
+//! Each target runs in a process of its own, be it the only one or a single input, so that whatever an input does (a panic, a signal, memory without bound, a
 //! loop without end) is a finding of that target and ends no other.
 
 use crate::mutate::mutate;
+use crate::place::{self, Place};
 use crate::{Target, files, find, targets};
 use gradus_host::random::{self, Stream};
 use gradus_host::{Clock, RealClock};
 use std::alloc::{GlobalAlloc, Layout, System};
-use std::fs;
+use std::fs::{self, File};
+use std::os::unix::fs::FileExt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
@@ -18,8 +20,8 @@ use std::time::Duration;
 /// The most memory that an input may cost beyond what was there before: some hundred times the longest input.
 pub const MOST_MEMORY: usize = 64 << 20;
 
-/// How much longer than asked for a target may take before it is said to hang.
-const GRACE: Duration = Duration::from_secs(60);
+/// Tells a process that it is to run a target itself, and where to work.
+const WITHIN: &str = "--within";
 
 /// Counts what is allocated.
 pub struct Counting {
@@ -68,7 +70,7 @@ unsafe impl GlobalAlloc for Counting {
 }
 
 /// What is asked of this program.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Asked {
     /// One target, or all.
     pub target: Option<String>,
@@ -78,6 +80,19 @@ pub struct Asked {
     pub seed: Option<u64>,
     /// An input to run alone.
     pub replay: Option<PathBuf>,
+    /// How many seconds longer than asked for a target may take before it is said to hang.
+    pub grace: u64,
+    /// Where to work, and to keep what is found.
+    pub root: PathBuf,
+    /// Given to the process that runs a target: where it works.
+    place: Option<PathBuf>,
+}
+
+impl Default for Asked {
+    fn default() -> Self {
+        let root = place::usual();
+        Self { target: None, seconds: 10, seed: None, replay: None, grace: 60, root, place: None }
+    }
 }
 
 impl Asked {
@@ -86,7 +101,7 @@ impl Asked {
     /// # Errors
     /// What is wrong with it.
     pub fn parse(words: impl Iterator<Item = String>) -> Result<Self, String> {
-        let mut asked = Self { seconds: 10, ..Self::default() };
+        let mut asked = Self::default();
         let mut words = words;
         while let Some(flag) = words.next() {
             let value = words.next().ok_or_else(|| format!("{flag} needs a value"))?;
@@ -96,7 +111,14 @@ impl Asked {
                 "--seconds" => asked.seconds = number()?,
                 "--seed" => asked.seed = Some(number()?),
                 "--replay" => asked.replay = Some(value.into()),
-                _ => return Err(format!("{flag}: give --seconds N, --seed N, --target NAME, --replay FILE")),
+                "--grace" => asked.grace = number()?,
+                "--root" => asked.root = value.into(),
+                WITHIN => asked.place = Some(value.into()),
+                _ => {
+                    return Err(format!(
+                        "{flag}: give --seconds N, --seed N, --target NAME, --replay FILE, --grace N, --root FOLDER"
+                    ));
+                }
             }
         }
         Ok(asked)
@@ -108,40 +130,63 @@ impl Asked {
     /// What is wrong with what was asked, or with the system.
     pub fn run(&self, memory: &Counting) -> Result<bool, String> {
         let seed = self.seed.unwrap_or_else(random::seed_from_system);
-        let Some(name) = &self.target else { return self.run_all(seed) };
-        let names: Vec<&str> = targets().iter().map(|target| target.0).collect();
-        let target =
-            find(name).ok_or_else(|| format!("{name} is no target: choose of {}", names.join(", ")))?;
-        let well = match &self.replay {
-            Some(file) => {
-                let data = fs::read(file).map_err(|error| format!("{}: {error}", file.display()))?;
-                harmless(&target, &data, memory)
-            }
-            None => alter(&target, Duration::from_secs(self.seconds), seed, memory),
-        };
-        files::clean();
+        let chosen = self.chosen()?;
+        if let Some(place) = &self.place {
+            return self.run_here(&chosen[0], place, seed, memory);
+        }
+        let place = Place::take(&self.root).map_err(|error| format!("{}: {error}", self.root.display()))?;
+        let each = (self.seconds / chosen.len() as u64).max(1);
+        let mut well = true;
+        for (name, ..) in &chosen {
+            well &= self.run_apart(name, &place.folder().join(name), each, seed)?;
+        }
+        place.leave();
         Ok(well)
     }
 
-    /// Each target in a process of its own, one after the other.
-    fn run_all(&self, seed: u64) -> Result<bool, String> {
-        let all = targets();
-        let each = Duration::from_secs((self.seconds / all.len() as u64).max(1));
-        let mut well = true;
-        for (name, ..) in &all {
-            let program = std::env::current_exe().map_err(|error| error.to_string())?;
-            let mut command = Command::new(program);
-            command.args(["--target", name, "--seconds", &each.as_secs().to_string()]);
-            command.args(["--seed", &seed.to_string()]);
-            let child = command.spawn().map_err(|error| format!("cannot start {name}: {error}"))?;
-            well &= ends_well(name, child, each + GRACE);
+    /// The target that is named, or all.
+    fn chosen(&self) -> Result<Vec<Target>, String> {
+        let Some(name) = &self.target else { return Ok(targets()) };
+        let names = || targets().iter().map(|target| target.0).collect::<Vec<_>>().join(", ");
+        let target = find(name).ok_or_else(|| format!("{name} is no target: choose of {}", names()))?;
+        Ok(vec![target])
+    }
+
+    /// Runs a target in this process.
+    fn run_here(&self, target: &Target, place: &Path, seed: u64, memory: &Counting) -> Result<bool, String> {
+        files::work_in(place.join("files"));
+        let Some(file) = &self.replay else {
+            return Ok(alter(target, Duration::from_secs(self.seconds), seed, place, memory));
+        };
+        let data = fs::read(file).map_err(|error| format!("{}: {error}", file.display()))?;
+        Ok(harmless(target, &data, memory).is_some())
+    }
+
+    /// Runs a target in a process of its own.
+    fn run_apart(&self, name: &str, place: &Path, seconds: u64, seed: u64) -> Result<bool, String> {
+        fs::create_dir(place).map_err(|error| format!("{}: {error}", place.display()))?;
+        let program = std::env::current_exe().map_err(|error| error.to_string())?;
+        let mut command = Command::new(program);
+        command.args(["--target", name, "--seconds", &seconds.to_string(), "--seed", &seed.to_string()]);
+        command.arg(WITHIN).arg(place);
+        command.args(self.replay.iter().flat_map(|file| ["--replay".as_ref(), file.as_os_str()]));
+        let child = command.spawn().map_err(|error| format!("cannot start {name}: {error}"))?;
+        let asked = if self.replay.is_some() { 0 } else { seconds };
+        let Err(how) = ends_well(child, Duration::from_secs(asked + self.grace)) else { return Ok(true) };
+        let kept = match &self.replay {
+            Some(file) => Some(file.clone()),
+            None => place::keep_finding(&self.root, name, place).map_err(|error| error.to_string())?,
+        };
+        match kept {
+            Some(file) => println!("{name}: {how} on {}", file.display()),
+            None => println!("{name}: {how} before its first input"),
         }
-        Ok(well)
+        Ok(false)
     }
 }
 
-/// Waits for a target's process.
-fn ends_well(name: &str, mut child: Child, limit: Duration) -> bool {
+/// Waits for a target's process; how it ended, if not well.
+fn ends_well(mut child: Child, limit: Duration) -> Result<(), String> {
     let clock = RealClock::new();
     let status = loop {
         match child.try_wait() {
@@ -150,45 +195,37 @@ fn ends_well(name: &str, mut child: Child, limit: Duration) -> bool {
             _ => {
                 let _ = child.kill();
                 let _ = child.wait();
-                println!("{name}: HANGS on {}", current(name).display());
-                return false;
+                return Err("HANGS".to_owned());
             }
         }
     };
-    if !status.success() {
-        println!("{name}: FAILED ({status}) on {}", current(name).display());
-    }
-    status.success()
-}
-
-/// Where findings go.
-fn artifacts(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("artifacts").join(name)
-}
-
-/// The input that a target is working on, or was when it ended.
-fn current(name: &str) -> PathBuf {
-    artifacts(name).join("current")
+    if status.success() { Ok(()) } else { Err(format!("FAILED ({status})")) }
 }
 
 /// Runs a target on its first inputs and on altered ones until time is up; whether none did harm.
-fn alter(target: &Target, time: Duration, seed: u64, memory: &Counting) -> bool {
+fn alter(target: &Target, time: Duration, seed: u64, place: &Path, memory: &Counting) -> bool {
     let (name, _, seeds) = target;
     let clock = RealClock::new();
+    // Kept where it is found if this process ends.
+    let current = File::create(place::current(place)).expect("an input can be kept");
+    let noted = |data: &[u8]| {
+        current.set_len(0).and_then(|()| current.write_all_at(data, 0)).expect("an input can be kept");
+        harmless(target, data, memory)
+    };
     let mut corpus = seeds();
+    if !corpus.iter().all(|data| noted(data) == Some(true)) {
+        println!("{name}: does not take what it comes with");
+        return false;
+    }
     corpus.extend(stored(name));
-    fs::create_dir_all(artifacts(name)).expect("a folder for findings can be made");
+    let mut well = corpus.iter().all(|data| noted(data).is_some());
     let mut chance = Stream::new(seed, 0);
     let mut runs = 0;
-    let mut well = corpus.iter().all(|data| noted(target, data, memory));
     while well && clock.now() < time {
-        well = noted(target, &mutate(&corpus, &mut chance), memory);
+        well = noted(&mutate(&corpus, &mut chance)).is_some();
         runs += 1;
     }
     println!("{name}: {runs} inputs from seed {seed}{}", if well { "" } else { ", the last one does harm" });
-    if well {
-        let _ = fs::remove_file(current(name));
-    }
     well
 }
 
@@ -199,18 +236,14 @@ fn stored(name: &str) -> Vec<Vec<u8>> {
     entries.filter_map(|entry| fs::read(entry.path()).ok()).collect()
 }
 
-/// As [`harmless`], with the input kept where it is found if this process ends.
-fn noted(target: &Target, data: &[u8], memory: &Counting) -> bool {
-    fs::write(current(target.0), data).expect("an input can be kept");
-    harmless(target, data, memory)
-}
-
-fn harmless(target: &Target, data: &[u8], memory: &Counting) -> bool {
+/// Whether an input is taken; `None` when it does harm.
+fn harmless(target: &Target, data: &[u8], memory: &Counting) -> Option<bool> {
     let before = memory.begin();
     let ended = catch_unwind(AssertUnwindSafe(|| target.1(data)));
     let cost = memory.peak() - before;
     if cost > MOST_MEMORY {
         println!("{}: an input of {} bytes took {cost} bytes of memory", target.0, data.len());
+        return None;
     }
-    ended.is_ok() && cost <= MOST_MEMORY
+    ended.ok()
 }

@@ -15,11 +15,11 @@ const SHORT_RUN: [&str; 5] = ["train", "examples/quickstart.toml", "--train.dura
 pub fn check() -> Result<()> {
     shell::run(shell::cargo(&["fmt", "--all", "--check"]))?;
     shell::run(shell::cargo(&["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"]))?;
-    // The fuzz targets are a workspace of their own.
+    // The fuzz targets are a workspace of their own; files of the program that are read there are tested here.
     shell::run(shell::cargo(&["fmt", "--manifest-path", "fuzz/Cargo.toml", "--check"]))?;
     let mut clippy =
         shell::cargo(&["clippy", "--locked", "--manifest-path", "fuzz/Cargo.toml", "--target-dir"]);
-    clippy.arg(shell::target()).args(["--", "-D", "warnings"]);
+    clippy.arg(shell::target()).args(["--lib", "--bins", "--tests", "--", "-D", "warnings"]);
     shell::run(clippy)
 }
 

@@ -92,4 +92,18 @@ mod tests {
     fn clap_accepts_its_own_definition() {
         Cli::command().debug_assert();
     }
+
+    #[test]
+    fn a_seed_needs_no_name_of_what_it_is_of() {
+        for words in [
+            &["--seed", "3"][..],
+            &["--seeds", "9"],
+            &["membership", "--seed", "3"],
+            &["collective", "--seed", "3"],
+        ] {
+            let words = ["cargo x", "sim"].iter().chain(words);
+            assert!(Cli::try_parse_from(words.clone()).is_ok(), "{words:?}");
+        }
+        assert!(Cli::try_parse_from(["cargo x", "sim", "--seed", "3", "--seeds", "9"]).is_err());
+    }
 }

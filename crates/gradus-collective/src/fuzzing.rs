@@ -1,55 +1,67 @@
 //! What takes bytes that a stranger could send, each as a function of bytes: it may refuse them, and must do nothing
 //! worse. With every target come inputs that are taken, for a fuzzer to begin with. Built with the feature `fuzzing` only.
 
+use crate::choose::{Links, choose_all_reduce};
 use crate::collective::Collective;
 use crate::communicator::Communicator;
 use crate::cost::LinkProfile;
-use crate::element::Reduction;
 use crate::flight::{FlightLog, analyse};
 use crate::header::{HEADER_BYTES, Header};
+use crate::preflight::{self, Limits, Pair, Seated};
 use gradus_error::{Error, Result};
+use gradus_fabric::simulated::{self, Conditions};
 use gradus_fabric::{Interest, Lane, Transport};
+use gradus_host::RealClock;
+use serde::Serialize;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-/// Name, function and first inputs.
-pub type Target = (&'static str, fn(&[u8]), fn() -> Vec<Vec<u8>>);
+/// Name, function, which says whether it takes its input, and first inputs, all of which it takes.
+pub type Target = (&'static str, fn(&[u8]) -> bool, fn() -> Vec<Vec<u8>>);
 
 /// All of this crate.
-pub const TARGETS: [Target; 4] = [
+pub const TARGETS: [Target; 6] = [
     ("collective-header", header, streams),
     ("collective-stream", stream, streams),
     ("collective-link-figures", link_figures, figures),
+    ("collective-preflight-records", preflight_records, records),
+    ("collective-preflight-commands", preflight_commands, || vec![preflight::as_leader()]),
     ("collective-flight-log", flight_log, logs),
 ];
 
 /// Elements of the collectives that the streams are taken for.
 const LEN: usize = 300;
 
-fn header(data: &[u8]) {
-    let Some(bytes) = data.first_chunk::<HEADER_BYTES>() else { return };
-    if let Ok(header) = Header::decode(bytes) {
-        assert_eq!(header.encode(), *bytes, "what is understood says the same again");
-        let _ = header.identity.to_string();
-    }
+fn header(data: &[u8]) -> bool {
+    let Some(bytes) = data.first_chunk::<HEADER_BYTES>() else { return false };
+    let Ok(header) = Header::decode(bytes) else { return false };
+    assert_eq!(header.encode(), *bytes, "what is understood says the same again");
+    let _ = header.identity.to_string();
+    true
 }
 
 /// A peer that says just this, to a rank that sums, gathers and waits.
-fn stream(data: &[u8]) {
-    let mut communicator = Communicator::new(Box::new(Recording::playing(data)), Duration::ZERO);
-    let all = communicator.all_reduce(&mut [1i32; LEN]);
-    let all = all.and_then(|()| communicator.run_in_place(&Collective::all_gather(), &mut [1i32; 2 * LEN]));
-    let _ = all.and_then(|()| communicator.barrier());
+fn stream(data: &[u8]) -> bool {
+    play(&mut Communicator::new(Box::new(Recording::playing(data)), Duration::ZERO)).is_ok()
 }
 
-/// A transport whose only peer has said all that it ever says; what it is sent is kept.
+/// What the ranks do whose streams are looked at.
+fn play(communicator: &mut Communicator) -> Result<()> {
+    communicator.all_reduce(&mut [1i32; LEN])?;
+    communicator.run_in_place(&Collective::all_gather(), &mut [1i32; 2 * LEN])?;
+    communicator.barrier()
+}
+
+/// A transport whose peers have said all that they ever say, one after the other; what it is sent is dropped.
 struct Recording {
+    world_size: usize,
     said: Vec<u8>,
     taken: usize,
 }
 
 impl Recording {
     fn playing(said: &[u8]) -> Self {
-        Self { said: said.to_vec(), taken: 0 }
+        Self { world_size: 2, said: said.to_vec(), taken: 0 }
     }
 }
 
@@ -59,7 +71,7 @@ impl Transport for Recording {
     }
 
     fn world_size(&self) -> usize {
-        2
+        self.world_size
     }
 
     fn name(&self) -> &'static str {
@@ -92,62 +104,118 @@ impl Transport for Recording {
     fn abort(&mut self, _: &Error) {}
 }
 
-/// What a rank says in the collectives that [`stream`] runs: the headers of rank 1 are those of rank 0.
-fn streams() -> Vec<Vec<u8>> {
-    use std::sync::{Arc, Mutex};
-
-    /// A transport that writes down what it is told to send.
-    struct Writer(Arc<Mutex<Vec<u8>>>);
-
-    impl Transport for Writer {
-        fn rank(&self) -> usize {
-            1
-        }
-
-        fn world_size(&self) -> usize {
-            2
-        }
-
-        fn name(&self) -> &'static str {
-            "a writer"
-        }
-
-        fn try_send(&mut self, _: Lane, bytes: &[u8]) -> Result<usize> {
-            self.0.lock().expect("nobody panics with it").extend_from_slice(bytes);
-            Ok(bytes.len())
-        }
-
-        fn try_receive(&mut self, _: Lane, _: &mut dyn FnMut(*const u8, usize) -> usize) -> Result<usize> {
-            Ok(0)
-        }
-
-        fn wait(&mut self, _: &[Interest], _: Duration) -> Result<()> {
-            Err(Error::closed("this is all that was wanted"))
-        }
-
-        fn abort(&mut self, _: &Error) {}
-    }
-
-    let written = Arc::new(Mutex::new(Vec::new()));
-    let mut communicator = Communicator::new(Box::new(Writer(Arc::clone(&written))), Duration::MAX);
-    let what = Collective::all_reduce(Reduction::Sum);
-    let _ = communicator.run_in_place(&what, &mut [1i32; LEN]);
-    let written = written.lock().expect("nobody panics with it").clone();
-    vec![written]
+/// A transport that writes down what it sends.
+struct Writer {
+    inner: Box<dyn Transport>,
+    written: Arc<Mutex<Vec<u8>>>,
 }
 
-fn link_figures(data: &[u8]) {
-    let _ = crate::tuner::decode_profile(data);
+impl Transport for Writer {
+    fn rank(&self) -> usize {
+        self.inner.rank()
+    }
+
+    fn world_size(&self) -> usize {
+        self.inner.world_size()
+    }
+
+    fn name(&self) -> &'static str {
+        self.inner.name()
+    }
+
+    fn try_send(&mut self, lane: Lane, bytes: &[u8]) -> Result<usize> {
+        let count = self.inner.try_send(lane, bytes)?;
+        self.written.lock().expect("nobody panics with it").extend_from_slice(&bytes[..count]);
+        Ok(count)
+    }
+
+    fn try_receive(
+        &mut self,
+        lane: Lane,
+        consume: &mut dyn FnMut(*const u8, usize) -> usize,
+    ) -> Result<usize> {
+        self.inner.try_receive(lane, consume)
+    }
+
+    fn wait(&mut self, interests: &[Interest], limit: Duration) -> Result<()> {
+        self.inner.wait(interests, limit)
+    }
+
+    fn abort(&mut self, reason: &Error) {
+        self.inner.abort(reason);
+    }
+}
+
+/// What rank 1 says while two ranks [`play`].
+fn streams() -> Vec<Vec<u8>> {
+    let finish = simulated::run(2, &Conditions::default(), |inner, clock| {
+        let written = Arc::default();
+        let writer = Writer { inner, written: Arc::clone(&written) };
+        let mut communicator = Communicator::with_clock(Box::new(writer), Duration::MAX, clock);
+        play(&mut communicator).expect("nothing goes wrong in this world");
+        written.lock().expect("nobody panics with it").clone()
+    });
+    vec![finish.results[1].clone()]
+}
+
+/// What rank 0 says of links, and what all choose by that.
+fn link_figures(data: &[u8]) -> bool {
+    let Ok(profile) = crate::tuner::decode_profile(data) else { return false };
+    for cross_nodes in [false, true] {
+        let links = Links { profile: profile.clone(), cross_nodes };
+        for len in [1, LEN, 1 << 20] {
+            let _ = choose_all_reduce(&links, 4, len, size_of::<f32>());
+        }
+    }
+    true
 }
 
 fn figures() -> Vec<Vec<u8>> {
     vec![serde_json::to_vec(&LinkProfile::default()).expect("profiles are JSON")]
 }
 
-fn flight_log(data: &[u8]) {
-    if let Ok(log) = FlightLog::parse(data) {
-        let _ = analyse(&[log.clone(), log]).to_string();
-    }
+/// Ranks of the worlds whose links are surveyed.
+const SURVEYED: usize = 3;
+
+/// What ranks tell each other in a survey, and what is judged by that.
+fn preflight_records(data: &[u8]) -> bool {
+    let mut recording = Recording { world_size: SURVEYED, ..Recording::playing(data) };
+    let Ok(survey) = preflight::hear_all(&mut recording, &RealClock::new()) else { return false };
+    let _ = preflight::judge(&survey, &Limits::default());
+    true
+}
+
+fn records() -> Vec<Vec<u8>> {
+    let seat = |host_mark| Seated { host_mark, host: "a".to_owned(), address: "10.0.0.1:1".to_owned() };
+    let pair = Pair {
+        one: 1,
+        other: 2,
+        round_trip_us: 12.5,
+        there_bytes_per_s: 1e9,
+        back_bytes_per_s: 2e9,
+        clock_ahead_ms: -0.5,
+        clock_error_ms: 0.25,
+    };
+    let all: Vec<Seated> = (0..SURVEYED as u64).map(seat).collect();
+    let said = [record(&all[1]), record(&all[2]), record(&all), record(&[pair]), record::<[Pair]>(&[])];
+    vec![said.concat()]
+}
+
+/// Something as a record, its length before it.
+fn record<T: Serialize + ?Sized>(what: &T) -> Vec<u8> {
+    let body = serde_json::to_vec(what).expect("records are JSON");
+    [&(body.len() as u32).to_le_bytes(), &body[..]].concat()
+}
+
+/// A peer that leads the measuring.
+fn preflight_commands(data: &[u8]) -> bool {
+    preflight::follow_one(&mut Recording::playing(data), &RealClock::new()).is_ok()
+}
+
+fn flight_log(data: &[u8]) -> bool {
+    let Ok(log) = FlightLog::parse(data) else { return false };
+    let _ = analyse(&[log.clone(), log]).to_string();
+    true
 }
 
 fn logs() -> Vec<Vec<u8>> {

@@ -121,6 +121,10 @@ fn contradictions_name_their_variable() {
         ("SLURM_PROCID=0 SLURM_STEP_ID=0", "SLURM_NTASKS"),
         ("SLURM_PROCID=3 SLURM_STEP_ID=0 SLURM_NTASKS=2", "SLURM_PROCID"),
         (
+            "SLURM_PROCID=3 SLURM_STEP_ID=0 SLURM_NTASKS=8 SLURM_LOCALID=18446744073709551615 SLURM_NNODES=2",
+            "local rank",
+        ),
+        (
             "SLURM_PROCID=0 SLURM_STEP_ID=0 SLURM_NTASKS=4 SLURM_LOCALID=0 SLURM_NNODES=2 SLURM_STEP_TASKS_PER_NODE=x",
             "SLURM_STEP_TASKS_PER_NODE",
         ),

@@ -66,7 +66,8 @@ fn local_place(
                 ))
             })?
         }
-        None => per_node_option.unwrap_or(local_rank + 1),
+        // The greatest number fits no world, and is refused as one that does not.
+        None => per_node_option.unwrap_or(local_rank.saturating_add(1)),
     };
     Ok(Some((local_rank, size)))
 }

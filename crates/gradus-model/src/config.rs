@@ -6,6 +6,9 @@ use serde::{Deserialize, Serialize};
 /// The vocabulary is padded to a multiple of this: whole tiles and cache lines for every kernel.
 const VOCABULARY_MULTIPLE: usize = 64;
 
+/// Beyond every published model's sizes; it keeps all products of two within 64 bits.
+const LARGEST_SIZE: usize = 1 << 24;
+
 /// Eight times the layers of the deepest published models, so that names of tensors stay within a few MiB.
 const MOST_LAYERS: usize = 1 << 12;
 /// 4 TiB as f32, ten times the largest open dense model's: beyond it a size is a slip or an attack.
@@ -254,8 +257,9 @@ impl ModelSettings {
     }
 }
 
-/// The customary `F` for a width.
+/// The customary `F` for a width; for one that is refused anyway, by its own name, any will do.
 const fn customary_width(family: Family, width: usize) -> usize {
+    let width = if width > LARGEST_SIZE { LARGEST_SIZE } else { width };
     match family {
         Family::Gpt2 => 4 * width,
         Family::Llama => (8 * width / 3).next_multiple_of(64),
@@ -288,9 +292,10 @@ impl ModelConfig {
             ("feed_forward", self.feed_forward),
         ];
         for (key, size) in sizes {
-            // 2^24 is beyond every published model's sizes, and keeps all products of two within 64 bits.
-            if size == 0 || size > 1 << 24 {
-                return Err(Error::invalid(format!("model.{key} is {size}: it must be from 1 to 16777216")));
+            if size == 0 || size > LARGEST_SIZE {
+                return Err(Error::invalid(format!(
+                    "model.{key} is {size}: it must be from 1 to {LARGEST_SIZE}"
+                )));
             }
         }
         if !self.heads.is_multiple_of(self.kv_heads) {
@@ -461,6 +466,10 @@ mod tests {
     fn impossible_sizes_are_refused() {
         let refused = |settings: ModelSettings| *settings.complete(100).unwrap_err().kind() == Kind::Invalid;
         assert!(refused(ModelSettings { heads: 3, kv_heads: 2, ..Default::default() }));
+        for family in ["gpt2", "llama"] {
+            let wide = ModelSettings { width: usize::MAX, family: family.into(), ..Default::default() };
+            assert!(wide.complete(100).unwrap_err().to_string().contains("model.width"), "{family}");
+        }
         assert!(refused(ModelSettings { preset: "gpt9".into(), ..Default::default() }));
         assert!(refused(ModelSettings { vocabulary: 50, ..Default::default() }));
         assert!(refused(ModelSettings { tied: "maybe".into(), ..Default::default() }));

@@ -151,17 +151,28 @@ fn moment_name(moment: usize, tensor: &Tensor) -> String {
     format!("moment{}.{}", moment + 1, tensor.name)
 }
 
-fn write_moments(path: &Path, model: &Transformer, optimizer: &Optimizer) -> Result<()> {
+/// Both moments of every tensor, by name.
+fn moments<'a>(model: &'a Transformer, optimizer: &Optimizer) -> impl Iterator<Item = (String, Moment<'a>)> {
     let tensors = model.parameters().layout.tensors();
-    let moments = optimizer.moments().into_iter().enumerate().flat_map(|(index, whole)| {
+    optimizer.moments().into_iter().enumerate().flat_map(move |(index, whole)| {
         tensors.iter().map(move |tensor| (moment_name(index, tensor), Moment { model, whole, tensor }))
-    });
-    safetensors::serialize_to_file(moments, None, path).map_err(|error| match error {
+    })
+}
+
+fn write_moments(path: &Path, model: &Transformer, optimizer: &Optimizer) -> Result<()> {
+    safetensors::serialize_to_file(moments(model, optimizer), None, path).map_err(|error| match error {
         safetensors::SafeTensorError::IoError(error) => {
             Error::io(format!("cannot write {}", path.display()), error)
         }
         other => Error::internal(format!("cannot lay out {}", path.display())).with_source(other),
     })
+}
+
+/// What stands in a file of moments.
+#[cfg(feature = "fuzzing")]
+pub(crate) fn moments_as_bytes(model: &Transformer, optimizer: &Optimizer) -> Result<Vec<u8>> {
+    safetensors::serialize(moments(model, optimizer), None)
+        .map_err(|error| Error::internal("cannot lay out moments").with_source(error))
 }
 
 /// Puts weights and moments back in place and returns the rest.
@@ -210,8 +221,13 @@ fn load_parts(folder: &Path, model: &Transformer, optimizer: &mut Optimizer) -> 
 /// `Corrupt` where it cannot be read.
 pub fn read_state(folder: &Path) -> Result<TrainingState> {
     let path = folder.join(STATE_FILE);
-    let text = fs::read_to_string(&path).context(|| format!("cannot read {}", path.display()))?;
-    let state: TrainingState = serde_json::from_str(&text)
+    let bytes = fs::read(&path).context(|| format!("cannot read {}", path.display()))?;
+    parse_state(&path, &bytes)
+}
+
+/// As [`read_state`], from what stands in the file; `path` is only named in messages.
+pub(crate) fn parse_state(path: &Path, bytes: &[u8]) -> Result<TrainingState> {
+    let state: TrainingState = serde_json::from_slice(bytes)
         .map_err(|error| Error::corrupt(format!("{} is damaged", path.display())).with_source(error))?;
     if state.format != FORMAT {
         return Err(Error::invalid(format!(
@@ -230,7 +246,17 @@ impl TrainingState {
 
 fn read_moments(path: &Path, model: &Transformer, optimizer: &Optimizer) -> Result<()> {
     let bytes = fs::read(path).context(|| format!("cannot read {}", path.display()))?;
-    let file = SafeTensors::deserialize(&bytes)
+    put_moments(path, &bytes, model, optimizer)
+}
+
+/// Puts moments in place that stand in a file; `path` is only named in messages.
+pub(crate) fn put_moments(
+    path: &Path,
+    bytes: &[u8],
+    model: &Transformer,
+    optimizer: &Optimizer,
+) -> Result<()> {
+    let file = SafeTensors::deserialize(bytes)
         .map_err(|error| Error::corrupt(format!("{} is damaged", path.display())).with_source(error))?;
     let tensors = model.parameters().layout.tensors();
     let expected: BTreeSet<String> = (0..optimizer.moments().len())

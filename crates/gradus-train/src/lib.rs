@@ -11,6 +11,8 @@ mod conditions;
 mod data_parallel;
 mod evaluate;
 pub mod events;
+#[cfg(feature = "fuzzing")]
+pub mod fuzzing;
 mod gradients;
 mod learner;
 mod links;

@@ -4,7 +4,7 @@
 //! decides the bits of a run. Links are measured where the settings ask for it, once in the life of a run, and recorded
 //! among its conditions; a resumed run takes them from there, on whatever links it finds itself.
 
-use crate::checkpoint;
+use crate::checkpoint::{self, TrainingState};
 use crate::conditions::LINKS;
 use crate::trainer::RunSettings;
 use gradus_collective::Communicator;
@@ -44,7 +44,11 @@ fn as_text(profile: &LinkProfile) -> Result<String> {
 
 /// The links that a checkpoint knows.
 fn recorded(folder: &Path) -> Result<Option<LinkProfile>> {
-    let state = checkpoint::read_state(folder)?;
+    in_state(&checkpoint::read_state(folder)?, folder)
+}
+
+/// The links that a checkpoint's state knows; `folder` is only named in messages.
+pub(crate) fn in_state(state: &TrainingState, folder: &Path) -> Result<Option<LinkProfile>> {
     let Some((_, text)) = state.conditions.iter().find(|(name, _)| name == LINKS) else { return Ok(None) };
     let wrong = |error| {
         Error::corrupt(format!("the links of the checkpoint {} cannot be read", folder.display()))
@@ -56,7 +60,6 @@ fn recorded(folder: &Path) -> Result<Option<LinkProfile>> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::checkpoint::TrainingState;
     use gradus_error::Kind;
 
     fn checkpoint_with(conditions: Vec<(String, String)>) -> tempfile::TempDir {

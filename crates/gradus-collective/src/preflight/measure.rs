@@ -246,6 +246,42 @@ fn receive<T: DeserializeOwned>(pipe: &mut Pipe<'_>, peer: usize) -> Result<T> {
     })
 }
 
+/// Hears what others say in a survey, as rank 0 and as another, over a transport on which all of it comes.
+#[cfg(feature = "fuzzing")]
+pub(crate) fn hear_all(transport: &mut dyn Transport, clock: &dyn Clock) -> Result<Survey> {
+    let world_size = transport.world_size();
+    let mut pipe = Pipe { transport, clock, patience: Duration::ZERO };
+    let mut ranks: Vec<Seated> = Vec::new();
+    for peer in 1..world_size {
+        ranks.push(receive(&mut pipe, peer)?);
+    }
+    let all: Vec<Seated> = receive(&mut pipe, 1)?;
+    ranks.extend(all.into_iter().next());
+    let mut pairs = Vec::new();
+    for peer in 1..world_size {
+        pairs.extend(check(receive(&mut pipe, peer)?, peer, world_size)?);
+    }
+    match ranks.len() == world_size {
+        true => Ok(Survey { ranks, pairs }),
+        false => Err(Error::corrupt("rank 0 sent the seats of another world")),
+    }
+}
+
+/// Follows a peer over a transport on which all that is foreign comes.
+#[cfg(feature = "fuzzing")]
+pub(crate) fn follow_one(transport: &mut dyn Transport, clock: &dyn Clock) -> Result<()> {
+    follow(&mut Pipe { transport, clock, patience: Duration::ZERO }, 1)
+}
+
+/// What [`follow_one`] takes: all that [`lead`] says of one transfer each way.
+#[cfg(feature = "fuzzing")]
+pub(crate) fn as_leader() -> Vec<u8> {
+    let there = (SMALLEST as u64).to_le_bytes();
+    let back = (SMALLEST as u64 | BACK).to_le_bytes();
+    let balls = vec![0; 4 * (ROUND_TRIPS + CLOCK_LOOKS)];
+    [&balls[..], &there, &vec![1; SMALLEST], &back, &END.to_le_bytes()].concat()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

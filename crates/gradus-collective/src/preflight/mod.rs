@@ -10,6 +10,8 @@ mod schedule;
 
 pub use judge::{Fault, Limits, Reference, Verdict, judge};
 pub use measure::survey;
+#[cfg(feature = "fuzzing")]
+pub(crate) use measure::{as_leader, follow_one, hear_all};
 pub use schedule::rounds;
 
 use serde::{Deserialize, Serialize};

@@ -53,7 +53,7 @@ fn is_lost(faults: &Faults, endings: &[Ending], rank: usize, lost: usize, error:
         ending.error.as_ref().is_some_and(|other| !other.is_told() && other.kind() == error.kind())
     };
     let between = faults.strikes.iter().any(|strike| match &strike.fault {
-        Fault::Cut { .. } => true,
+        Fault::Cut { side, .. } => side.contains(&rank) != side.contains(&lost),
         Fault::Reset { node, peer } => [*node, *peer] == [rank, lost] || [*node, *peer] == [lost, rank],
         _ => false,
     });

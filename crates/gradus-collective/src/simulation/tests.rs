@@ -82,3 +82,18 @@ fn an_error_without_a_place_or_a_cause_is_found() {
     let waited = Error::unavailable("in barrier number 3: rank 0 waits for rank 1");
     assert!(sentence(false, waited)[0].contains("nothing went wrong"));
 }
+
+#[test]
+fn a_cut_excuses_only_who_blames_the_other_side() {
+    let program = Program::draw(&mut Stream::new(1, PROGRAM));
+    let cut = Fault::Cut { side: vec![0, 1], one_way: false, length: HARMFUL };
+    let faults = Faults { strikes: vec![Strike { at: Duration::ZERO, fault: cut }], ..Faults::none() };
+    let blames = |lost| {
+        let ending = |at, error| Ending { at, done: 0, wrong: Vec::new(), error };
+        let error = Error::peer_lost(lost, "in barrier number 3: it has died");
+        let well = || ending(HEAL * 2, None);
+        judge(&program, &faults, true, &[ending(HEAL, Some(error)), well(), well()])
+    };
+    assert_eq!(blames(2), Vec::<String>::new());
+    assert!(blames(1)[0].contains("blames who did well"));
+}

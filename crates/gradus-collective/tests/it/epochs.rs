@@ -1,18 +1,16 @@
 //! Processes that live through epochs of a group: this test binary, started again, plays the members.
 
+use crate::beside;
 use crate::world::PATIENCE;
 use gradus_collective::Communicator;
 use gradus_error::{Error, Kind};
-use gradus_fabric::membership::{
-    CoordinatorAddress, CoordinatorServer, CoordinatorSettings, Engine, GroupSettings, Timeouts,
-};
+use gradus_fabric::membership::{CoordinatorAddress, Engine, GroupSettings};
 use gradus_fabric::{
     NetworkSettings, Order, Secret, Session, SessionSettings, TlsSettings, TransportKind, World,
 };
 use rustix::process::{Pid, Signal, kill_process};
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Write};
-use std::os::unix::net::UnixStream;
 use std::os::unix::process::ExitStatusExt;
 use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::mpsc::{Receiver, channel};
@@ -200,27 +198,11 @@ impl Member {
     }
 }
 
-/// Runs `body` beside a coordinator.
+/// Runs `body` beside a coordinator that keeps its state in a file.
 fn beside_a_coordinator(body: impl FnOnce(&str)) {
     let folder = tempfile::tempdir().unwrap();
-    let timeouts = Timeouts::from(FAILURE_DETECTION).unwrap();
-    let state = folder.path().join("state");
-    let server = CoordinatorServer::open(CoordinatorSettings {
-        listen: "127.0.0.1:0".into(),
-        engine: Engine::File(state),
-        timeouts,
-        secret: Secret::default(),
-        tls: TlsSettings::default(),
-    })
-    .unwrap();
-    let address = server.address().to_string();
-    let (stop, stopped) = UnixStream::pair().unwrap();
-    std::thread::scope(|scope| {
-        scope.spawn(move || server.run(&stopped, |_| {}).unwrap());
-        // Ends the coordinator however the body ends.
-        let _stop = stop;
-        body(&address);
-    });
+    let state = Engine::File(folder.path().join("state"));
+    beside::beside_a_coordinator(state, FAILURE_DETECTION, body);
 }
 
 /// What becomes of one of three members.

@@ -3,6 +3,8 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
 mod algorithms;
+#[path = "../../../gradus-fabric/tests/it/beside.rs"]
+mod beside;
 mod delay_line;
 mod epochs;
 mod far;

@@ -117,9 +117,7 @@ impl Etcd {
         other: &[u8],
     ) -> Result<Option<Claim>> {
         let success = vec![put(key, content, lease.id), Operation::Range(range(other))];
-        let done: Transacted = self.transact(Compare::created(key, 0), success)?;
-        let read = done.responses.into_iter().find_map(|response| response.response_range).and_then(value);
-        Ok(done.succeeded.then_some(Claim { revision: done.header.revision.0, read }))
+        Ok(claimed(self.transact(Compare::created(key, 0), success)?))
     }
 
     /// Puts `content` into `key` if a claim still stands; whether it does.
@@ -232,12 +230,31 @@ impl Etcd {
     }
 
     fn read<A: DeserializeOwned>(&self, path: &str, answer: &[u8]) -> Result<A> {
-        serde_json::from_slice(answer).map_err(|error| {
-            let url = &self.urls[self.current];
-            Error::corrupt(format!("{url}{path} answers what no etcd would: is another program there?"))
-                .with_source(error)
-        })
+        read(&self.urls[self.current], path, answer)
     }
+}
+
+fn read<A: DeserializeOwned>(url: &str, path: &str, answer: &[u8]) -> Result<A> {
+    serde_json::from_slice(answer).map_err(|error| {
+        Error::corrupt(format!("{url}{path} answers what no etcd would: is another program there?"))
+            .with_source(error)
+    })
+}
+
+/// Takes bytes for an answer to each of our questions, and for a refusal; whether they are any.
+#[cfg(feature = "fuzzing")]
+pub(crate) fn is_answer(bytes: &[u8]) -> bool {
+    let failure = serde_json::from_slice::<Failure>(bytes).is_ok_and(|failure| failure.code != 0);
+    drop(refusal("http://a", 500, bytes));
+    let answers = [
+        read("http://a", "/", bytes).map(value).is_ok(),
+        read("http://a", "/", bytes).map(claimed).is_ok(),
+        read("http://a", "/", bytes).map(|leased| span_of(&leased)).is_ok(),
+        read("http://a", "/", bytes).map(|prolonged: Streamed<Leased>| span_of(&prolonged.result)).is_ok(),
+        read::<Done>("http://a", "/", bytes).is_ok(),
+        read::<Authenticated>("http://a", "/", bytes).is_ok(),
+    ];
+    failure || answers.contains(&true)
 }
 
 fn range(key: &[u8]) -> Range {
@@ -246,6 +263,12 @@ fn range(key: &[u8]) -> Range {
 
 fn put(key: &[u8], content: &[u8], lease: i64) -> Operation {
     Operation::Put(Put { key: Bytes(key.to_vec()), value: Bytes(content.to_vec()), lease: Number(lease) })
+}
+
+/// What came of claiming a key.
+fn claimed(done: Transacted) -> Option<Claim> {
+    let read = done.responses.into_iter().find_map(|response| response.response_range).and_then(value);
+    done.succeeded.then_some(Claim { revision: done.header.revision.0, read })
 }
 
 fn value(found: Ranged) -> Option<Vec<u8>> {

@@ -9,4 +9,6 @@ mod client;
 mod wire;
 
 pub use address::EtcdAddress;
+#[cfg(feature = "fuzzing")]
+pub(crate) use client::is_answer;
 pub(crate) use client::{Claim, Etcd, Lease};

@@ -30,6 +30,8 @@ pub use coordinator::{Cause, Coordinator, CoordinatorNote};
 pub use member::{COORDINATOR, Member, MemberCommand, MemberNote};
 pub use message::{Epoch, GroupSettings, Identity, News, Reply, Request, Standing, Table, Wish};
 pub use quorum::{Candidate, Decision, GroupState, quorum};
+#[cfg(feature = "fuzzing")]
+pub(crate) use shell::is_published;
 pub use shell::{
     ClientSettings, CoordinatorAddress, CoordinatorServer, CoordinatorSettings, Engine, MembershipClient,
 };

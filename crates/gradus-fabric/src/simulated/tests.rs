@@ -11,7 +11,10 @@ const HOUR: Duration = Duration::from_secs(3600);
 
 /// A fault that strikes after a second, on a network that is in order but for it.
 fn struck(fault: Fault) -> Conditions {
-    let strikes = vec![Strike { at: Duration::from_secs(1), fault }];
+    struck_by(vec![Strike { at: Duration::from_secs(1), fault }])
+}
+
+fn struck_by(strikes: Vec<Strike>) -> Conditions {
     Conditions {
         faults: Faults { strikes, heal: HOUR, ..Faults::none() },
         end: HOUR,
@@ -74,6 +77,25 @@ fn a_short_cut_is_a_delay_and_a_long_one_a_loss() {
     assert_eq!(kinds(&cut(20)), [None, None, None]);
     for outcome in kinds(&cut(60)) {
         assert!(matches!(outcome, Some(Kind::PeerLost { .. })), "{outcome:?}");
+    }
+}
+
+#[test]
+fn two_cuts_are_one_silence_if_they_overlap_and_none_if_between_them_something_is_heard() {
+    let cuts = |cuts: [(u64, u64); 2]| {
+        let strike = |(start, seconds)| {
+            let length = Duration::from_secs(seconds);
+            let fault = Fault::Cut { side: vec![2], one_way: false, length };
+            Strike { at: Duration::from_secs(start), fault }
+        };
+        chatter_under(&struck_by(cuts.map(strike).into()))
+    };
+    assert_eq!(kinds(&cuts([(1, 10), (20, 20)])), [None, None, None]);
+    for (error, at) in cuts([(1, 15), (10, 30)]) {
+        assert!(
+            error.is_some() && at >= SILENCE && at < SILENCE + Duration::from_secs(5),
+            "{error:?} {at:?}"
+        );
     }
 }
 

@@ -30,7 +30,7 @@ pub(super) enum Event {
     End { from: usize, to: Lane },
     /// A last word arrives on a line.
     Word { from: usize, to: usize, word: Word },
-    /// Two ranks have heard nothing of each other for [`SILENCE`], if the cut has lasted.
+    /// Two ranks have heard nothing of each other for [`SILENCE`], if their silence was never broken.
     Silence { ranks: [usize; 2] },
     /// Something goes wrong.
     Strike(Fault),
@@ -81,6 +81,8 @@ pub(super) struct Wire {
     pipes: Vec<Vec<Pipe>>,
     /// When the last word said on a line arrives, by sender, then by receiver.
     lines: Vec<Vec<Duration>>,
+    /// Since when two ranks are silent, or were when they last were, by the lower, then by the other.
+    silent_since: Vec<Vec<Duration>>,
 }
 
 impl Wire {
@@ -102,6 +104,7 @@ impl Wire {
             hosts: (0..world_size).map(|_| host()).collect(),
             pipes: (0..world_size).map(|_| pipes()).collect(),
             lines: vec![vec![Duration::ZERO; world_size]; world_size],
+            silent_since: vec![vec![Duration::ZERO; world_size]; world_size],
         }
     }
 
@@ -261,8 +264,7 @@ impl Wire {
             }
             Fault::Cut { side, one_way, length } => {
                 plans.record(0, format_args!("{side:?} cut off for {length:?}, one way: {one_way}"));
-                self.network.cut(side, one_way, until(length));
-                self.expect_silence(plans);
+                self.silence(plans, |wire| wire.network.cut(side, one_way, until(length)));
             }
             Fault::Slow { node, delay, length } => self.network.slow_down(node, delay, until(length)),
             Fault::Reset { node, peer } if node != peer => {
@@ -279,26 +281,27 @@ impl Wire {
             return;
         }
         plans.record(rank, format_args!("crashes (power lost: {power_loss})"));
-        self.hosts[rank].gone = Some(Gone::Crashed);
+        self.silence(plans, |wire| wire.hosts[rank].gone = Some(Gone::Crashed));
         plans.wake(rank);
-        if power_loss {
-            for other in self.others(rank) {
-                plans.plan(plans.now() + SILENCE, Event::Silence { ranks: [rank, other] });
-            }
-        } else {
+        if !power_loss {
             // The last word said before, if any, stands.
             self.say_to_all(plans, rank, &Word::Death);
             self.end_streams(plans, rank);
         }
     }
 
-    /// Every two ranks that cannot answer each other now are asked after in time.
-    fn expect_silence(&mut self, plans: &mut Plans) {
-        for one in 0..self.hosts.len() {
-            for other in one + 1..self.hosts.len() {
-                if self.is_silent(plans.now(), one, other) {
-                    plans.plan(plans.now() + SILENCE, Event::Silence { ranks: [one, other] });
-                }
+    /// Lets something strike that may silence ranks. Every two that can answer each other before and not after are asked after in
+    /// time; those that could not before are silent since then.
+    fn silence(&mut self, plans: &mut Plans, strike: impl FnOnce(&mut Self)) {
+        let ranks = 0..self.hosts.len();
+        let pairs = ranks.clone().flat_map(|one| ranks.clone().skip(one + 1).map(move |other| [one, other]));
+        let now = plans.now();
+        let answering: Vec<_> = pairs.filter(|[one, other]| !self.is_silent(now, *one, *other)).collect();
+        strike(self);
+        for [one, other] in answering {
+            if self.is_silent(now, one, other) {
+                self.silent_since[one][other] = now;
+                plans.plan(now + SILENCE, Event::Silence { ranks: [one, other] });
             }
         }
     }
@@ -331,7 +334,8 @@ impl Course for Wire {
             }
             Event::Word { from, to, word } => self.hear(plans, from, to, word),
             Event::Silence { ranks: [one, other] } => {
-                if self.is_silent(plans.now(), one, other) {
+                let lasted = plans.now() - self.silent_since[one][other] >= SILENCE;
+                if lasted && self.is_silent(plans.now(), one, other) {
                     self.hear(plans, one, other, Word::Death);
                     self.hear(plans, other, one, Word::Death);
                 }

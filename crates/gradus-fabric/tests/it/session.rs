@@ -1,14 +1,12 @@
 //! Members of a group as threads of this process, from world to world.
 
+use crate::beside;
 use gradus_error::{Error, Kind, Result};
-use gradus_fabric::membership::{
-    CoordinatorAddress, CoordinatorServer, CoordinatorSettings, Engine, Epoch, GroupSettings, Timeouts,
-};
+use gradus_fabric::membership::{CoordinatorAddress, Engine, Epoch, GroupSettings};
 use gradus_fabric::{
     Direction, Interest, Lane, NetworkSettings, Order, Secret, Session, SessionSettings, TlsSettings,
     Transport, TransportKind, World,
 };
-use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
 /// Long enough that no busy machine makes the living look dead.
@@ -35,23 +33,7 @@ fn settings(coordinator: &str, number: usize) -> SessionSettings {
 
 /// Runs `body` beside a coordinator that keeps no state.
 fn beside_a_coordinator<T>(body: impl FnOnce(&str) -> T) -> T {
-    let timeouts = Timeouts::from(FAILURE_DETECTION).unwrap();
-    let server = CoordinatorServer::open(CoordinatorSettings {
-        listen: "127.0.0.1:0".into(),
-        engine: Engine::Nothing,
-        timeouts,
-        secret: Secret::default(),
-        tls: TlsSettings::default(),
-    })
-    .unwrap();
-    let address = server.address().to_string();
-    let (stop, stopped) = UnixStream::pair().unwrap();
-    std::thread::scope(|scope| {
-        scope.spawn(move || server.run(&stopped, |_| {}).unwrap());
-        // Ends the coordinator however the body ends.
-        let _stop = stop;
-        body(&address)
-    })
+    beside::beside_a_coordinator(Engine::Nothing, FAILURE_DETECTION, body)
 }
 
 /// Runs `body` as each of two members.

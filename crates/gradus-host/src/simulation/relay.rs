@@ -107,13 +107,18 @@ struct State<C: Course> {
     plans: Plans<C::Event>,
     /// Who holds the baton; nobody before the first has started and after the last has ended.
     turn: Option<usize>,
+    /// Runners that have not ended.
+    running: usize,
 }
 
 impl<C: Course> State<C> {
-    /// Lets time pass until a runner's moment has come.
+    /// Lets time pass until a runner's moment has come. When there is none left, the time is over: what was planned for later
+    /// does not happen.
     fn pass_on(&mut self) {
         self.turn = None;
-        while let Some((at, due)) = self.plans.queue.next(Duration::MAX) {
+        while self.running > 0
+            && let Some((at, due)) = self.plans.queue.next(Duration::MAX)
+        {
             self.plans.now = at;
             match due {
                 Due::Event(event) => self.course.happen(event, &mut self.plans),
@@ -217,7 +222,9 @@ struct Leg<'a, C: Course>(&'a Relay<C>);
 
 impl<C: Course> Drop for Leg<'_, C> {
     fn drop(&mut self) {
-        self.0.pass_on(&mut self.0.lock());
+        let mut state = self.0.lock();
+        state.running -= 1;
+        self.0.pass_on(&mut state);
     }
 }
 
@@ -250,7 +257,7 @@ pub fn relay<C: Course, T: Send>(
     let mut plans = Plans { now: Duration::ZERO, queue: Queue::new(), rests, trace: Trace::new(recording) };
     begin(&mut course, &mut plans);
     (0..runners).for_each(|runner| plans.resume(runner, Duration::ZERO));
-    let state = Mutex::new(State { course, plans, turn: None });
+    let state = Mutex::new(State { course, plans, turn: None, running: runners });
     let relay = Arc::new(Relay { state, turns: (0..runners).map(|_| Condvar::new()).collect() });
     relay.pass_on(&mut relay.lock());
     // One at a time needs one processor: to wake a thread on another one takes twenty times as long.
@@ -328,6 +335,22 @@ mod tests {
         assert_eq!(finish.results[0], (SECOND * 4, "axa.".to_owned()));
         assert_eq!(finish.results[1], (SECOND * 10, "axa.bb.".to_owned()));
         assert_eq!(finish.at, SECOND * 10);
+    }
+
+    #[test]
+    fn with_the_last_runner_the_time_ends() {
+        let plan = |_: &mut Wall, plans: &mut Plans<_>| {
+            plans.plan(SECOND * 2, ('x', Some(0)));
+            plans.plan(SECOND * 9, ('y', Some(0)));
+        };
+        let finish = relay(Wall::default(), 2, Recording::Lines, plan, |runner| {
+            runner.wait(SECOND * 20);
+            runner.spend(SECOND);
+        });
+        assert_eq!(finish.at, SECOND * 21);
+        // Woken at 2: neither the moment that was planned for it nor what would happen at 9 comes.
+        let lone = relay(Wall::default(), 1, Recording::Lines, plan, |runner| runner.wait(SECOND * 20));
+        assert_eq!((lone.at, lone.trace.lines().len()), (SECOND * 2, 1));
     }
 
     #[test]

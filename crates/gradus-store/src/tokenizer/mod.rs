@@ -6,7 +6,9 @@
 //! tokenizers of GPT-2's kind take a faster way (see `byte_level`), all others the library's.
 
 mod byte_level;
+mod charsmap;
 mod files;
+mod fragile;
 mod stream;
 mod train;
 
@@ -19,12 +21,10 @@ use files::Beside;
 pub(crate) use files::{TOKENIZER, TOKENIZER_CONFIG};
 use gradus_error::{Error, IoContext, Result};
 use gradus_host::disk::write_atomically;
-use serde::Deserialize;
 use serde_json::{Value, json};
 use std::path::Path;
 use tokenizers::models::ModelWrapper;
 use tokenizers::models::bpe::BPE;
-use tokenizers::normalizers::Precompiled;
 use tokenizers::{DecoderWrapper, PreTokenizerWrapper};
 
 /// A tokenizer and the token that ends a text.
@@ -40,37 +40,6 @@ pub struct Tokenizer {
     /// For byte-level decoders: the bytes of each token; none for special tokens and gaps.
     token_bytes: Option<Vec<Option<Box<[u8]>>>>,
     fast: bool,
-}
-
-/// The parts of a `tokenizer.json` whose parsers beneath panic at what they do not like: they are read once before.
-#[derive(Deserialize)]
-struct Fragile {
-    /// Where it is no JSON.
-    #[serde(default, rename = "decoder")]
-    _decoder: Value,
-    /// Where a table of SentencePiece's is damaged.
-    #[serde(default)]
-    normalizer: Value,
-}
-
-impl Fragile {
-    fn check(json: &[u8]) -> serde_json::Result<()> {
-        check_tables(&serde_json::from_slice::<Self>(json)?.normalizer)
-    }
-}
-
-/// Reads every table of a normalizer and of those in it.
-fn check_tables(normalizer: &Value) -> serde_json::Result<()> {
-    match normalizer {
-        Value::Object(fields) => {
-            if fields.get("type").is_some_and(|kind| kind == "Precompiled") {
-                serde_json::from_str::<Precompiled>(&normalizer.to_string())?;
-            }
-            fields.values().try_for_each(check_tables)
-        }
-        Value::Array(parts) => parts.iter().try_for_each(check_tables),
-        _ => Ok(()),
-    }
 }
 
 impl Tokenizer {
@@ -106,7 +75,7 @@ impl Tokenizer {
 
     fn build(json: Vec<u8>, beside: Beside, end_of_text: &str, culprit: &str) -> Result<Self> {
         let invalid = |error| Error::invalid(format!("{culprit} is not a tokenizer.json")).with_source(error);
-        Fragile::check(&json).map_err(|error| invalid(error.into()))?;
+        fragile::check(&json).map_err(|error| invalid(error.into()))?;
         let mut inner = tokenizers::Tokenizer::from_bytes(&json).map_err(invalid)?;
         inner.set_encode_special_tokens(true);
         inner.with_truncation(None).map_err(invalid)?;

@@ -120,14 +120,19 @@ fn what_is_no_tokenizer_is_invalid() {
     assert_ne!(text, no_character);
     std::fs::write(folder.path().join(TOKENIZER), no_character).unwrap();
     assert_eq!(*Tokenizer::load(folder.path()).unwrap_err().kind(), Kind::Invalid);
-    let damaged_table = text.replace(
-        r#""normalizer":null"#,
-        r#""normalizer":{"type":"Sequence","normalizers":[
-        {"type":"Precompiled","precompiled_charsmap":"!"}]}"#,
-    );
-    assert_ne!(text, damaged_table);
-    std::fs::write(folder.path().join(TOKENIZER), damaged_table).unwrap();
-    assert_eq!(*Tokenizer::load(folder.path()).unwrap_err().kind(), Kind::Invalid);
+    for normalizer in [
+        r#"{"type":"Sequence","normalizers":[{"type":"Precompiled","precompiled_charsmap":"!"}]}"#,
+        r#"{"type":"Precompiled","precompiled_charsmap":"AAAAAA=="}"#,
+        r#"{"type":{"Precompiled":null},"precompiled_charsmap":"/////w=="}"#,
+        r#"{"type":{"Precompiled":null}}"#,
+        r#"{"precompiled_charsmap":"AAAAAA=="}"#,
+        r#"["AAAAAA=="]"#,
+    ] {
+        let damaged_table = text.replace(r#""normalizer":null"#, &format!(r#""normalizer":{normalizer}"#));
+        assert_ne!(text, damaged_table);
+        std::fs::write(folder.path().join(TOKENIZER), damaged_table).unwrap();
+        assert_eq!(*Tokenizer::load(folder.path()).unwrap_err().kind(), Kind::Invalid, "{normalizer}");
+    }
     for end in 0..whole.len() {
         std::fs::write(folder.path().join(TOKENIZER), &whole[..end]).unwrap();
         assert_eq!(*Tokenizer::load(folder.path()).unwrap_err().kind(), Kind::Invalid, "cut at {end}");

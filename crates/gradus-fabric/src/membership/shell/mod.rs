@@ -21,4 +21,6 @@ mod term;
 pub use client::{ClientSettings, MembershipClient};
 pub use office::Engine;
 pub use place::CoordinatorAddress;
+#[cfg(feature = "fuzzing")]
+pub(crate) use place::is_published;
 pub use server::{CoordinatorServer, CoordinatorSettings};

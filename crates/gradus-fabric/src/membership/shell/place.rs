@@ -93,6 +93,12 @@ impl Published {
     }
 }
 
+/// Whether bytes are what a coordinator that leads says of itself.
+#[cfg(feature = "fuzzing")]
+pub(crate) fn is_published(bytes: &[u8]) -> bool {
+    Published::from_bytes(bytes).is_ok()
+}
+
 /// A member's way to its coordinator.
 pub(super) struct Way {
     place: CoordinatorAddress,
