@@ -89,8 +89,18 @@ impl Group {
         Self { table, phase, go_from: desk.now + desk.timeouts.lease_over, ..group }
     }
 
+    /// This group in the place of one of the same name that has become empty: whoever was excluded from that one is waited for.
+    pub(super) fn after(self, emptied: &Self) -> Self {
+        Self { go_from: self.go_from.max(emptied.go_from), ..self }
+    }
+
     pub(super) fn is_empty(&self) -> bool {
         self.present.is_empty()
+    }
+
+    /// Whether nothing need be known of it any more: nobody is in it, and nobody who was can act.
+    pub(super) fn is_over(&self, now: Duration) -> bool {
+        self.is_empty() && now >= self.go_from
     }
 
     // What members want.
@@ -367,6 +377,7 @@ impl Group {
         let silent = self.present.values().map(|present| present.silent_at);
         let stuck = self.present.values().filter_map(|present| self.must_acknowledge(present));
         let go = (self.phase == Phase::Forming && self.all_acknowledged()).then_some(self.go_from);
-        silent.chain(stuck).chain(go).chain(self.decide_at).min()
+        let over = self.is_empty().then_some(self.go_from);
+        silent.chain(stuck).chain(go).chain(over).chain(self.decide_at).min()
     }
 }

@@ -121,6 +121,23 @@ fn a_closed_connection_is_a_death_unless_another_is_opened_soon() {
 }
 
 #[test]
+fn a_group_that_becomes_empty_is_not_forgotten_before_all_its_leases_are_over() {
+    let mut desk = Desk::with_two();
+    desk.machine.step(Event::Closed { peer: 2 }, seconds(1));
+    desk.hear(2, 1, Wish::Leave { name: "a".into(), incarnation: 1 });
+    // b was heard at 0 s, is buried at 3 s and may act until its lease is surely over, at 5 s.
+    desk.machine.step(Event::Wake, seconds(3));
+    assert_eq!(desk.machine.deadline(), Some(seconds(5)));
+    let is_go = |news: &News| matches!(news, News::Go { epoch: Epoch(4) });
+    desk.join(3, 3, "c", GroupSettings::fixed(1));
+    assert!(said(&desk.acknowledge(4, 3, "c", Epoch(4)), is_go).is_empty(), "it would act beside b");
+    assert_eq!(desk.machine.deadline(), Some(seconds(5)));
+    assert_eq!(said(&desk.machine.step(Event::Wake, seconds(5)), is_go), [3]);
+    desk.hear(6, 3, Wish::Leave { name: "c".into(), incarnation: 1 });
+    assert_eq!(desk.machine.deadline(), None, "nothing is left of the group");
+}
+
+#[test]
 fn what_a_buried_member_said_long_ago_gives_it_no_lease() {
     let mut desk = Desk::with_two();
     desk.stay(7, 1, "a", acting(Epoch(2), true));
