@@ -2,8 +2,8 @@
 
 use super::address::{EtcdAddress, User};
 use super::wire::{
-    Authenticate, Authenticated, Bytes, Compare, Done, Failure, Grant, Leased, Number, OfLease, Operation,
-    Put, Range, Ranged, Streamed, Transacted, Transaction,
+    Authenticate, Authenticated, Bytes, Compare, Done, Failure, Grant, KeyValue, Leased, Number, OfLease,
+    Operation, Put, Range, Ranged, Streamed, Transacted, Transaction,
 };
 use crate::tls::{self, TlsSettings};
 use gradus_error::{Error, Kind, Result};
@@ -49,6 +49,19 @@ pub(crate) struct Claim {
     pub(crate) revision: i64,
     /// What another key held at that moment.
     pub(crate) read: Option<Vec<u8>>,
+    /// In which revision that was written, 0 for never.
+    pub(crate) read_revision: i64,
+}
+
+/// What became of a write.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Written {
+    /// The key holds it since that revision.
+    In(i64),
+    /// It was not written, for the key was in that revision, by somebody who has no claim.
+    Changed(i64),
+    /// It was not written, for the claim does not stand any more.
+    Unclaimed,
 }
 
 /// A client. It keeps its connection from call to call.
@@ -105,7 +118,7 @@ impl Etcd {
     /// What a key holds.
     pub(crate) fn get(&mut self, key: &[u8]) -> Result<Option<Vec<u8>>> {
         let found: Ranged = self.call("/v3/kv/range", &range(key))?;
-        Ok(value(found))
+        Ok(found.kvs.into_iter().next().map(|pair| pair.value.0))
     }
 
     /// Makes `key`, unless it exists, for as long as a lease runs, and reads `other` in the same moment.
@@ -117,26 +130,42 @@ impl Etcd {
         other: &[u8],
     ) -> Result<Option<Claim>> {
         let success = vec![put(key, content, lease.id), Operation::Range(range(other))];
-        let done: Transacted = self.transact(Compare::created(key, 0), success)?;
-        let read = done.responses.into_iter().find_map(|response| response.response_range).and_then(value);
-        Ok(done.succeeded.then_some(Claim { revision: done.header.revision.0, read }))
+        let done = self.transact(vec![Compare::created(key, 0)], success, Vec::new())?;
+        let (succeeded, revision) = (done.succeeded, done.header.revision.0);
+        let read = ranges(done).next().flatten();
+        let read_revision = written_in(read.as_ref());
+        let claim = Claim { revision, read: read.map(|pair| pair.value.0), read_revision };
+        Ok(succeeded.then_some(claim))
     }
 
-    /// Puts `content` into `key` if a claim still stands; whether it does.
+    /// Puts `content` into `key` if a claim still stands and the key was written last in the revision `last`. So a write that
+    /// etcd carries out late, when it was long given up and repeated, undoes nothing that was written since.
     pub(crate) fn put_under(
         &mut self,
-        claimed: &[u8],
-        claim: i64,
-        key: &[u8],
+        (claimed, claim): (&[u8], i64),
+        (key, last): (&[u8], i64),
         content: &[u8],
-    ) -> Result<bool> {
-        let success = vec![put(key, content, 0)];
-        Ok(self.transact(Compare::created(claimed, claim), success)?.succeeded)
+    ) -> Result<Written> {
+        let compare = vec![Compare::created(claimed, claim), Compare::written(key, last)];
+        let look = [claimed, key].map(|key| Operation::Range(range(key)));
+        let done = self.transact(compare, vec![put(key, content, 0)], look.into())?;
+        if done.succeeded {
+            return Ok(Written::In(done.header.revision.0));
+        }
+        let mut found = ranges(done);
+        let (holder, found) = (found.next().flatten(), found.next().flatten());
+        let revision = written_in(found.as_ref());
+        Ok(match found {
+            _ if holder.is_none_or(|holder| holder.create_revision.0 != claim) => Written::Unclaimed,
+            // An earlier try has come through, and its answer was lost.
+            Some(pair) if pair.value.0 == content => Written::In(revision),
+            _ => Written::Changed(revision),
+        })
     }
 
     /// Whether a claim still stands.
     pub(crate) fn stands(&mut self, claimed: &[u8], claim: i64) -> Result<bool> {
-        Ok(self.transact(Compare::created(claimed, claim), Vec::new())?.succeeded)
+        Ok(self.transact(vec![Compare::created(claimed, claim)], Vec::new(), Vec::new())?.succeeded)
     }
 
     /// A new lease; etcd may grant a longer one than was asked for.
@@ -161,8 +190,13 @@ impl Etcd {
         Ok(())
     }
 
-    fn transact(&mut self, compare: Compare, success: Vec<Operation>) -> Result<Transacted> {
-        self.call("/v3/kv/txn", &Transaction { compare: vec![compare], success })
+    fn transact(
+        &mut self,
+        compare: Vec<Compare>,
+        success: Vec<Operation>,
+        failure: Vec<Operation>,
+    ) -> Result<Transacted> {
+        self.call("/v3/kv/txn", &Transaction { compare, success, failure })
     }
 
     // How.
@@ -248,8 +282,14 @@ fn put(key: &[u8], content: &[u8], lease: i64) -> Operation {
     Operation::Put(Put { key: Bytes(key.to_vec()), value: Bytes(content.to_vec()), lease: Number(lease) })
 }
 
-fn value(found: Ranged) -> Option<Vec<u8>> {
-    found.kvs.into_iter().next().map(|pair| pair.value.0)
+/// What was found under each key that a transaction has looked at.
+fn ranges(done: Transacted) -> impl Iterator<Item = Option<KeyValue>> {
+    let ranges = done.responses.into_iter().filter_map(|response| response.response_range);
+    ranges.map(|found| found.kvs.into_iter().next())
+}
+
+fn written_in(found: Option<&KeyValue>) -> i64 {
+    found.map_or(0, |pair| pair.mod_revision.0)
 }
 
 fn span_of(leased: &Leased) -> Duration {

@@ -1,7 +1,7 @@
 //! Coordinators on a real etcd: one leads, the others take over; what has lost its right writes nothing.
 
 use crate::certificates::Authority;
-use crate::etcd_server::{EtcdServer, etcd_is_there};
+use crate::etcd_server::{EtcdServer, Line, Passage, etcd_is_there};
 use crate::roles::{
     LIMIT, Process, client_settings, coordinator_settings, engine, plays_a_role, survive, three_members,
 };
@@ -165,6 +165,37 @@ fn a_leader_whose_key_is_gone_writes_nothing_and_has_to_come_into_office_anew() 
         serving.end().unwrap();
         let left = etcd.ask("/v3/kv/range", &format!(r#"{{"key":"{LEADER}"}}"#));
         assert!(!left.contains("kvs"), "who ends in good order lets go at once: {left}");
+    });
+}
+
+/// Whether a request to etcd writes the coordinator's state.
+fn writes_the_state(json: &str) -> bool {
+    json.contains(&format!(r#"request_put":{{"key":"{STATE}""#))
+}
+
+#[test]
+fn what_etcd_carries_out_late_undoes_nothing_newer_and_a_lost_answer_costs_nothing() {
+    beside_etcd(|etcd, _| {
+        let mut passages = [Passage::Late, Passage::Whole, Passage::Unanswered].into_iter();
+        let line = Line::to(&etcd, move |json| match writes_the_state(json) {
+            true => passages.next().unwrap_or(Passage::Whole),
+            false => Passage::Whole,
+        });
+        let serving = Serving::start(engine(&line.address("runs/a")));
+        let late = line.late();
+        serving.notes_until(|note| *note == CoordinatorNote::Started { term: 1 });
+        let member = MembershipClient::join(settings_of(&serving.address)).unwrap();
+        let formed = member.next_event(LIMIT).unwrap();
+        assert!(matches!(formed, Some(MemberNote::Formed { term: 1, .. })), "{formed:?}");
+        let state = || {
+            let found = etcd.ask("/v3/kv/range", &format!(r#"{{"key":"{STATE}"}}"#));
+            found.split_once("kvs").unwrap().1.to_owned()
+        };
+        let before = state();
+        etcd.ask(&late.path, &late.json);
+        assert_eq!(state(), before, "the epoch that the member was told is forgotten");
+        drop(member);
+        serving.end().unwrap();
     });
 }
 

@@ -1,14 +1,14 @@
 //! The right to coordinate, among all coordinators that run on one etcd and prefix.
 //!
 //! Whoever leads holds a key that lives as long as a lease; each of its writes is a transaction that compares in which
-//! revision that key was made. So a coordinator that has lost the key can write nothing any more, even if it has not
-//! noticed. It must not answer members either: they would keep leases that its successor does not wait for. Therefore
+//! revision that key was made, and in which the state was written last. So a coordinator that has lost the key can write
+//! nothing any more, even if it has not noticed, and what etcd carries out late undoes nothing newer. It must not answer members either: they would keep leases that its successor does not wait for. Therefore
 //! it counts its own lease from when it *asked* for it, and only four fifths of it, for clocks that differ: when that is
 //! over it stops, and no other has begun.
 
 use super::super::timeouts::Timeouts;
 use super::place::{LEADER, Published};
-use crate::etcd::{Claim, Etcd, EtcdAddress, Lease};
+use crate::etcd::{Claim, Etcd, EtcdAddress, Lease, Written};
 use gradus_error::{Error, IoContext, Kind, Result};
 use gradus_host::{Clock, RealClock};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
@@ -93,6 +93,7 @@ impl Candidate {
             leader: self.address.key(LEADER),
             state: self.address.key(STATE),
             revision: claim.revision,
+            stored_in: claim.read_revision,
             lease,
             until,
             clock: self.clock,
@@ -115,6 +116,8 @@ pub(super) struct Leadership {
     state: Vec<u8>,
     /// In which revision the leader's key became ours.
     revision: i64,
+    /// In which revision the state was written last.
+    stored_in: i64,
     lease: Lease,
     until: Until,
     clock: RealClock,
@@ -134,16 +137,28 @@ impl Leadership {
     /// `Fenced` when another leads or may; else those of etcd that waiting does not mend.
     pub(super) fn replace(&mut self, bytes: &[u8]) -> Result<()> {
         loop {
-            let put = self.etcd.put_under(&self.leader, self.revision, &self.state, bytes);
+            let claim = (self.leader.as_slice(), self.revision);
+            let put = self.etcd.put_under(claim, (&self.state, self.stored_in), bytes);
             match put {
-                Ok(true) => return Ok(()),
-                Ok(false) => return Err(deposed()),
+                Ok(Written::In(revision)) => {
+                    self.stored_in = revision;
+                    return Ok(());
+                }
+                Ok(Written::Unclaimed) => return Err(deposed()),
+                Ok(Written::Changed(revision)) => self.take_back(revision)?,
                 Err(error) if *error.kind() != Kind::Unavailable => return Err(error),
                 Err(error) if self.clock.now() >= self.until() => return Err(deposed().with_source(error)),
-                // Whether it was written or not: writing the same again does no harm.
+                // Whether it was written or not shows at the next try.
                 Err(_) => self.clock.sleep(PAUSE),
             }
         }
+    }
+
+    /// The state is ours alone to write: whatever somebody else put there is written over.
+    fn take_back(&mut self, revision: i64) -> Result<()> {
+        tracing::warn!(revision, "somebody else has written the key {STATE:?}: it is written over");
+        self.stored_in = revision;
+        if self.clock.now() >= self.until() { Err(deposed()) } else { Ok(()) }
     }
 
     /// Whether the right is still ours, in etcd's eyes.
