@@ -10,7 +10,7 @@ use base64::engine::general_purpose::STANDARD;
 use gradus_error::{Error, Kind, Result};
 use gradus_fabric::membership::{
     ClientSettings, CoordinatorAddress, CoordinatorNote, CoordinatorServer, CoordinatorSettings, Engine,
-    GroupSettings, MemberNote, MembershipClient, Timeouts,
+    Epoch, GroupSettings, MemberNote, MembershipClient, Timeouts,
 };
 use gradus_fabric::{EtcdAddress, Secret, TlsSettings};
 use rustix::process::Signal;
@@ -165,6 +165,41 @@ fn a_leader_whose_key_is_gone_writes_nothing_and_has_to_come_into_office_anew() 
         serving.end().unwrap();
         let left = etcd.ask("/v3/kv/range", &format!(r#"{{"key":"{LEADER}"}}"#));
         assert!(!left.contains("kvs"), "who ends in good order lets go at once: {left}");
+    });
+}
+
+/// The epoch of the table of `size` members that comes to a member, which acknowledges it and all before.
+fn formed_with(size: usize, member: &MembershipClient) -> Epoch {
+    loop {
+        match member.next_event(LIMIT).unwrap().expect("nothing comes to pass") {
+            MemberNote::Formed { table, .. } => {
+                member.acknowledge(table.epoch);
+                if table.members.len() == size {
+                    return table.epoch;
+                }
+            }
+            note => assert!(!matches!(note, MemberNote::Fenced), "nobody knows it any more"),
+        }
+    }
+}
+
+#[test]
+fn a_leader_whose_key_is_gone_stands_down_though_it_has_nothing_to_write() {
+    beside_etcd(|etcd, address| {
+        let first = Serving::start(engine(&address));
+        first.notes_until(|note| *note == CoordinatorNote::Started { term: 1 });
+        let standby = Serving::start(engine(&address));
+        let old = MembershipClient::join(settings_of(&address)).unwrap();
+        formed_with(1, &old);
+        etcd.ask("/v3/kv/deleterange", &format!(r#"{{"key":"{LEADER}"}}"#));
+        // The old member would stay with it, and have its leases of it, whatever those who come later are told elsewhere.
+        first.notes_until(|note| *note == CoordinatorNote::Deposed { term: 1 });
+        let settings = settings_of(&address).settings;
+        let new = MembershipClient::join(client_settings(&address, settings, "new")).unwrap();
+        assert_eq!(formed_with(2, &new), formed_with(2, &old));
+        drop((old, new));
+        standby.end().unwrap();
+        first.end().unwrap();
     });
 }
 

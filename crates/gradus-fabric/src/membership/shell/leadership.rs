@@ -2,9 +2,10 @@
 //!
 //! Whoever leads holds a key that lives as long as a lease; each of its writes is a transaction that compares in which
 //! revision that key was made, and in which the state was written last. So a coordinator that has lost the key can write
-//! nothing any more, even if it has not noticed, and what etcd carries out late undoes nothing newer. It must not answer members either: they would keep leases that its successor does not wait for. Therefore
-//! it counts its own lease from when it *asked* for it, and only four fifths of it, for clocks that differ: when that is
-//! over it stops, and no other has begun.
+//! nothing any more, even if it has not noticed, and what etcd carries out late undoes nothing newer. It must not answer
+//! members either: they would keep leases that its successor does not wait for. Therefore it counts its own lease from
+//! when it *asked* for it, and only four fifths of it, for clocks that differ: when that is over it stops, and no other
+//! has begun. With each prolongation it asks whether the key is still there, too.
 
 use super::super::timeouts::Timeouts;
 use super::place::{LEADER, Published};
@@ -80,6 +81,8 @@ impl Candidate {
         let (stop, stopped) = channel();
         let keeper = Keeper {
             etcd: Etcd::open(&self.address, self.timeouts.heartbeat)?,
+            leader: self.address.key(LEADER),
+            revision: claim.revision,
             lease,
             until: Arc::clone(&until),
             stopped,
@@ -185,9 +188,12 @@ fn deposed() -> Error {
     Error::new(Kind::Fenced, "this coordinator has lost the right to lead")
 }
 
-/// The thread that prolongs the lease.
+/// The thread that prolongs the lease, and sees to it that the key is still there: it can be removed while the lease runs on,
+/// and then nothing keeps another from leading.
 struct Keeper {
     etcd: Etcd,
+    leader: Vec<u8>,
+    revision: i64,
     lease: Lease,
     until: Until,
     stopped: Receiver<()>,
@@ -200,7 +206,7 @@ impl Keeper {
         let mut pause = self.lease.span / 4;
         while self.stopped.recv_timeout(pause) == Err(RecvTimeoutError::Timeout) {
             let asked = self.clock.now();
-            pause = match self.etcd.prolong(self.lease) {
+            pause = match self.prolong() {
                 Ok(Some(span)) => {
                     self.set(asked + surely(span));
                     span / 4
@@ -212,6 +218,13 @@ impl Keeper {
                 }
             };
         }
+    }
+
+    /// For how long the right is ours from now on, or `None` when it is no more.
+    fn prolong(&mut self) -> Result<Option<Duration>> {
+        let span = self.etcd.prolong(self.lease)?;
+        let stands = span.is_some() && self.etcd.stands(&self.leader, self.revision)?;
+        Ok(span.filter(|_| stands))
     }
 
     fn set(&self, until: Duration) {
