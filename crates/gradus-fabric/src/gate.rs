@@ -8,7 +8,7 @@ use crate::frame::{Progress, Reader};
 use crate::stream::Stream;
 use crate::trust::{Trust, Visit, Visitor};
 use gradus_error::{Error, Result};
-use gradus_host::Clock;
+use gradus_host::{Clock, descriptors};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::net::SocketFlags;
@@ -19,8 +19,10 @@ use std::time::Duration;
 /// How long a connection may take to prove itself and say its first frame.
 const SILENCE: Duration = Duration::from_secs(10);
 
-/// Connections that have not said theirs yet; beyond that the oldest goes.
+/// Connections that have not said theirs yet; beyond that the oldest goes. A quarter at most of what this process may hold
+/// open: the rest is for ranks, and for whatever else the process needs files for.
 const STRANGERS: usize = 1024;
+const SHARE: usize = 4;
 
 /// Refusals that are remembered.
 const REMEMBERED: usize = 4;
@@ -83,12 +85,17 @@ impl<'a> Gate<'a> {
     /// some were turned away for want of descriptors.
     pub(crate) fn explain(&self, missing: Error) -> Error {
         if let Some(shortage) = self.shortage {
-            return Error::io(format!("{missing}; callers were turned away"), shortage.into());
+            return turned_away(&format!("{missing}; callers"), shortage);
         }
         if self.refusals.is_empty() {
             return missing;
         }
         Error::denied(format!("{missing}; refused were: {}", self.refusals.join("; ")))
+    }
+
+    /// That callers were turned away for want of descriptors, if some were since it was last asked.
+    pub(crate) fn take_shortage(&mut self) -> Option<Error> {
+        self.shortage.take().map(|shortage| turned_away("callers", shortage))
     }
 
     fn remember(&mut self, stream: &Stream, reason: &Error) {
@@ -134,12 +141,17 @@ impl<'a> Gate<'a> {
     }
 
     fn admit(&mut self, socket: OwnedFd) -> Result<()> {
-        if self.visitors.len() >= STRANGERS {
+        let most = STRANGERS.min(descriptors::limit() / SHARE).max(1);
+        while self.visitors.len() >= most {
             self.visitors.remove(0);
         }
         self.visitors.push(self.trust.visitor(socket, self.clock.now() + SILENCE)?);
         Ok(())
     }
+}
+
+fn turned_away(whom: &str, shortage: Errno) -> Error {
+    Error::io(format!("{whom} were turned away"), shortage.into())
 }
 
 /// Where the other end of a TCP connection is, if it is still there.

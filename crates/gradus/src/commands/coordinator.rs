@@ -65,6 +65,8 @@ pub fn run(arguments: &CoordinatorArguments, overrides: &[(String, String)]) -> 
         tls: settings.network.tls,
     };
     let stop = stop_signals()?;
+    // Each member takes one, and the usual limit is for programs that serve few.
+    gradus_host::descriptors::raise_limit();
     let server = CoordinatorServer::open(settings)?;
     logging::print(format_args!("listening on {}", server.address()))?;
     server.run(&stop, report)?;

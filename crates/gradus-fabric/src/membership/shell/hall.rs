@@ -6,15 +6,17 @@ use super::link::Link;
 use crate::gate::timespec;
 use gradus_error::{Error, Result};
 use gradus_host::machine::Peer;
-use gradus_host::{Clock, RealClock};
+use gradus_host::{Clock, RealClock, descriptors};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
 use std::collections::BTreeMap;
 use std::os::fd::AsFd;
 use std::time::Duration;
 
-/// Connections at once; beyond that callers are turned away.
+/// Connections at once; beyond that callers are turned away. Half at most of what this process may hold open: strangers at the
+/// door take a quarter, and the coordinator needs files of its own.
 const MOST_LINKS: usize = 8192;
+const SHARE: usize = 2;
 
 /// Nobody waits longer than this without looking around.
 pub(super) const LONGEST_WAIT: Duration = Duration::from_secs(60);
@@ -82,7 +84,7 @@ impl Hall {
     fn let_in(&mut self, arrival: Arrival) -> Option<(Peer, Request)> {
         let now = self.clock.now();
         self.visitors.retain(|_, visitor| now < visitor.heard + self.patience);
-        if self.visitors.len() >= MOST_LINKS {
+        if self.visitors.len() >= MOST_LINKS.min(descriptors::limit() / SHARE) {
             return None;
         }
         self.last_peer += 1;
