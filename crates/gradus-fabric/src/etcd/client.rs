@@ -27,7 +27,14 @@ const ONE_CALL: RangeInclusive<Duration> = Duration::from_millis(500)..=Duration
 /// Bytes of a reason that are passed on to a person.
 const LONGEST_REASON: usize = 200;
 
+/// What a member of the cluster says, each in its own version, when users were changed since it gave the token.
+const OLD_TOKEN: [&str; 2] = ["revision of auth store is old", "revision in header is old"];
+
+/// What it says when it has more to do than it can, for now.
+const BUSY: &str = "too many requests";
+
 /// Codes of gRPC (its `status.proto`).
+const UNKNOWN: i64 = 2;
 const DEADLINE_EXCEEDED: i64 = 4;
 const NOT_FOUND: i64 = 5;
 const PERMISSION_DENIED: i64 = 7;
@@ -317,6 +324,11 @@ fn unreachable(url: &str, error: ureq::Error) -> Error {
 /// What a status other than success means.
 fn refusal(url: &str, status: u16, answer: &[u8]) -> Refusal {
     let Ok(failure) = serde_json::from_slice::<Failure>(answer) else {
+        // A proxy before it speaks for itself.
+        if status >= 500 {
+            let told = format!("{url} answers with status {status}: is etcd running there?");
+            return Refusal::Elsewhere(Error::unavailable(told));
+        }
         return Refusal::Final(Error::corrupt(format!(
             "{url} answers with status {status}: is it etcd 3.4 or later, and does it want etcds://?"
         )));
@@ -327,6 +339,8 @@ fn refusal(url: &str, status: u16, answer: &[u8]) -> Refusal {
     match failure.code {
         UNAVAILABLE | DEADLINE_EXCEEDED => Refusal::Elsewhere(told(Kind::Unavailable)),
         UNAUTHENTICATED => Refusal::Stale,
+        _ if OLD_TOKEN.iter().any(|sign| words.contains(sign)) => Refusal::Stale,
+        _ if words.contains(BUSY) => Refusal::Elsewhere(told(Kind::Unavailable)),
         // A request that is larger than etcd takes has the code of a wrong one.
         _ if words.contains("too large") => Refusal::Final(told(Kind::Exhausted).within(
             "the state of the coordinator is larger than etcd takes at once (raise its --max-request-bytes)",
@@ -338,6 +352,8 @@ fn refusal(url: &str, status: u16, answer: &[u8]) -> Refusal {
         _ if words.contains("user name is empty") => {
             Refusal::Final(told(Kind::Denied).within("etcd wants a user (USER:PASSWORD@ or ETCDCTL_USER)"))
         }
+        // What has no code of its own passes, as far as one can tell.
+        UNKNOWN => Refusal::Elsewhere(told(Kind::Unavailable)),
         _ => Refusal::Final(told(Kind::Invalid)),
     }
 }

@@ -1,7 +1,7 @@
 //! Coordinators on a real etcd: one leads, the others take over; what has lost its right writes nothing.
 
 use crate::certificates::Authority;
-use crate::etcd_server::{EtcdServer, Line, Passage, etcd_is_there};
+use crate::etcd_server::{EtcdServer, Line, Passage, ask, etcd_is_there};
 use crate::roles::{
     LIMIT, Process, client_settings, coordinator_settings, engine, plays_a_role, survive, three_members,
 };
@@ -230,6 +230,25 @@ fn what_etcd_carries_out_late_undoes_nothing_newer_and_a_lost_answer_costs_nothi
         etcd.ask(&late.path, &late.json);
         assert_eq!(state(), before, "the epoch that the member was told is forgotten");
         drop(member);
+        serving.end().unwrap();
+    });
+}
+
+#[test]
+fn who_claims_the_key_when_the_lease_is_over_already_stands_by() {
+    beside_etcd(|etcd, _| {
+        let (port, mut first) = (etcd.port(), true);
+        let claim = format!(r#"request_put":{{"key":"{LEADER}""#);
+        let line = Line::to(&etcd, move |json| {
+            if json.contains(&claim) && std::mem::take(&mut first) {
+                let (_, lease) = json.split_once(r#""lease":""#).unwrap();
+                let (lease, _) = lease.split_once('"').unwrap();
+                ask(port, "/v3/lease/revoke", &format!(r#"{{"ID":"{lease}"}}"#)).unwrap();
+            }
+            Passage::Whole
+        });
+        let serving = Serving::start(engine(&line.address("runs/a")));
+        serving.notes_until(|note| *note == CoordinatorNote::Started { term: 1 });
         serving.end().unwrap();
     });
 }

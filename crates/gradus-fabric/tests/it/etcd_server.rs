@@ -54,6 +54,11 @@ impl EtcdServer {
         format!("{scheme}://127.0.0.1:{}/{prefix}", self.ports[0])
     }
 
+    /// The port of its gateway.
+    pub fn port(&self) -> u16 {
+        self.ports[0]
+    }
+
     /// Ends it without a word.
     pub fn kill(&mut self) {
         self.child.kill().unwrap();
@@ -78,7 +83,11 @@ impl EtcdServer {
     }
 }
 
-fn ask(port: u16, path: &str, json: &str) -> std::io::Result<String> {
+/// Asks the gateway at a port of loopback once; the answer as it is.
+///
+/// # Errors
+/// When nobody answers.
+pub fn ask(port: u16, path: &str, json: &str) -> std::io::Result<String> {
     let mut socket = TcpStream::connect(("127.0.0.1", port))?;
     let length = json.len();
     let head = format!("POST {path} HTTP/1.1\r\nhost: etcd\r\nconnection: close\r\ncontent-length: {length}");

@@ -93,6 +93,7 @@ impl MembershipClient {
             link: Some(link),
             heard: clock.now(),
             way,
+            complaint: None,
             patience: timeouts.reconnect,
             commands: to_obey,
             bell: rope,
@@ -174,6 +175,8 @@ struct Keeper {
     /// When the coordinator was heard last, or a connection to it made.
     heard: Duration,
     way: Way,
+    /// Why it could not be reached the last time, if it could not.
+    complaint: Option<String>,
     /// How long a coordinator that may lead no more is listened to in vain.
     patience: Duration,
     commands: Receiver<MemberCommand>,
@@ -265,7 +268,9 @@ impl Keeper {
     /// What cannot be said now is said again with the next heartbeat, over a new connection.
     fn send(&mut self, message: &Request) {
         if self.link.is_none() {
-            self.link = self.way.reach().ok();
+            let reached = self.way.reach();
+            self.complain(reached.as_ref().err());
+            self.link = reached.ok();
             self.heard = self.clock.now();
         }
         if let Some(link) = &mut self.link
@@ -273,5 +278,14 @@ impl Keeper {
         {
             self.link = None;
         }
+    }
+
+    /// Tells a person why the coordinator is not reached, once for each reason.
+    fn complain(&mut self, error: Option<&Error>) {
+        let complaint = error.map(Error::to_string);
+        if let Some(reason) = complaint.as_ref().filter(|_| complaint != self.complaint) {
+            tracing::warn!("{reason}: trying again and again");
+        }
+        self.complaint = complaint;
     }
 }

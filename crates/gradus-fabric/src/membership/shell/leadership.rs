@@ -68,6 +68,8 @@ impl Candidate {
         let lease = self.etcd.grant(self.timeouts.lease)?;
         match self.etcd.claim(&leader, &self.published, lease, &self.address.key(STATE)) {
             Ok(Some(claim)) => self.lead(lease, asked, claim).map(Some),
+            // This process was stopped for longer than the lease runs: it is late, and no more.
+            Err(error) if *error.kind() == Kind::Closed => Ok(None),
             // Perhaps the claim was made and only its answer is lost; without its lease it does not stand.
             lost => {
                 let _ = self.etcd.revoke(lease);
