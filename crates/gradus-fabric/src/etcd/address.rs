@@ -54,11 +54,6 @@ pub struct EtcdAddress {
 }
 
 impl EtcdAddress {
-    /// One of its members, `host:port`.
-    pub(crate) fn first_endpoint(&self) -> &str {
-        self.endpoints.first().map_or("", String::as_str)
-    }
-
     /// Whether a text means to be such an address.
     pub fn is_meant(text: &str) -> bool {
         [PLAIN, SECURE].iter().any(|scheme| text.starts_with(scheme))

@@ -4,6 +4,7 @@ use crate::certificates::Authority;
 use crate::etcd_server::{EtcdServer, Line, Passage, ask, etcd_is_there};
 use crate::roles::{
     LIMIT, Process, client_settings, coordinator_settings, engine, plays_a_role, survive, three_members,
+    timeouts,
 };
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -12,8 +13,11 @@ use gradus_fabric::membership::{
     ClientSettings, CoordinatorAddress, CoordinatorNote, CoordinatorServer, CoordinatorSettings, Engine,
     Epoch, GroupSettings, MemberNote, MembershipClient, Timeouts,
 };
-use gradus_fabric::{EtcdAddress, Secret, TlsSettings};
+use gradus_fabric::{
+    EtcdAddress, NetworkSettings, Order, Secret, Session, SessionSettings, TlsSettings, TransportKind,
+};
 use rustix::process::Signal;
+use std::net::TcpListener;
 use std::os::unix::net::UnixStream;
 use std::sync::mpsc::{Receiver, channel};
 use std::thread::JoinHandle;
@@ -106,7 +110,11 @@ struct Serving {
 
 impl Serving {
     fn start(engine: Engine) -> Self {
-        let server = CoordinatorServer::open(coordinator_settings("127.0.0.1:0", engine)).unwrap();
+        Self::start_at("127.0.0.1:0", engine)
+    }
+
+    fn start_at(listen: &str, engine: Engine) -> Self {
+        let server = CoordinatorServer::open(coordinator_settings(listen, engine)).unwrap();
         let address = server.address().to_string();
         let (sender, notes) = channel();
         let (stop, stopped) = UnixStream::pair().unwrap();
@@ -349,6 +357,37 @@ fn members_are_told_what_is_advertised() {
         let published = STANDARD.encode(format!(r#"{{"address":"{place}"}}"#));
         let found = etcd.ask("/v3/kv/range", &format!(r#"{{"key":"{LEADER}"}}"#));
         assert!(found.contains(&published), "{found}");
+        serving.end().unwrap();
+    });
+}
+
+#[test]
+fn a_session_is_reached_where_it_reaches_the_leader_wherever_etcd_is() {
+    if TcpListener::bind("[::1]:0").is_err() {
+        return eprintln!("not run: this host has no IPv6 loopback");
+    }
+    beside_etcd(|_etcd, address| {
+        let serving = Serving::start_at("[::1]:0", engine(&address));
+        let settings = SessionSettings {
+            coordinator: CoordinatorAddress::parse(&address, &|_| None).unwrap(),
+            group: "g".into(),
+            size: GroupSettings::fixed(1),
+            name: "alone".into(),
+            order: Order::ByName,
+            secret: Secret::default(),
+            coordinator_tls: TlsSettings::default(),
+            transport: TransportKind::Auto,
+            network: NetworkSettings {
+                failure_detection: timeouts().detection,
+                ..NetworkSettings::default()
+            },
+            interfaces: String::new(),
+            fingerprint: "same".into(),
+        };
+        let mut session = Session::join(settings).unwrap();
+        let world = session.next_world(LIMIT).unwrap();
+        assert!(world.members[0].address.starts_with("[::1]:"), "{:?}", world.members);
+        drop((world, session));
         serving.end().unwrap();
     });
 }

@@ -5,11 +5,11 @@ use super::super::message::{Epoch, GroupSettings, Identity, Reply, Request};
 use super::super::timeouts::Timeouts;
 use super::door::trust;
 use super::link::Link;
-use super::place::{CoordinatorAddress, Way};
+use super::place::{CoordinatorAddress, Way, at_first};
 use crate::gate::timespec;
 use crate::secret::Secret;
 use crate::tls::{Identity as Certificates, TlsSettings};
-use gradus_error::{Error, IoContext, Kind, Result};
+use gradus_error::{Error, IoContext, Result};
 use gradus_host::machine::{Action, Event, EventOf, Machine};
 use gradus_host::{Clock, RealClock};
 use rustix::event::{PollFd, PollFlags, poll};
@@ -79,7 +79,7 @@ impl MembershipClient {
         let clock = RealClock::new();
         let trust = trust(secret, Certificates::read(&tls)?, 1);
         let mut way = Way::new(coordinator, trust, timeouts.connect)?;
-        let link = reach_at_first(&mut way, &timeouts, &clock)?;
+        let link = at_first(&timeouts, &clock, || way.reach())?;
         let describe = || "cannot start a member's thread".to_owned();
         let (bell, rope) = UnixStream::pair().context(describe)?;
         for socket in [&bell, &rope] {
@@ -150,20 +150,6 @@ impl Drop for MembershipClient {
         self.ask(MemberCommand::Leave);
         if let Some(thread) = self.thread.take() {
             let _ = thread.join();
-        }
-    }
-}
-
-/// Tries for as long as a coordinator that is just being started again may need. What waiting does not mend ends it.
-fn reach_at_first(way: &mut Way, timeouts: &Timeouts, clock: &RealClock) -> Result<Link> {
-    let until = clock.now() + timeouts.detection;
-    loop {
-        match way.reach() {
-            Err(error) if matches!(error.kind(), Kind::Denied | Kind::Invalid | Kind::Corrupt) => {
-                return Err(error);
-            }
-            Err(_) if clock.now() < until => clock.sleep(timeouts.heartbeat),
-            reached => return reached,
         }
     }
 }
