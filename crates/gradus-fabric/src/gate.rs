@@ -98,11 +98,11 @@ impl<'a> Gate<'a> {
         self.shortage.take().map(|shortage| turned_away("callers", shortage))
     }
 
-    fn remember(&mut self, stream: &Stream, reason: &Error) {
+    fn remember(&mut self, socket: impl AsFd, reason: &Error) {
         if self.refusals.len() >= REMEMBERED {
             return;
         }
-        let from = match peer_address(stream) {
+        let from = match peer_address(socket) {
             Some(address) => format!("from {address}"),
             None => "on this host".to_owned(),
         };
@@ -144,6 +144,10 @@ impl<'a> Gate<'a> {
         let most = STRANGERS.min(descriptors::limit() / SHARE).max(1);
         while self.visitors.len() >= most {
             self.visitors.remove(0);
+        }
+        if let Err(reason) = self.trust.check_user(&socket) {
+            self.remember(&socket, &reason);
+            return Ok(());
         }
         self.visitors.push(self.trust.visitor(socket, self.clock.now() + SILENCE)?);
         Ok(())
@@ -208,6 +212,8 @@ mod tests {
     use proptest::prelude::*;
     use std::io::Write;
     use std::net::{TcpListener, TcpStream};
+    use std::os::linux::net::SocketAddrExt;
+    use std::os::unix::net::{SocketAddr, UnixStream};
 
     const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -274,6 +280,38 @@ mod tests {
         let error = gate.explain(missing());
         assert_eq!(*error.kind(), gradus_error::Kind::Denied);
         assert!(error.to_string().contains("rank 1 is missing") && error.to_string().contains("speaks TLS"));
+    }
+
+    /// Calls a gate's Unix socket as another user; whether this process may be one.
+    fn call_as_nobody(name: &SocketAddr) -> Option<UnixStream> {
+        std::thread::scope(|scope| {
+            let calling = scope.spawn(|| {
+                // Of this thread only.
+                let nobody = rustix::process::Uid::from_raw(65534);
+                rustix::thread::set_thread_uid(nobody).ok()?;
+                Some(UnixStream::connect_addr(name).unwrap())
+            });
+            calling.join().unwrap()
+        })
+    }
+
+    #[test]
+    fn without_a_secret_another_user_is_refused_at_a_unix_socket() {
+        let clock = RealClock::new();
+        let (listener, name) = crate::dial::local_door().unwrap();
+        let name = SocketAddr::from_abstract_name(name).unwrap();
+        for (secret, refused) in [(Secret::default(), 1), (Secret::make(), 0)] {
+            let trust = Trust { secret, tls: None, purpose: Purpose::Memory, rank: 0 };
+            let listener = listener.as_ref().unwrap().try_clone().unwrap();
+            let mut gate = Gate::new(listener.into(), trust.clone(), &clock).unwrap();
+            let Some(_stranger) = call_as_nobody(&name) else {
+                return eprintln!("not run: only root can be another user");
+            };
+            let own = UnixStream::connect_addr(&name).unwrap();
+            trust.check_user(&own).unwrap();
+            gate.arrivals(PATIENCE).unwrap();
+            assert_eq!((gate.refusals.len(), gate.visitors.len()), (refused, 2 - refused));
+        }
     }
 
     proptest! {
