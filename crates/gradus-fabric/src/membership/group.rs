@@ -31,7 +31,7 @@ struct Present {
     heard: Duration,
     /// When the member is taken for dead.
     silent_at: Duration,
-    /// When it must have acknowledged the newest epoch, if that follows a broken one.
+    /// When it must have acknowledged the newest epoch, if it acts in no older one that still holds.
     acknowledge_by: Option<Duration>,
     standing: Standing,
 }
@@ -214,8 +214,21 @@ impl Group {
         if self.phase != Phase::Gathering && seated && standing.broken == self.table.epoch {
             self.break_epoch(desk);
         }
+        if seated {
+            self.press(name, desk);
+        }
         if !desk.planted.is(Planted::SaysOnce) {
             self.tell_what_lacks(name, desk);
+        }
+    }
+
+    /// Whoever has nothing to go on with must acknowledge in time; an earlier life of the coordinator may have known by when.
+    fn press(&mut self, name: &str, desk: &Desk) {
+        let (forming, epoch) = (self.phase == Phase::Forming, self.table.epoch);
+        let Some(present) = self.present.get_mut(name) else { return };
+        let Standing { acknowledged, broken, .. } = present.standing;
+        if forming && acknowledged < epoch && broken >= acknowledged {
+            present.acknowledge_by.get_or_insert(desk.now + desk.timeouts.abort);
         }
     }
 

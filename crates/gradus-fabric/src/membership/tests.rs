@@ -178,6 +178,27 @@ fn a_member_that_does_not_let_go_is_excluded() {
 }
 
 #[test]
+fn a_member_that_does_not_let_go_is_excluded_by_a_coordinator_that_was_started_again_too() {
+    let mut desk = Desk::with_two();
+    let broken = Standing { broken: Epoch(2), ..acting(Epoch(2), true) };
+    let stored = |action| match action {
+        Action::Persist(bytes) => Some(bytes),
+        _ => None,
+    };
+    let formed = desk.stay(1, 1, "a", broken).into_iter().find_map(stored).unwrap();
+    desk.machine = Coordinator::open(Some(&formed), timeouts()).unwrap();
+    desk.machine.step(Event::Wake, seconds(2));
+    desk.acknowledge(3, 1, "a", Epoch(3));
+    desk.stay(3, 2, "b", broken);
+    desk.stay(9, 1, "a", acting(Epoch(3), false));
+    desk.stay(9, 2, "b", broken);
+    let stuck = |action: &ActionOf<Coordinator>| matches!(action, Action::Note(CoordinatorNote::Lost { member, cause: Cause::Stuck, .. }) if member.name == "b");
+    assert!(!desk.machine.step(Event::Wake, seconds(10)).iter().any(stuck), "it has until 11 s");
+    assert_eq!(desk.machine.deadline(), Some(seconds(11)));
+    assert!(desk.machine.step(Event::Wake, seconds(11)).iter().any(stuck));
+}
+
+#[test]
 fn a_coordinator_that_hears_of_a_later_term_is_silent() {
     let mut desk = Desk::with_two();
     let message =
