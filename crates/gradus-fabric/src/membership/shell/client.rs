@@ -93,6 +93,7 @@ impl MembershipClient {
             link: Some(link),
             heard: clock.now(),
             way,
+            answered: false,
             complaint: None,
             patience: timeouts.reconnect,
             commands: to_obey,
@@ -161,6 +162,8 @@ struct Keeper {
     /// When the coordinator was heard last, or a connection to it made.
     heard: Duration,
     way: Way,
+    /// Whether the link has brought an answer yet.
+    answered: bool,
     /// Why it could not be reached the last time, if it could not.
     complaint: Option<String>,
     /// How long a coordinator that may lead no more is listened to in vain.
@@ -213,6 +216,7 @@ impl Keeper {
                 Ok(None) => return,
                 Ok(Some(message)) => {
                     self.heard = self.clock.now();
+                    self.answered = true;
                     self.tell(Event::Message { from: COORDINATOR, message });
                 }
                 Err(_) => return self.hang_up(),
@@ -220,9 +224,13 @@ impl Keeper {
         }
     }
 
+    /// Who was let in and dropped without an answer calls again with the next heartbeat only: whoever drops it has no room, or
+    /// does not lead, and would be called without a pause.
     fn hang_up(&mut self) {
         self.link = None;
-        self.tell(Event::Closed { peer: COORDINATOR });
+        if self.answered {
+            self.tell(Event::Closed { peer: COORDINATOR });
+        }
     }
 
     /// A coordinator that stands still closes nothing, while another may lead: two heartbeats without an answer, and the one who
@@ -257,6 +265,7 @@ impl Keeper {
             let reached = self.way.reach();
             self.complain(reached.as_ref().err());
             self.link = reached.ok();
+            self.answered = false;
             self.heard = self.clock.now();
         }
         if let Some(link) = &mut self.link
@@ -273,5 +282,41 @@ impl Keeper {
             tracing::warn!("{reason}: trying again and again");
         }
         self.complaint = complaint;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::door::Door;
+    use super::*;
+    use std::net::TcpListener;
+
+    #[test]
+    fn who_is_let_in_and_dropped_calls_again_with_the_next_heartbeat_only() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap().to_string();
+        let mut door = Door::open(listener, trust(Secret::default(), None, 0)).unwrap();
+        let timeouts = Timeouts::from(Duration::from_millis(800)).unwrap();
+        let identity = Identity { name: "a".into(), incarnation: 1, host: "h".into(), address: "a".into() };
+        let clock = RealClock::new();
+        let client = MembershipClient::join(ClientSettings {
+            coordinator: CoordinatorAddress::At(address),
+            group: "g".into(),
+            settings: GroupSettings::fixed(1),
+            identity,
+            timeouts,
+            secret: Secret::default(),
+            tls: TlsSettings::default(),
+        })
+        .unwrap();
+        const CALLS: u32 = 5;
+        let mut called = 0;
+        while called < CALLS {
+            poll(&mut [PollFd::new(&door, PollFlags::IN)], None).unwrap();
+            called += door.arrivals().len() as u32;
+        }
+        assert!(clock.now() >= timeouts.heartbeat * (CALLS - 1));
+        drop(door);
+        drop(client);
     }
 }
