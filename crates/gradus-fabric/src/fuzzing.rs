@@ -70,7 +70,7 @@ fn handshake(data: &[u8]) -> bool {
 fn handshakes() -> Vec<Vec<u8>> {
     let opening = Handshake::call(&Secret::default(), Purpose::Stream, 1, &[3; 32]).1;
     let answer = [&opening[..11], &[2], &opening[12..]].concat();
-    let proof = vec![0; 33];
+    let proof = [0; 33];
     vec![[&[1], &opening[..], &proof[..]].concat(), [&[0], &answer[..], &proof[..]].concat()]
 }
 

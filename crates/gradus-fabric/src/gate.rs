@@ -8,7 +8,7 @@ use crate::frame::{Progress, Reader};
 use crate::stream::Stream;
 use crate::trust::{Trust, Visit, Visitor};
 use gradus_error::{Error, Result};
-use gradus_host::Clock;
+use gradus_host::{Clock, descriptors};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::net::SocketFlags;
@@ -19,8 +19,10 @@ use std::time::Duration;
 /// How long a connection may take to prove itself and say its first frame.
 const SILENCE: Duration = Duration::from_secs(10);
 
-/// Connections that have not said theirs yet; beyond that the oldest goes.
+/// Connections that have not said theirs yet; beyond that the oldest goes. A quarter at most of what this process may hold
+/// open: the rest is for ranks, and for whatever else the process needs files for.
 const STRANGERS: usize = 1024;
+const SHARE: usize = 4;
 
 /// Refusals that are remembered.
 const REMEMBERED: usize = 4;
@@ -83,7 +85,7 @@ impl<'a> Gate<'a> {
     /// some were turned away for want of descriptors.
     pub(crate) fn explain(&self, missing: Error) -> Error {
         if let Some(shortage) = self.shortage {
-            return Error::io(format!("{missing}; callers were turned away"), shortage.into());
+            return turned_away(&format!("{missing}; callers"), shortage);
         }
         if self.refusals.is_empty() {
             return missing;
@@ -91,11 +93,16 @@ impl<'a> Gate<'a> {
         Error::denied(format!("{missing}; refused were: {}", self.refusals.join("; ")))
     }
 
-    fn remember(&mut self, stream: &Stream, reason: &Error) {
+    /// That callers were turned away for want of descriptors, if some were since it was last asked.
+    pub(crate) fn take_shortage(&mut self) -> Option<Error> {
+        self.shortage.take().map(|shortage| turned_away("callers", shortage))
+    }
+
+    fn remember(&mut self, socket: impl AsFd, reason: &Error) {
         if self.refusals.len() >= REMEMBERED {
             return;
         }
-        let from = match peer_address(stream) {
+        let from = match peer_address(socket) {
             Some(address) => format!("from {address}"),
             None => "on this host".to_owned(),
         };
@@ -134,12 +141,21 @@ impl<'a> Gate<'a> {
     }
 
     fn admit(&mut self, socket: OwnedFd) -> Result<()> {
-        if self.visitors.len() >= STRANGERS {
+        let most = STRANGERS.min(descriptors::limit() / SHARE).max(1);
+        while self.visitors.len() >= most {
             self.visitors.remove(0);
+        }
+        if let Err(reason) = self.trust.check_user(&socket) {
+            self.remember(&socket, &reason);
+            return Ok(());
         }
         self.visitors.push(self.trust.visitor(socket, self.clock.now() + SILENCE)?);
         Ok(())
     }
+}
+
+fn turned_away(whom: &str, shortage: Errno) -> Error {
+    Error::io(format!("{whom} were turned away"), shortage.into())
 }
 
 /// Where the other end of a TCP connection is, if it is still there.
@@ -196,6 +212,8 @@ mod tests {
     use proptest::prelude::*;
     use std::io::Write;
     use std::net::{TcpListener, TcpStream};
+    use std::os::linux::net::SocketAddrExt;
+    use std::os::unix::net::{SocketAddr, UnixStream};
 
     const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -262,6 +280,38 @@ mod tests {
         let error = gate.explain(missing());
         assert_eq!(*error.kind(), gradus_error::Kind::Denied);
         assert!(error.to_string().contains("rank 1 is missing") && error.to_string().contains("speaks TLS"));
+    }
+
+    /// Calls a gate's Unix socket as another user; whether this process may be one.
+    fn call_as_nobody(name: &SocketAddr) -> Option<UnixStream> {
+        std::thread::scope(|scope| {
+            let calling = scope.spawn(|| {
+                // Of this thread only.
+                let nobody = rustix::process::Uid::from_raw(65534);
+                rustix::thread::set_thread_uid(nobody).ok()?;
+                Some(UnixStream::connect_addr(name).unwrap())
+            });
+            calling.join().unwrap()
+        })
+    }
+
+    #[test]
+    fn without_a_secret_another_user_is_refused_at_a_unix_socket() {
+        let clock = RealClock::new();
+        let (listener, name) = crate::dial::local_door().unwrap();
+        let name = SocketAddr::from_abstract_name(name).unwrap();
+        for (secret, refused) in [(Secret::default(), 1), (Secret::make(), 0)] {
+            let trust = Trust { secret, tls: None, purpose: Purpose::Memory, rank: 0 };
+            let listener = listener.as_ref().unwrap().try_clone().unwrap();
+            let mut gate = Gate::new(listener.into(), trust.clone(), &clock).unwrap();
+            let Some(_stranger) = call_as_nobody(&name) else {
+                return eprintln!("not run: only root can be another user");
+            };
+            let own = UnixStream::connect_addr(&name).unwrap();
+            trust.check_user(&own).unwrap();
+            gate.arrivals(PATIENCE).unwrap();
+            assert_eq!((gate.refusals.len(), gate.visitors.len()), (refused, 2 - refused));
+        }
     }
 
     proptest! {

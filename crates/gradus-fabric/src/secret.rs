@@ -2,7 +2,8 @@
 //!
 //! A launcher hands it on by the environment or a file, never on a command line, which every user of a host can read.
 //! Without one there is the *empty* secret: ranks then speak over the loopback interface and Unix sockets only
-//! ([`Secret::permits`]), where whoever could pretend to be a rank could as well read a rank's environment.
+//! ([`Secret::permits`]). Unix sockets say whose process called, and another user's is refused; loopback does not: every user
+//! of the host can call there, and is believed. So a host that is shared with people one does not trust needs a secret.
 //!
 //! Invariants: no message and no `Debug` shows a secret; its memory is overwritten when it is dropped.
 

@@ -19,7 +19,7 @@ const LONGEST_RENDEZVOUS_S: u64 = 24 * 60 * 60;
 const LARGEST_SOCKET_BUFFER: usize = 1 << 30;
 
 /// The setting that lists interfaces.
-const INTERFACE: &str = "network.interface";
+pub(crate) const INTERFACE: &str = "network.interface";
 
 /// How bytes travel between ranks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]

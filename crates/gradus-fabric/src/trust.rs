@@ -12,7 +12,8 @@ use crate::tls::Identity;
 use gradus_error::{Error, Result};
 use gradus_host::{Clock, random};
 use rustix::event::PollFlags;
-use std::os::fd::OwnedFd;
+use rustix::net::sockopt::socket_peercred;
+use std::os::fd::{AsFd, OwnedFd};
 use std::time::Duration;
 
 /// Bytes of the longest frame of a handshake, and some.
@@ -48,6 +49,7 @@ impl Trust {
         clock: &dyn Clock,
         until: Duration,
     ) -> Result<Stream> {
+        self.check_user(&socket).map_err(|error| error.within(whom))?;
         let mut stream = match &self.tls {
             Some(identity) => identity.call(socket)?,
             None => Stream::plain(socket)?,
@@ -68,6 +70,25 @@ impl Trust {
                 Outcome::Waiting if clock.now() < until => await_news(stream, PollFlags::IN, clock, until),
                 Outcome::Waiting => return Err(Error::unavailable("did not prove itself in time")),
             }
+        }
+    }
+
+    /// Whether the other end of a Unix socket is this process' own user: without a secret that alone says who is who.
+    ///
+    /// # Errors
+    /// `Denied` when it is another, or the system does not say.
+    pub(crate) fn check_user(&self, socket: impl AsFd) -> Result<()> {
+        if self.purpose != Purpose::Memory || !self.secret.is_empty() {
+            return Ok(());
+        }
+        let ours = rustix::process::geteuid();
+        match socket_peercred(socket) {
+            Ok(theirs) if theirs.uid == ours => Ok(()),
+            theirs => Err(Error::denied(format!(
+                "is of user {}, this rank of user {ours}: start all as one user, or give all the same secret, in {SECRET} or \
+                 in a file that {SECRET_FILE} names",
+                theirs.map_or_else(|_| "nobody knows which".to_owned(), |theirs| theirs.uid.to_string())
+            ))),
         }
     }
 

@@ -94,6 +94,17 @@ pub enum Fault {
         /// By how much that may be wrong.
         error_ms: f64,
     },
+    /// The clocks of two hosts are apart, and no more hosts agree with the one than with the other.
+    Clocks {
+        /// The first rank of the host that is behind.
+        behind: usize,
+        /// The first rank of the host that is ahead.
+        ahead: usize,
+        /// How far they are apart, milliseconds.
+        apart_ms: f64,
+        /// By how much that may be wrong.
+        error_ms: f64,
+    },
 }
 
 /// What came of a survey.
@@ -212,16 +223,31 @@ fn clocks(survey: &Survey, limits: &Limits) -> Vec<Fault> {
         }
     };
     let clocks: Vec<_> = (0..survey.ranks.len()).filter(first_of_host).filter_map(ahead_of_first).collect();
-    let Some(median) =
-        better_median(clocks.iter().map(|(_, ahead, _)| *ahead).collect(), |a, b| b.total_cmp(a))
-    else {
+    against_median(&clocks, limits)
+}
+
+/// Which of some clocks (rank, how far ahead, how far that may be wrong) are apart from their median. Where most are not near it
+/// nobody knows whose is wrong, and both are named.
+fn against_median(clocks: &[(usize, f64, f64)], limits: &Limits) -> Vec<Fault> {
+    let aheads = clocks.iter().map(|(_, ahead, _)| *ahead).collect();
+    let Some(median) = better_median(aheads, |a, b| b.total_cmp(a)) else { return Vec::new() };
+    let Some((usual, _, usual_error)) = clocks.iter().find(|(_, ahead, _)| *ahead == median) else {
         return Vec::new();
     };
-    let apart = |(rank, ahead, error): (usize, f64, f64)| {
-        let fault = Fault::Clock { rank, ahead_ms: ahead - median, error_ms: error };
-        ((ahead - median).abs() > limits.clock_apart_ms + error).then_some(fault)
+    let is_apart =
+        |clock: &&(usize, f64, f64)| (clock.1 - median).abs() > limits.clock_apart_ms + clock.2 + usual_error;
+    let apart: Vec<_> = clocks.iter().filter(is_apart).collect();
+    let is_majority = (clocks.len() - apart.len()) * 2 > clocks.len();
+    let fault = |&(rank, ahead, error_ms): &(usize, f64, f64)| {
+        let ahead_ms = ahead - median;
+        let (behind, ahead) = if ahead_ms < 0.0 { (rank, *usual) } else { (*usual, rank) };
+        let error = error_ms + usual_error;
+        match is_majority {
+            true => Fault::Clock { rank, ahead_ms, error_ms },
+            false => Fault::Clocks { behind, ahead, apart_ms: ahead_ms.abs(), error_ms: error },
+        }
     };
-    clocks.into_iter().filter_map(apart).collect()
+    apart.into_iter().map(fault).collect()
 }
 
 /// The median; of an even number the one of both in the middle that comes first by `order`.

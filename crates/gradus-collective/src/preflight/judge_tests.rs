@@ -100,6 +100,24 @@ fn links_are_held_against_their_kind_and_some_microseconds_are_nothing() {
 }
 
 #[test]
+fn where_no_clock_has_a_majority_both_are_named() {
+    let mut survey = world(&[1, 1, 2]);
+    for (offset_ms, behind, ahead) in [(5000.0, 0, 2), (-5000.0, 2, 0)] {
+        change(&mut survey, &[0, 2], |pair| pair.clock_ahead_ms = offset_ms);
+        let found = faults(&survey);
+        let apart_ms = 5000.0;
+        assert_eq!(found, [Fault::Clocks { behind, ahead, apart_ms, error_ms: 0.04 }]);
+    }
+    // Two hosts against two others.
+    let mut survey = world(&[1, 2, 3, 4]);
+    for rank in [2, 3] {
+        change(&mut survey, &[0, rank], |pair| pair.clock_ahead_ms = 5000.0);
+    }
+    let found = faults(&survey);
+    assert!(found.len() == 2 && found.iter().all(|fault| matches!(fault, Fault::Clocks { .. })), "{found:?}");
+}
+
+#[test]
 fn a_clock_that_is_apart_is_named_by_its_host() {
     let mut survey = world(&[1, 2, 2, 3]);
     for rank in [1, 2] {

@@ -3,6 +3,7 @@
 use crate::tls::TlsSettings;
 use gradus_error::{Error, Result};
 use std::fmt;
+use std::net::IpAddr;
 use zeroize::Zeroizing;
 
 /// The port of etcd's clients, where none is given.
@@ -54,11 +55,6 @@ pub struct EtcdAddress {
 }
 
 impl EtcdAddress {
-    /// One of its members, `host:port`.
-    pub(crate) fn first_endpoint(&self) -> &str {
-        self.endpoints.first().map_or("", String::as_str)
-    }
-
     /// Whether a text means to be such an address.
     pub fn is_meant(text: &str) -> bool {
         [PLAIN, SECURE].iter().any(|scheme| text.starts_with(scheme))
@@ -75,17 +71,31 @@ impl EtcdAddress {
             (_, Some(rest)) => (rest, true),
             _ => return Err(Error::invalid("an address of etcd begins with etcd:// or etcds://")),
         };
-        let (authority, path) = rest.split_once('/').unwrap_or((rest, ""));
-        let (user, hosts) = match authority.rsplit_once('@') {
-            Some((user, hosts)) => (Some(decode(user)?), hosts),
-            None => (None, authority),
+        // Before all else: what is not percent-encoded in a password must not be taken for something that may be shown.
+        let (user, rest) = match rest.rsplit_once('@') {
+            Some((user, rest)) => (Some(decode(user)?), rest),
+            None => (None, rest),
         };
-        Ok(Self {
+        let (hosts, path) = rest.split_once('/').unwrap_or((rest, ""));
+        let address = Self {
             endpoints: endpoints(hosts)?,
             prefix: prefix(path)?,
             user: credentials(user, lookup)?,
             tls: secure.then(|| tls(lookup)).transpose()?,
-        })
+        };
+        address.check_discretion()?;
+        Ok(address)
+    }
+
+    /// A password goes nowhere that others could read it on its way.
+    fn check_discretion(&self) -> Result<()> {
+        let exposed = self.endpoints.iter().find(|endpoint| !is_loopback(endpoint));
+        match (&self.user, &self.tls, exposed) {
+            (Some(_), None, Some(endpoint)) => Err(Error::invalid(format!(
+                "{PLAIN} would send the password in clear to {endpoint}, which is beyond loopback: give {SECURE}, or no user"
+            ))),
+            _ => Ok(()),
+        }
     }
 
     /// The key of a name under the prefix.
@@ -113,6 +123,13 @@ fn endpoints(hosts: &str) -> Result<Vec<String>> {
         1..=MOST_ENDPOINTS => Ok(endpoints),
         many => Err(Error::invalid(format!("{many} endpoints of etcd: give at most {MOST_ENDPOINTS}"))),
     }
+}
+
+/// Whether an endpoint is surely on this host; any other name may be anywhere by the time it is called.
+fn is_loopback(endpoint: &str) -> bool {
+    let host = endpoint.rsplit_once(':').map_or(endpoint, |(host, _)| host);
+    let bare = host.trim_start_matches('[').trim_end_matches(']');
+    host == "localhost" || bare.parse::<IpAddr>().is_ok_and(|address| address.to_canonical().is_loopback())
 }
 
 /// `host:port`, with the usual port where none is given.
@@ -155,6 +172,9 @@ fn decode(text: &str) -> Result<Zeroizing<String>> {
     let mut bytes = Zeroizing::new(Vec::with_capacity(text.len()));
     let mut rest = text.bytes();
     while let Some(byte) = rest.next() {
+        if b"/@".contains(&byte) {
+            return Err(wrong());
+        }
         let mut digit = || rest.next().and_then(|digit| char::from(digit).to_digit(16)).ok_or_else(wrong);
         bytes.push(if byte == b'%' { (digit()? * 16 + digit()?) as u8 } else { byte });
     }
@@ -217,7 +237,9 @@ mod tests {
             AUTHORITY => Some("/ca.pem".to_owned()),
             _ => None,
         };
-        let inside = EtcdAddress::parse("etcd://me:hunter2%3a%40@host/p", &environment).unwrap();
+        let inside =
+            EtcdAddress::parse("etcd://me:hunter2%3a%40@localhost,127.0.0.1,[::1]:9/p", &environment)
+                .unwrap();
         let user = inside.user.clone().unwrap();
         assert_eq!((user.name.as_str(), user.password.as_str()), ("me", "hunter2:@"));
         assert!(!format!("{inside:?} {inside}").contains("hunter"));
@@ -241,6 +263,12 @@ mod tests {
             "etcd://:hunter2@host",
             "etcd://hunter2%zz:x@host",
             "etcd://name:@host",
+            "etcd://user:hunter2/ss@localhost",
+            "etcd://user:pa/hunter2@localhost",
+            "etcd://user:hunter2@ss@localhost",
+            "etcd://user:hunter2@10.0.0.5",
+            "etcd://user:hunter2@localhost,[::2]:1",
+            "etcd://user:hunter2@localhost.example",
             "etcds://host",
             "http://host",
         ] {

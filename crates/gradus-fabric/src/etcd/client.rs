@@ -2,8 +2,8 @@
 
 use super::address::{EtcdAddress, User};
 use super::wire::{
-    Authenticate, Authenticated, Bytes, Compare, Done, Failure, Grant, Leased, Number, OfLease, Operation,
-    Put, Range, Ranged, Streamed, Transacted, Transaction,
+    Authenticate, Authenticated, Bytes, Compare, Done, Failure, Grant, KeyValue, Leased, Number, OfLease,
+    Operation, Put, Range, Ranged, Streamed, Transacted, Transaction,
 };
 use crate::tls::{self, TlsSettings};
 use gradus_error::{Error, Kind, Result};
@@ -27,7 +27,14 @@ const ONE_CALL: RangeInclusive<Duration> = Duration::from_millis(500)..=Duration
 /// Bytes of a reason that are passed on to a person.
 const LONGEST_REASON: usize = 200;
 
+/// What a member of the cluster says, each in its own version, when users were changed since it gave the token.
+const OLD_TOKEN: [&str; 2] = ["revision of auth store is old", "revision in header is old"];
+
+/// What it says when it has more to do than it can, for now.
+const BUSY: &str = "too many requests";
+
 /// Codes of gRPC (its `status.proto`).
+const UNKNOWN: i64 = 2;
 const DEADLINE_EXCEEDED: i64 = 4;
 const NOT_FOUND: i64 = 5;
 const PERMISSION_DENIED: i64 = 7;
@@ -49,6 +56,19 @@ pub(crate) struct Claim {
     pub(crate) revision: i64,
     /// What another key held at that moment.
     pub(crate) read: Option<Vec<u8>>,
+    /// In which revision that was written, 0 for never.
+    pub(crate) read_revision: i64,
+}
+
+/// What became of a write.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Written {
+    /// The key holds it since that revision.
+    In(i64),
+    /// It was not written, for the key was in that revision, by somebody who has no claim.
+    Changed(i64),
+    /// It was not written, for the claim does not stand any more.
+    Unclaimed,
 }
 
 /// A client. It keeps its connection from call to call.
@@ -117,24 +137,26 @@ impl Etcd {
         other: &[u8],
     ) -> Result<Option<Claim>> {
         let success = vec![put(key, content, lease.id), Operation::Range(range(other))];
-        Ok(claimed(self.transact(Compare::created(key, 0), success)?))
+        Ok(claimed(self.transact(vec![Compare::created(key, 0)], success, Vec::new())?))
     }
 
-    /// Puts `content` into `key` if a claim still stands; whether it does.
+    /// Puts `content` into `key` if a claim still stands and the key was written last in the revision `last`. So a write that
+    /// etcd carries out late, when it was long given up and repeated, undoes nothing that was written since.
     pub(crate) fn put_under(
         &mut self,
-        claimed: &[u8],
-        claim: i64,
-        key: &[u8],
+        (claimed, claim): (&[u8], i64),
+        (key, last): (&[u8], i64),
         content: &[u8],
-    ) -> Result<bool> {
-        let success = vec![put(key, content, 0)];
-        Ok(self.transact(Compare::created(claimed, claim), success)?.succeeded)
+    ) -> Result<Written> {
+        let compare = vec![Compare::created(claimed, claim), Compare::written(key, last)];
+        let look = [claimed, key].map(|key| Operation::Range(range(key)));
+        let done = self.transact(compare, vec![put(key, content, 0)], look.into())?;
+        Ok(written(done, claim, content))
     }
 
     /// Whether a claim still stands.
     pub(crate) fn stands(&mut self, claimed: &[u8], claim: i64) -> Result<bool> {
-        Ok(self.transact(Compare::created(claimed, claim), Vec::new())?.succeeded)
+        Ok(self.transact(vec![Compare::created(claimed, claim)], Vec::new(), Vec::new())?.succeeded)
     }
 
     /// A new lease; etcd may grant a longer one than was asked for.
@@ -159,8 +181,13 @@ impl Etcd {
         Ok(())
     }
 
-    fn transact(&mut self, compare: Compare, success: Vec<Operation>) -> Result<Transacted> {
-        self.call("/v3/kv/txn", &Transaction { compare: vec![compare], success })
+    fn transact(
+        &mut self,
+        compare: Vec<Compare>,
+        success: Vec<Operation>,
+        failure: Vec<Operation>,
+    ) -> Result<Transacted> {
+        self.call("/v3/kv/txn", &Transaction { compare, success, failure })
     }
 
     // How.
@@ -249,6 +276,7 @@ pub(crate) fn is_answer(bytes: &[u8]) -> bool {
     let answers = [
         read("http://a", "/", bytes).map(value).is_ok(),
         read("http://a", "/", bytes).map(claimed).is_ok(),
+        read("http://a", "/", bytes).map(|done| written(done, 1, b"")).is_ok(),
         read("http://a", "/", bytes).map(|leased| span_of(&leased)).is_ok(),
         read("http://a", "/", bytes).map(|prolonged: Streamed<Leased>| span_of(&prolonged.result)).is_ok(),
         read::<Done>("http://a", "/", bytes).is_ok(),
@@ -267,12 +295,40 @@ fn put(key: &[u8], content: &[u8], lease: i64) -> Operation {
 
 /// What came of claiming a key.
 fn claimed(done: Transacted) -> Option<Claim> {
-    let read = done.responses.into_iter().find_map(|response| response.response_range).and_then(value);
-    done.succeeded.then_some(Claim { revision: done.header.revision.0, read })
+    let (succeeded, revision) = (done.succeeded, done.header.revision.0);
+    let read = ranges(done).next().flatten();
+    let read_revision = written_in(read.as_ref());
+    succeeded.then(|| Claim { revision, read: read.map(|pair| pair.value.0), read_revision })
+}
+
+/// What came of writing a key under a claim.
+fn written(done: Transacted, claim: i64, content: &[u8]) -> Written {
+    if done.succeeded {
+        return Written::In(done.header.revision.0);
+    }
+    let mut found = ranges(done);
+    let (holder, found) = (found.next().flatten(), found.next().flatten());
+    let revision = written_in(found.as_ref());
+    match found {
+        _ if holder.is_none_or(|holder| holder.create_revision.0 != claim) => Written::Unclaimed,
+        // An earlier try has come through, and its answer was lost.
+        Some(pair) if pair.value.0 == content => Written::In(revision),
+        _ => Written::Changed(revision),
+    }
 }
 
 fn value(found: Ranged) -> Option<Vec<u8>> {
     found.kvs.into_iter().next().map(|pair| pair.value.0)
+}
+
+/// What was found under each key that a transaction has looked at.
+fn ranges(done: Transacted) -> impl Iterator<Item = Option<KeyValue>> {
+    let ranges = done.responses.into_iter().filter_map(|response| response.response_range);
+    ranges.map(|found| found.kvs.into_iter().next())
+}
+
+fn written_in(found: Option<&KeyValue>) -> i64 {
+    found.map_or(0, |pair| pair.mod_revision.0)
 }
 
 fn span_of(leased: &Leased) -> Duration {
@@ -300,6 +356,11 @@ fn unreachable(url: &str, error: ureq::Error) -> Error {
 /// What a status other than success means.
 fn refusal(url: &str, status: u16, answer: &[u8]) -> Refusal {
     let Ok(failure) = serde_json::from_slice::<Failure>(answer) else {
+        // A proxy before it speaks for itself.
+        if status >= 500 {
+            let told = format!("{url} answers with status {status}: is etcd running there?");
+            return Refusal::Elsewhere(Error::unavailable(told));
+        }
         return Refusal::Final(Error::corrupt(format!(
             "{url} answers with status {status}: is it etcd 3.4 or later, and does it want etcds://?"
         )));
@@ -310,6 +371,8 @@ fn refusal(url: &str, status: u16, answer: &[u8]) -> Refusal {
     match failure.code {
         UNAVAILABLE | DEADLINE_EXCEEDED => Refusal::Elsewhere(told(Kind::Unavailable)),
         UNAUTHENTICATED => Refusal::Stale,
+        _ if OLD_TOKEN.iter().any(|sign| words.contains(sign)) => Refusal::Stale,
+        _ if words.contains(BUSY) => Refusal::Elsewhere(told(Kind::Unavailable)),
         // A request that is larger than etcd takes has the code of a wrong one.
         _ if words.contains("too large") => Refusal::Final(told(Kind::Exhausted).within(
             "the state of the coordinator is larger than etcd takes at once (raise its --max-request-bytes)",
@@ -321,6 +384,8 @@ fn refusal(url: &str, status: u16, answer: &[u8]) -> Refusal {
         _ if words.contains("user name is empty") => {
             Refusal::Final(told(Kind::Denied).within("etcd wants a user (USER:PASSWORD@ or ETCDCTL_USER)"))
         }
+        // What has no code of its own passes, as far as one can tell.
+        UNKNOWN => Refusal::Elsewhere(told(Kind::Unavailable)),
         _ => Refusal::Final(told(Kind::Invalid)),
     }
 }

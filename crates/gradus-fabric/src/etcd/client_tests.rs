@@ -68,10 +68,31 @@ fn refusals_say_what_can_be_done() {
         response("400 Bad Request", &format!(r#"{{"code":{code},"message":"{message}"}}"#))
     };
     assert_eq!(fails(failure(UNAVAILABLE, "no leader")), Kind::Unavailable);
+    assert_eq!(fails(failure(RESOURCE_EXHAUSTED, "etcdserver: too many requests")), Kind::Unavailable);
+    assert_eq!(fails(failure(UNKNOWN, "context canceled")), Kind::Unavailable);
+    assert_eq!(fails(response("502 Bad Gateway", "<html>")), Kind::Unavailable);
     assert_eq!(fails(failure(PERMISSION_DENIED, "etcdserver: permission denied")), Kind::Denied);
     assert_eq!(fails(failure(3, "etcdserver: request is too large")), Kind::Exhausted);
     assert_eq!(fails(failure(RESOURCE_EXHAUSTED, "database space exceeded")), Kind::Exhausted);
     assert_eq!(fails(failure(3, "etcdserver: user name is empty")), Kind::Denied);
+}
+
+#[test]
+fn a_token_from_before_users_were_changed_is_renewed() {
+    for failure in [
+        r#"{"code":3,"message":"etcdserver: revision of auth store is old"}"#,
+        r#"{"code":2,"message":"auth: revision in header is old"}"#,
+    ] {
+        let token = response("200 OK", r#"{"token":"t"}"#);
+        let found = response("200 OK", r#"{"header":{},"kvs":[{"value":"YmFy"}]}"#);
+        let old = response("400 Bad Request", failure);
+        let (address, serving) = serve(vec![token.clone(), found.clone(), old, token, found]);
+        let mut etcd = Etcd::open(&address, LIMIT).unwrap();
+        for _ in 0..2 {
+            assert_eq!(etcd.get(b"k").unwrap().unwrap(), b"bar");
+        }
+        serving.join().unwrap();
+    }
 }
 
 #[test]

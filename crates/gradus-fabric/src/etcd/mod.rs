@@ -1,8 +1,9 @@
 //! etcd, as far as membership needs it: keys, leases and transactions over the JSON gateway of etcd 3.4 and later.
 //!
 //! The gateway speaks JSON over HTTP/1.1 with keys and values in base64, so that neither protocol buffers nor an async
-//! runtime are needed. What comes back is bounded and checked like any foreign bytes. Every call may be repeated: who
-//! calls uses transactions that do the same twice as once.
+//! runtime are needed. What comes back is bounded and checked like any foreign bytes. Every call may be repeated, and
+//! may be carried out late, when it was given up: transactions name the revisions that they are built on, so that each does
+//! something once at most, and nothing once something newer is there.
 
 mod address;
 mod client;
@@ -11,4 +12,4 @@ mod wire;
 pub use address::EtcdAddress;
 #[cfg(feature = "fuzzing")]
 pub(crate) use client::is_answer;
-pub(crate) use client::{Claim, Etcd, Lease};
+pub(crate) use client::{Claim, Etcd, Lease, Written};

@@ -82,21 +82,30 @@ pub(super) struct Put {
 pub(super) struct Transaction {
     pub(super) compare: Vec<Compare>,
     pub(super) success: Vec<Operation>,
+    pub(super) failure: Vec<Operation>,
 }
 
-/// That a key was created in a revision; one that does not exist was in revision 0.
+/// That a key was created, or written last, in a revision; one that does not exist was in revision 0.
 #[derive(Debug, Serialize)]
 pub(super) struct Compare {
     pub(super) key: Bytes,
     pub(super) target: &'static str,
     pub(super) result: &'static str,
-    pub(super) create_revision: Number,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) create_revision: Option<Number>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) mod_revision: Option<Number>,
 }
 
 impl Compare {
     pub(super) fn created(key: &[u8], revision: i64) -> Self {
-        let key = Bytes(key.to_vec());
-        Self { key, target: "CREATE", result: "EQUAL", create_revision: Number(revision) }
+        let (key, create_revision) = (Bytes(key.to_vec()), Some(Number(revision)));
+        Self { key, target: "CREATE", result: "EQUAL", create_revision, mod_revision: None }
+    }
+
+    pub(super) fn written(key: &[u8], revision: i64) -> Self {
+        let (key, mod_revision) = (Bytes(key.to_vec()), Some(Number(revision)));
+        Self { key, target: "MOD", result: "EQUAL", create_revision: None, mod_revision }
     }
 }
 
@@ -148,6 +157,10 @@ pub(super) struct Ranged {
 pub(super) struct KeyValue {
     #[serde(default)]
     pub(super) value: Bytes,
+    #[serde(default)]
+    pub(super) create_revision: Number,
+    #[serde(default)]
+    pub(super) mod_revision: Number,
 }
 
 #[derive(Debug, Deserialize)]
@@ -213,17 +226,18 @@ mod tests {
         let put = Put { key: Bytes(b"k".into()), value: Bytes(b"bar".into()), lease: Number(7) };
         let range = Range { key: Bytes(b"foo".into()) };
         let success = vec![Operation::Put(put), Operation::Range(range)];
-        let asked =
-            serde_json::to_string(&Transaction { compare: vec![Compare::created(b"foo", 0)], success });
+        let compare = vec![Compare::created(b"foo", 0), Compare::written(b"k", 9)];
+        let asked = serde_json::to_string(&Transaction { compare, success, failure: Vec::new() });
         assert_eq!(
             asked.unwrap(),
-            r#"{"compare":[{"key":"Zm9v","target":"CREATE","result":"EQUAL","create_revision":"0"}],"success":[{"request_put":{"key":"aw==","value":"YmFy","lease":"7"}},{"request_range":{"key":"Zm9v"}}]}"#
+            r#"{"compare":[{"key":"Zm9v","target":"CREATE","result":"EQUAL","create_revision":"0"},{"key":"aw==","target":"MOD","result":"EQUAL","mod_revision":"9"}],"success":[{"request_put":{"key":"aw==","value":"YmFy","lease":"7"}},{"request_range":{"key":"Zm9v"}}],"failure":[]}"#
         );
         let answer = r#"{"header":{"cluster_id":"10144879847569953045","revision":"2"},"succeeded":true,"responses":
-            [{"response_put":{"header":{"revision":"2"}}},{"response_range":{"header":{},"kvs":[{"key":"Zm9v","value":"YmFy"}]}}]}"#;
+            [{"response_put":{"header":{"revision":"2"}}},{"response_range":{"header":{},"kvs":[{"key":"Zm9v","mod_revision":"2","value":"YmFy"}]}}]}"#;
         let Transacted { header, succeeded, responses } = serde_json::from_str(answer).unwrap();
         assert!(succeeded && header.revision == Number(2) && responses[0].response_range.is_none());
-        assert_eq!(responses[1].response_range.as_ref().unwrap().kvs[0].value.0, b"bar");
+        let found = &responses[1].response_range.as_ref().unwrap().kvs[0];
+        assert_eq!((found.value.0.as_slice(), found.mod_revision), (b"bar".as_slice(), Number(2)));
         let refused: Transacted = serde_json::from_str(r#"{"header":{"revision":"2"}}"#).unwrap();
         assert!(!refused.succeeded);
     }

@@ -7,7 +7,7 @@
 //! stored is never older than what a member was told.
 
 use super::group::Group;
-use super::message::{Epoch, Identity, News, Reply, Request, Table, Wish};
+use super::message::{Epoch, GroupSettings, Identity, News, Reply, Request, Table, Wish};
 use super::planted::Planted;
 use super::saved::{Saved, SavedGroup};
 use super::timeouts::Timeouts;
@@ -226,12 +226,21 @@ impl Coordinator {
                 "failure_detection is {failure_detection_ms} ms here and {ours} ms at the coordinator: give all the same"
             )));
         }
-        if !self.groups.contains_key(&request.group) {
-            if self.groups.len() >= MOST_GROUPS {
+        self.make_room(&request.group, *settings, now)
+    }
+
+    /// Begins a group that nobody is in; one that has just become empty begins anew, but for the leases that still run.
+    fn make_room(&mut self, name: &str, settings: GroupSettings, now: Duration) -> Result<()> {
+        let begun = Group::new(settings, now, self.last_epoch);
+        let group = match self.groups.get(name) {
+            Some(group) if !group.is_empty() => return Ok(()),
+            Some(emptied) => begun.after(emptied),
+            None if self.groups.len() >= MOST_GROUPS => {
                 return Err(Error::exhausted(format!("there are {MOST_GROUPS} groups already")));
             }
-            self.groups.insert(request.group.clone(), Group::new(*settings, now, self.last_epoch));
-        }
+            None => begun,
+        };
+        self.groups.insert(name.to_owned(), group);
         Ok(())
     }
 
@@ -250,7 +259,8 @@ impl Coordinator {
         self.announce(&formed, now, actions);
         for name in names {
             self.with_group(name, now, actions, Group::go);
-            if self.groups.get(name).is_some_and(Group::is_empty) {
+            let forgets = self.planted.is(Planted::ForgetsEmptiedGroups);
+            if self.groups.get(name).is_some_and(|group| group.is_over(now) || forgets && group.is_empty()) {
                 self.groups.remove(name);
             }
         }

@@ -31,7 +31,7 @@ struct Present {
     heard: Duration,
     /// When the member is taken for dead.
     silent_at: Duration,
-    /// When it must have acknowledged the newest epoch, if that follows a broken one.
+    /// When it must have acknowledged the newest epoch, if it acts in no older one that still holds.
     acknowledge_by: Option<Duration>,
     standing: Standing,
 }
@@ -89,8 +89,18 @@ impl Group {
         Self { table, phase, go_from: desk.now + desk.timeouts.lease_over, ..group }
     }
 
+    /// This group in the place of one of the same name that has become empty: whoever was excluded from that one is waited for.
+    pub(super) fn after(self, emptied: &Self) -> Self {
+        Self { go_from: self.go_from.max(emptied.go_from), ..self }
+    }
+
     pub(super) fn is_empty(&self) -> bool {
         self.present.is_empty()
+    }
+
+    /// Whether nothing need be known of it any more: nobody is in it, and nobody who was can act.
+    pub(super) fn is_over(&self, now: Duration) -> bool {
+        self.is_empty() && now >= self.go_from
     }
 
     // What members want.
@@ -204,8 +214,21 @@ impl Group {
         if self.phase != Phase::Gathering && seated && standing.broken == self.table.epoch {
             self.break_epoch(desk);
         }
+        if seated {
+            self.press(name, desk);
+        }
         if !desk.planted.is(Planted::SaysOnce) {
             self.tell_what_lacks(name, desk);
+        }
+    }
+
+    /// Whoever has nothing to go on with must acknowledge in time; an earlier life of the coordinator may have known by when.
+    fn press(&mut self, name: &str, desk: &Desk) {
+        let (forming, epoch) = (self.phase == Phase::Forming, self.table.epoch);
+        let Some(present) = self.present.get_mut(name) else { return };
+        let Standing { acknowledged, broken, .. } = present.standing;
+        if forming && acknowledged < epoch && broken >= acknowledged {
+            present.acknowledge_by.get_or_insert(desk.now + desk.timeouts.abort);
         }
     }
 
@@ -367,6 +390,7 @@ impl Group {
         let silent = self.present.values().map(|present| present.silent_at);
         let stuck = self.present.values().filter_map(|present| self.must_acknowledge(present));
         let go = (self.phase == Phase::Forming && self.all_acknowledged()).then_some(self.go_from);
-        silent.chain(stuck).chain(go).chain(self.decide_at).min()
+        let over = self.is_empty().then_some(self.go_from);
+        silent.chain(stuck).chain(go).chain(over).chain(self.decide_at).min()
     }
 }

@@ -14,8 +14,8 @@ pub(crate) const PAGE: usize = 64;
 /// Characters of a name, host or address.
 const LONGEST_NAME: usize = 128;
 
-/// Members of one group.
-const LARGEST_GROUP: u32 = 65_536;
+/// Members of one group: as many as can be connected to one coordinator at once.
+pub(crate) const LARGEST_GROUP: u32 = 8192;
 
 /// An hour.
 const LONGEST_WINDOW_MS: u64 = 3_600_000;

@@ -12,6 +12,8 @@ pub(crate) enum Planted {
     GoesWithoutAcknowledgements,
     /// The coordinator lets members act while the lease of one that is excluded still runs.
     GoesBeforeLeasesEnd,
+    /// The coordinator forgets a group that has become empty, and with it whose leases still run.
+    ForgetsEmptiedGroups,
     /// The coordinator takes nobody for dead.
     DeclaresNobody,
     /// The coordinator says everything once.

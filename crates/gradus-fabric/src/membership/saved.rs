@@ -22,7 +22,7 @@ pub(super) struct Saved {
     pub(super) term: u64,
     /// The greatest epoch given to any group.
     pub(super) last_epoch: Epoch,
-    /// Groups that have members.
+    /// Groups that have members, or had some whose leases still ran.
     pub(super) groups: Vec<SavedGroup>,
 }
 

@@ -121,6 +121,23 @@ fn a_closed_connection_is_a_death_unless_another_is_opened_soon() {
 }
 
 #[test]
+fn a_group_that_becomes_empty_is_not_forgotten_before_all_its_leases_are_over() {
+    let mut desk = Desk::with_two();
+    desk.machine.step(Event::Closed { peer: 2 }, seconds(1));
+    desk.hear(2, 1, Wish::Leave { name: "a".into(), incarnation: 1 });
+    // b was heard at 0 s, is buried at 3 s and may act until its lease is surely over, at 5 s.
+    desk.machine.step(Event::Wake, seconds(3));
+    assert_eq!(desk.machine.deadline(), Some(seconds(5)));
+    let is_go = |news: &News| matches!(news, News::Go { epoch: Epoch(4) });
+    desk.join(3, 3, "c", GroupSettings::fixed(1));
+    assert!(said(&desk.acknowledge(4, 3, "c", Epoch(4)), is_go).is_empty(), "it would act beside b");
+    assert_eq!(desk.machine.deadline(), Some(seconds(5)));
+    assert_eq!(said(&desk.machine.step(Event::Wake, seconds(5)), is_go), [3]);
+    desk.hear(6, 3, Wish::Leave { name: "c".into(), incarnation: 1 });
+    assert_eq!(desk.machine.deadline(), None, "nothing is left of the group");
+}
+
+#[test]
 fn what_a_buried_member_said_long_ago_gives_it_no_lease() {
     let mut desk = Desk::with_two();
     desk.stay(7, 1, "a", acting(Epoch(2), true));
@@ -158,6 +175,27 @@ fn a_member_that_does_not_let_go_is_excluded() {
     let stuck = |action: &ActionOf<Coordinator>| matches!(action, Action::Note(CoordinatorNote::Lost { member, cause: Cause::Stuck, .. }) if member.name == "b");
     assert!(actions.iter().any(stuck), "{actions:?}");
     assert_eq!(said(&desk.stay(9, 2, "b", broken), |news| *news == News::Fenced), [2]);
+}
+
+#[test]
+fn a_member_that_does_not_let_go_is_excluded_by_a_coordinator_that_was_started_again_too() {
+    let mut desk = Desk::with_two();
+    let broken = Standing { broken: Epoch(2), ..acting(Epoch(2), true) };
+    let stored = |action| match action {
+        Action::Persist(bytes) => Some(bytes),
+        _ => None,
+    };
+    let formed = desk.stay(1, 1, "a", broken).into_iter().find_map(stored).unwrap();
+    desk.machine = Coordinator::open(Some(&formed), timeouts()).unwrap();
+    desk.machine.step(Event::Wake, seconds(2));
+    desk.acknowledge(3, 1, "a", Epoch(3));
+    desk.stay(3, 2, "b", broken);
+    desk.stay(9, 1, "a", acting(Epoch(3), false));
+    desk.stay(9, 2, "b", broken);
+    let stuck = |action: &ActionOf<Coordinator>| matches!(action, Action::Note(CoordinatorNote::Lost { member, cause: Cause::Stuck, .. }) if member.name == "b");
+    assert!(!desk.machine.step(Event::Wake, seconds(10)).iter().any(stuck), "it has until 11 s");
+    assert_eq!(desk.machine.deadline(), Some(seconds(11)));
+    assert!(desk.machine.step(Event::Wake, seconds(11)).iter().any(stuck));
 }
 
 #[test]

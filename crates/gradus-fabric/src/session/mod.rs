@@ -32,7 +32,7 @@ use crate::settings::{NetworkSettings, TransportKind};
 use crate::tls::{self, TlsSettings};
 use crate::transport::{Alone, Transport};
 use crate::trust::Trust;
-use crate::{dial, host, interface};
+use crate::{dial, host, interface, settings};
 use gradus_error::{Error, IoContext, Kind, Result};
 use gradus_host::machine::{Action, Event, EventOf, Machine};
 use gradus_host::{Clock, RealClock};
@@ -105,17 +105,17 @@ pub struct Session {
 }
 
 impl Session {
-    /// Reaches the coordinator and begins to join. Blocks for `failure_detection` at most.
+    /// Reaches the coordinator and begins to join. Blocks for `failure_detection` at most; twice where etcd says where it is.
     ///
     /// # Errors
-    /// `Invalid` when a setting is impossible, `Unavailable` when the coordinator cannot be reached, `Denied` when it has
+    /// `Invalid` when a setting is impossible or others could not reach this process, `Unavailable` when the coordinator cannot be reached, `Denied` when it has
     /// another secret, or this process would be reached beyond loopback without one; the system's failure.
     pub fn join(settings: SessionSettings) -> Result<Self> {
         settings.network.check()?;
         settings.size.check()?;
         let timeouts = settings.network.timeouts()?;
         let clock = RealClock::new();
-        let door = door(&settings)?;
+        let door = door(&settings, &settings.coordinator.place_now(&timeouts, &clock)?)?;
         let identity = Identity {
             name: settings.name.clone(),
             // A process that comes back has started later.
@@ -337,16 +337,32 @@ fn fenced(group: &str) -> Error {
     Error::new(Kind::Fenced, message)
 }
 
-/// Where this process is met when it is rank 0: at the address from which it reaches the coordinator, or that of the
-/// interface that is wished for.
-fn door(settings: &SessionSettings) -> Result<TcpListener> {
-    let here = way_to(settings.coordinator.first_place())?;
-    let here = match settings.network.wish(&settings.interfaces, here.is_loopback())? {
-        Some((wish, source)) => wish.choose(&interface::of_this_host()?, here, source)?.address,
-        None => here,
+/// Where this process is met when it is rank 0: at the address from which it reaches the coordinator, which is at `place`, or
+/// that of the interface that is wished for.
+fn door(settings: &SessionSettings, place: &str) -> Result<TcpListener> {
+    let way = way_to(place)?;
+    let here = match settings.network.wish(&settings.interfaces, way.is_loopback())? {
+        Some((wish, source)) => {
+            let here = wish.choose(&interface::of_this_host()?, way, source)?.address;
+            check_reachable(here, way, source)?;
+            here
+        }
+        None => way,
     };
     settings.secret.permits(here, "the address to be reached at")?;
     TcpListener::bind((here, 0)).context(|| format!("cannot listen on {here}"))
+}
+
+/// Whose coordinator is beyond loopback has members there too, unless a person has said otherwise for this run.
+fn check_reachable(here: IpAddr, way: IpAddr, source: &str) -> Result<()> {
+    if way.is_loopback() || !here.is_loopback() || source == settings::INTERFACE {
+        return Ok(());
+    }
+    Err(Error::invalid(format!(
+        "by {source} this process would be reached at {here}, by nobody on other hosts, but its coordinator is beyond \
+         loopback: name the interface to be reached at in {}",
+        settings::INTERFACE
+    )))
 }
 
 /// The address from which `place` is reached: the kernel's routes know it, and nothing is sent.
@@ -358,4 +374,21 @@ fn way_to(place: &str) -> Result<IpAddr> {
         Ok(socket.local_addr()?.ip())
     };
     probe("0.0.0.0").or_else(|_| probe("::")).context(describe)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_would_be_reached_on_loopback_beside_a_far_coordinator_is_refused_unless_a_person_says_so() {
+        let [near, far] = ["127.0.0.1", "10.0.0.1"].map(|address| address.parse::<IpAddr>().unwrap());
+        let listed = crate::launch::INTERFACES;
+        assert_eq!(*check_reachable(near, far, listed).unwrap_err().kind(), Kind::Invalid);
+        for (here, way, source) in
+            [(near, far, settings::INTERFACE), (near, near, listed), (far, far, listed)]
+        {
+            check_reachable(here, way, source).unwrap();
+        }
+    }
 }

@@ -1,19 +1,23 @@
 //! Coordinators on a real etcd: one leads, the others take over; what has lost its right writes nothing.
 
 use crate::certificates::Authority;
-use crate::etcd_server::{EtcdServer, etcd_is_there};
+use crate::etcd_server::{EtcdServer, Line, Passage, ask, etcd_is_there};
 use crate::roles::{
     LIMIT, Process, client_settings, coordinator_settings, engine, plays_a_role, survive, three_members,
+    timeouts,
 };
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use gradus_error::{Error, Kind, Result};
 use gradus_fabric::membership::{
     ClientSettings, CoordinatorAddress, CoordinatorNote, CoordinatorServer, CoordinatorSettings, Engine,
-    GroupSettings, MemberNote, MembershipClient, Timeouts,
+    Epoch, GroupSettings, MemberNote, MembershipClient, Timeouts,
 };
-use gradus_fabric::{EtcdAddress, Secret, TlsSettings};
+use gradus_fabric::{
+    EtcdAddress, NetworkSettings, Order, Secret, Session, SessionSettings, TlsSettings, TransportKind,
+};
 use rustix::process::Signal;
+use std::net::TcpListener;
 use std::os::unix::net::UnixStream;
 use std::sync::mpsc::{Receiver, channel};
 use std::thread::JoinHandle;
@@ -106,7 +110,11 @@ struct Serving {
 
 impl Serving {
     fn start(engine: Engine) -> Self {
-        let server = CoordinatorServer::open(coordinator_settings("127.0.0.1:0", engine)).unwrap();
+        Self::start_at("127.0.0.1:0", engine)
+    }
+
+    fn start_at(listen: &str, engine: Engine) -> Self {
+        let server = CoordinatorServer::open(coordinator_settings(listen, engine)).unwrap();
         let address = server.address().to_string();
         let (sender, notes) = channel();
         let (stop, stopped) = UnixStream::pair().unwrap();
@@ -165,6 +173,91 @@ fn a_leader_whose_key_is_gone_writes_nothing_and_has_to_come_into_office_anew() 
         serving.end().unwrap();
         let left = etcd.ask("/v3/kv/range", &format!(r#"{{"key":"{LEADER}"}}"#));
         assert!(!left.contains("kvs"), "who ends in good order lets go at once: {left}");
+    });
+}
+
+/// The epoch of the table of `size` members that comes to a member, which acknowledges it and all before.
+fn formed_with(size: usize, member: &MembershipClient) -> Epoch {
+    loop {
+        match member.next_event(LIMIT).unwrap().expect("nothing comes to pass") {
+            MemberNote::Formed { table, .. } => {
+                member.acknowledge(table.epoch);
+                if table.members.len() == size {
+                    return table.epoch;
+                }
+            }
+            note => assert!(!matches!(note, MemberNote::Fenced), "nobody knows it any more"),
+        }
+    }
+}
+
+#[test]
+fn a_leader_whose_key_is_gone_stands_down_though_it_has_nothing_to_write() {
+    beside_etcd(|etcd, address| {
+        let first = Serving::start(engine(&address));
+        first.notes_until(|note| *note == CoordinatorNote::Started { term: 1 });
+        let standby = Serving::start(engine(&address));
+        let old = MembershipClient::join(settings_of(&address)).unwrap();
+        formed_with(1, &old);
+        etcd.ask("/v3/kv/deleterange", &format!(r#"{{"key":"{LEADER}"}}"#));
+        // The old member would stay with it, and have its leases of it, whatever those who come later are told elsewhere.
+        first.notes_until(|note| *note == CoordinatorNote::Deposed { term: 1 });
+        let settings = settings_of(&address).settings;
+        let new = MembershipClient::join(client_settings(&address, settings, "new")).unwrap();
+        assert_eq!(formed_with(2, &new), formed_with(2, &old));
+        drop((old, new));
+        standby.end().unwrap();
+        first.end().unwrap();
+    });
+}
+
+/// Whether a request to etcd writes the coordinator's state.
+fn writes_the_state(json: &str) -> bool {
+    json.contains(&format!(r#"request_put":{{"key":"{STATE}""#))
+}
+
+#[test]
+fn what_etcd_carries_out_late_undoes_nothing_newer_and_a_lost_answer_costs_nothing() {
+    beside_etcd(|etcd, _| {
+        let mut passages = [Passage::Late, Passage::Whole, Passage::Unanswered].into_iter();
+        let line = Line::to(&etcd, move |json| match writes_the_state(json) {
+            true => passages.next().unwrap_or(Passage::Whole),
+            false => Passage::Whole,
+        });
+        let serving = Serving::start(engine(&line.address("runs/a")));
+        let late = line.late();
+        serving.notes_until(|note| *note == CoordinatorNote::Started { term: 1 });
+        let member = MembershipClient::join(settings_of(&serving.address)).unwrap();
+        let formed = member.next_event(LIMIT).unwrap();
+        assert!(matches!(formed, Some(MemberNote::Formed { term: 1, .. })), "{formed:?}");
+        let state = || {
+            let found = etcd.ask("/v3/kv/range", &format!(r#"{{"key":"{STATE}"}}"#));
+            found.split_once("kvs").unwrap().1.to_owned()
+        };
+        let before = state();
+        etcd.ask(&late.path, &late.json);
+        assert_eq!(state(), before, "the epoch that the member was told is forgotten");
+        drop(member);
+        serving.end().unwrap();
+    });
+}
+
+#[test]
+fn who_claims_the_key_when_the_lease_is_over_already_stands_by() {
+    beside_etcd(|etcd, _| {
+        let (port, mut first) = (etcd.port(), true);
+        let claim = format!(r#"request_put":{{"key":"{LEADER}""#);
+        let line = Line::to(&etcd, move |json| {
+            if json.contains(&claim) && std::mem::take(&mut first) {
+                let (_, lease) = json.split_once(r#""lease":""#).unwrap();
+                let (lease, _) = lease.split_once('"').unwrap();
+                ask(port, "/v3/lease/revoke", &format!(r#"{{"ID":"{lease}"}}"#)).unwrap();
+            }
+            Passage::Whole
+        });
+        let serving = Serving::start(engine(&line.address("runs/a")));
+        serving.notes_until(|note| *note == CoordinatorNote::Started { term: 1 });
+        serving.end().unwrap();
     });
 }
 
@@ -264,6 +357,37 @@ fn members_are_told_what_is_advertised() {
         let published = STANDARD.encode(format!(r#"{{"address":"{place}"}}"#));
         let found = etcd.ask("/v3/kv/range", &format!(r#"{{"key":"{LEADER}"}}"#));
         assert!(found.contains(&published), "{found}");
+        serving.end().unwrap();
+    });
+}
+
+#[test]
+fn a_session_is_reached_where_it_reaches_the_leader_wherever_etcd_is() {
+    if TcpListener::bind("[::1]:0").is_err() {
+        return eprintln!("not run: this host has no IPv6 loopback");
+    }
+    beside_etcd(|_etcd, address| {
+        let serving = Serving::start_at("[::1]:0", engine(&address));
+        let settings = SessionSettings {
+            coordinator: CoordinatorAddress::parse(&address, &|_| None).unwrap(),
+            group: "g".into(),
+            size: GroupSettings::fixed(1),
+            name: "alone".into(),
+            order: Order::ByName,
+            secret: Secret::default(),
+            coordinator_tls: TlsSettings::default(),
+            transport: TransportKind::Auto,
+            network: NetworkSettings {
+                failure_detection: timeouts().detection,
+                ..NetworkSettings::default()
+            },
+            interfaces: String::new(),
+            fingerprint: "same".into(),
+        };
+        let mut session = Session::join(settings).unwrap();
+        let world = session.next_world(LIMIT).unwrap();
+        assert!(world.members[0].address.starts_with("[::1]:"), "{:?}", world.members);
+        drop((world, session));
         serving.end().unwrap();
     });
 }

@@ -217,3 +217,45 @@ fn a_killed_coordinator_goes_on_from_its_file() {
     members[2].signal(Signal::KILL);
     assert!(survive(&members) > epoch);
 }
+
+#[test]
+fn strangers_leave_a_coordinator_the_files_that_it_needs() {
+    if plays_a_role() {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let state = folder.path().join("state");
+    let test = "membership::strangers_leave_a_coordinator_the_files_that_it_needs";
+    let coordinator = Process::start(test, "coordinator", &["127.0.0.1:0", state.to_str().unwrap()]);
+    let address = coordinator.expect("listening", &[]);
+    coordinator.limit_files(64);
+    // They are taken in the order in which they call, so all of them before the member.
+    let _strangers: Vec<TcpStream> = (0..100).map(|_| TcpStream::connect(&address).unwrap()).collect();
+    let member =
+        MembershipClient::join(client_settings(&address, GroupSettings::fixed(1), "member")).unwrap();
+    let MemberNote::Formed { table, .. } = next(&member) else { panic!("no table comes first") };
+    member.acknowledge(table.epoch);
+    assert!(matches!(next(&member), MemberNote::Active { .. }));
+}
+
+#[test]
+fn a_newcomer_for_whom_there_is_no_room_is_told_so() {
+    if plays_a_role() {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let state = folder.path().join("state");
+    let test = "membership::a_newcomer_for_whom_there_is_no_room_is_told_so";
+    let coordinator = Process::start(test, "coordinator", &["127.0.0.1:0", state.to_str().unwrap()]);
+    let address = coordinator.expect("listening", &[]);
+    const FILES: u64 = 64;
+    coordinator.limit_files(FILES);
+    let mut members = Vec::new();
+    let refused = (0..FILES).find(|number| {
+        let settings = client_settings(&address, GroupSettings::fixed(1), "alone");
+        let group = format!("g{number}");
+        members.push(MembershipClient::join(ClientSettings { group, ..settings }).unwrap());
+        matches!(next(&members[members.len() - 1]), MemberNote::Refused { .. })
+    });
+    assert_eq!(refused, Some(FILES / 2), "half of them are for members");
+}

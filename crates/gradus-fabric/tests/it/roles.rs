@@ -5,7 +5,7 @@ use gradus_fabric::membership::{
     GroupSettings, Identity, MemberNote, MembershipClient, Timeouts,
 };
 use gradus_fabric::{EtcdAddress, Secret, TlsSettings};
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::{Pid, Resource, Rlimit, Signal, kill_process, prlimit};
 use std::io::{BufRead, BufReader, Write};
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{Receiver, channel};
@@ -97,6 +97,12 @@ impl Process {
                 return epoch.parse().unwrap();
             }
         }
+    }
+
+    /// Lets it hold open no more files than `most`.
+    pub fn limit_files(&self, most: u64) {
+        let limit = Rlimit { current: Some(most), maximum: Some(most) };
+        prlimit(Some(Pid::from_child(&self.child)), Resource::Nofile, limit).unwrap();
     }
 
     pub fn signal(&self, signal: Signal) {

@@ -64,7 +64,15 @@ pub fn run(arguments: &CoordinatorArguments, overrides: &[(String, String)]) -> 
         secret: Secret::from_environment(&lookup)?,
         tls: settings.network.tls,
     };
+    if settings.secret.is_empty() {
+        tracing::warn!(
+            "it has no secret: any user of this host can join, push members out and end it. Give it and its members one, \
+             in GRADUS_SECRET or in a file that GRADUS_SECRET_FILE names"
+        );
+    }
     let stop = stop_signals()?;
+    // Each member takes one, and the usual limit is for programs that serve few.
+    gradus_host::descriptors::raise_limit();
     let server = CoordinatorServer::open(settings)?;
     logging::print(format_args!("listening on {}", server.address()))?;
     server.run(&stop, report)?;

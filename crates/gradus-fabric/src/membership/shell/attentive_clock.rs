@@ -1,7 +1,7 @@
 //! A coordinator's time.
 //!
-//! A coordinator that was stopped (with its run, by Ctrl-Z or a batch system) heard nobody meanwhile and has nobody to
-//! blame for it. Time in which it was not there does not count: its clock runs behind the real one from then on. That
+//! A coordinator that was stopped (with its run, by Ctrl-Z or a batch system), or that stood at a disk that took its time,
+//! heard nobody meanwhile and has nobody to blame for it. Time in which it was not there does not count: its clock runs behind the real one from then on. That
 //! is safe, for whoever waits longer than a lease waits long enough.
 
 use super::hall::LONGEST_WAIT;

@@ -5,11 +5,11 @@ use super::super::message::{Epoch, GroupSettings, Identity, Reply, Request};
 use super::super::timeouts::Timeouts;
 use super::door::trust;
 use super::link::Link;
-use super::place::{CoordinatorAddress, Way};
+use super::place::{CoordinatorAddress, Way, at_first};
 use crate::gate::timespec;
 use crate::secret::Secret;
 use crate::tls::{Identity as Certificates, TlsSettings};
-use gradus_error::{Error, IoContext, Kind, Result};
+use gradus_error::{Error, IoContext, Result};
 use gradus_host::machine::{Action, Event, EventOf, Machine};
 use gradus_host::{Clock, RealClock};
 use rustix::event::{PollFd, PollFlags, poll};
@@ -79,7 +79,7 @@ impl MembershipClient {
         let clock = RealClock::new();
         let trust = trust(secret, Certificates::read(&tls)?, 1);
         let mut way = Way::new(coordinator, trust, timeouts.connect)?;
-        let link = reach_at_first(&mut way, &timeouts, &clock)?;
+        let link = at_first(&timeouts, &clock, || way.reach())?;
         let describe = || "cannot start a member's thread".to_owned();
         let (bell, rope) = UnixStream::pair().context(describe)?;
         for socket in [&bell, &rope] {
@@ -93,6 +93,8 @@ impl MembershipClient {
             link: Some(link),
             heard: clock.now(),
             way,
+            answered: false,
+            complaint: None,
             patience: timeouts.reconnect,
             commands: to_obey,
             bell: rope,
@@ -153,20 +155,6 @@ impl Drop for MembershipClient {
     }
 }
 
-/// Tries for as long as a coordinator that is just being started again may need. What waiting does not mend ends it.
-fn reach_at_first(way: &mut Way, timeouts: &Timeouts, clock: &RealClock) -> Result<Link> {
-    let until = clock.now() + timeouts.detection;
-    loop {
-        match way.reach() {
-            Err(error) if matches!(error.kind(), Kind::Denied | Kind::Invalid | Kind::Corrupt) => {
-                return Err(error);
-            }
-            Err(_) if clock.now() < until => clock.sleep(timeouts.heartbeat),
-            reached => return reached,
-        }
-    }
-}
-
 /// The thread's side.
 struct Keeper {
     member: Member,
@@ -174,6 +162,10 @@ struct Keeper {
     /// When the coordinator was heard last, or a connection to it made.
     heard: Duration,
     way: Way,
+    /// Whether the link has brought an answer yet.
+    answered: bool,
+    /// Why it could not be reached the last time, if it could not.
+    complaint: Option<String>,
     /// How long a coordinator that may lead no more is listened to in vain.
     patience: Duration,
     commands: Receiver<MemberCommand>,
@@ -224,6 +216,7 @@ impl Keeper {
                 Ok(None) => return,
                 Ok(Some(message)) => {
                     self.heard = self.clock.now();
+                    self.answered = true;
                     self.tell(Event::Message { from: COORDINATOR, message });
                 }
                 Err(_) => return self.hang_up(),
@@ -231,9 +224,13 @@ impl Keeper {
         }
     }
 
+    /// Who was let in and dropped without an answer calls again with the next heartbeat only: whoever drops it has no room, or
+    /// does not lead, and would be called without a pause.
     fn hang_up(&mut self) {
         self.link = None;
-        self.tell(Event::Closed { peer: COORDINATOR });
+        if self.answered {
+            self.tell(Event::Closed { peer: COORDINATOR });
+        }
     }
 
     /// A coordinator that stands still closes nothing, while another may lead: two heartbeats without an answer, and the one who
@@ -265,7 +262,10 @@ impl Keeper {
     /// What cannot be said now is said again with the next heartbeat, over a new connection.
     fn send(&mut self, message: &Request) {
         if self.link.is_none() {
-            self.link = self.way.reach().ok();
+            let reached = self.way.reach();
+            self.complain(reached.as_ref().err());
+            self.link = reached.ok();
+            self.answered = false;
             self.heard = self.clock.now();
         }
         if let Some(link) = &mut self.link
@@ -273,5 +273,50 @@ impl Keeper {
         {
             self.link = None;
         }
+    }
+
+    /// Tells a person why the coordinator is not reached, once for each reason.
+    fn complain(&mut self, error: Option<&Error>) {
+        let complaint = error.map(Error::to_string);
+        if let Some(reason) = complaint.as_ref().filter(|_| complaint != self.complaint) {
+            tracing::warn!("{reason}: trying again and again");
+        }
+        self.complaint = complaint;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::door::Door;
+    use super::*;
+    use std::net::TcpListener;
+
+    #[test]
+    fn who_is_let_in_and_dropped_calls_again_with_the_next_heartbeat_only() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap().to_string();
+        let mut door = Door::open(listener, trust(Secret::default(), None, 0)).unwrap();
+        let timeouts = Timeouts::from(Duration::from_millis(800)).unwrap();
+        let identity = Identity { name: "a".into(), incarnation: 1, host: "h".into(), address: "a".into() };
+        let clock = RealClock::new();
+        let client = MembershipClient::join(ClientSettings {
+            coordinator: CoordinatorAddress::At(address),
+            group: "g".into(),
+            settings: GroupSettings::fixed(1),
+            identity,
+            timeouts,
+            secret: Secret::default(),
+            tls: TlsSettings::default(),
+        })
+        .unwrap();
+        const CALLS: u32 = 5;
+        let mut called = 0;
+        while called < CALLS {
+            poll(&mut [PollFd::new(&door, PollFlags::IN)], None).unwrap();
+            called += door.arrivals().len() as u32;
+        }
+        assert!(clock.now() >= timeouts.heartbeat * (CALLS - 1));
+        drop(door);
+        drop(client);
     }
 }

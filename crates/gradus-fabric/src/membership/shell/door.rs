@@ -113,15 +113,20 @@ impl Drop for Door {
 fn let_in(listener: OwnedFd, trust: Trust, arrivals: &SyncSender<Arrival>, mut rope: UnixStream) {
     let clock = RealClock::new();
     let Ok(mut gate) = Gate::new(listener, trust, &clock) else { return };
+    let mut complained = false;
     loop {
         let callers = match gate.arrivals(clock.now() + ONE_WAIT) {
             Ok(callers) => callers,
             Err(_) if has_ended(&mut rope) => return,
-            Err(_) => {
+            Err(error) => {
+                complain_once(&mut complained, &error);
                 clock.sleep(REST);
                 Vec::new()
             }
         };
+        if let Some(shortage) = gate.take_shortage() {
+            complain_once(&mut complained, &shortage);
+        }
         for caller in callers {
             let Ok(request) = frame::decode(&caller.frame) else { continue };
             let Ok(link) = Link::new(caller.stream) else { continue };
@@ -134,6 +139,13 @@ fn let_in(listener: OwnedFd, trust: Trust, arrivals: &SyncSender<Arrival>, mut r
         if has_ended(&mut rope) {
             return;
         }
+    }
+}
+
+/// What goes wrong at a door goes wrong with every caller; a person needs to hear of it once.
+fn complain_once(complained: &mut bool, error: &Error) {
+    if !std::mem::replace(complained, true) {
+        tracing::warn!("members may not come in: {error}");
     }
 }
 

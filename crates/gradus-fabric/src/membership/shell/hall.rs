@@ -1,20 +1,23 @@
 //! The members' connections on the coordinator's side.
 
-use super::super::message::{Reply, Request};
+use super::super::message::{LARGEST_GROUP, News, Reply, Request, Wish};
 use super::door::{Arrival, Door};
 use super::link::Link;
 use crate::gate::timespec;
 use gradus_error::{Error, Result};
 use gradus_host::machine::Peer;
-use gradus_host::{Clock, RealClock};
+use gradus_host::{Clock, RealClock, descriptors};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
 use std::collections::BTreeMap;
 use std::os::fd::AsFd;
 use std::time::Duration;
 
-/// Connections at once; beyond that callers are turned away.
-const MOST_LINKS: usize = 8192;
+/// Connections at once, so that a largest group is there with those who call anew before their old connections are known to
+/// have ended; beyond that callers are turned away. Half at most of what this process may hold open: strangers at the
+/// door take a quarter, and the coordinator needs files of its own.
+const MOST_LINKS: usize = 2 * LARGEST_GROUP as usize;
+const SHARE: usize = 2;
 
 /// Nobody waits longer than this without looking around.
 pub(super) const LONGEST_WAIT: Duration = Duration::from_secs(60);
@@ -82,7 +85,9 @@ impl Hall {
     fn let_in(&mut self, arrival: Arrival) -> Option<(Peer, Request)> {
         let now = self.clock.now();
         self.visitors.retain(|_, visitor| now < visitor.heard + self.patience);
-        if self.visitors.len() >= MOST_LINKS {
+        let most = MOST_LINKS.min(descriptors::limit() / SHARE);
+        if self.visitors.len() >= most {
+            turn_away(arrival, most);
             return None;
         }
         self.last_peer += 1;
@@ -117,5 +122,18 @@ impl Hall {
     pub(super) fn dismiss(&mut self) {
         drop(self.door.arrivals());
         self.visitors.clear();
+    }
+}
+
+/// Tells a newcomer that there is no room. Who belongs to a group already is told nothing, for it would give up: it calls again.
+fn turn_away(Arrival { mut link, request }: Arrival, most: usize) {
+    let message = format!(
+        "the coordinator serves {most} connections already: raise its limit of open files (ulimit -n), or start another \
+         coordinator for other groups"
+    );
+    if matches!(request.wish, Wish::Join { .. }) {
+        let (term, incarnation) = (request.term, request.wish.incarnation());
+        // Who has gone need not be told.
+        let _ = link.send(&Reply { term, incarnation, news: News::Refused { message } });
     }
 }

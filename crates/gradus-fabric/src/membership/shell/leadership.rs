@@ -1,14 +1,15 @@
 //! The right to coordinate, among all coordinators that run on one etcd and prefix.
 //!
 //! Whoever leads holds a key that lives as long as a lease; each of its writes is a transaction that compares in which
-//! revision that key was made. So a coordinator that has lost the key can write nothing any more, even if it has not
-//! noticed. It must not answer members either: they would keep leases that its successor does not wait for. Therefore
-//! it counts its own lease from when it *asked* for it, and only four fifths of it, for clocks that differ: when that is
-//! over it stops, and no other has begun.
+//! revision that key was made, and in which the state was written last. So a coordinator that has lost the key can write
+//! nothing any more, even if it has not noticed, and what etcd carries out late undoes nothing newer. It must not answer
+//! members either: they would keep leases that its successor does not wait for. Therefore it counts its own lease from
+//! when it *asked* for it, and only four fifths of it, for clocks that differ: when that is over it stops, and no other
+//! has begun. With each prolongation it asks whether the key is still there, too.
 
 use super::super::timeouts::Timeouts;
 use super::place::{LEADER, Published};
-use crate::etcd::{Claim, Etcd, EtcdAddress, Lease};
+use crate::etcd::{Claim, Etcd, EtcdAddress, Lease, Written};
 use gradus_error::{Error, IoContext, Kind, Result};
 use gradus_host::{Clock, RealClock};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
@@ -67,6 +68,8 @@ impl Candidate {
         let lease = self.etcd.grant(self.timeouts.lease)?;
         match self.etcd.claim(&leader, &self.published, lease, &self.address.key(STATE)) {
             Ok(Some(claim)) => self.lead(lease, asked, claim).map(Some),
+            // This process was stopped for longer than the lease runs: it is late, and no more.
+            Err(error) if *error.kind() == Kind::Closed => Ok(None),
             // Perhaps the claim was made and only its answer is lost; without its lease it does not stand.
             lost => {
                 let _ = self.etcd.revoke(lease);
@@ -80,6 +83,8 @@ impl Candidate {
         let (stop, stopped) = channel();
         let keeper = Keeper {
             etcd: Etcd::open(&self.address, self.timeouts.heartbeat)?,
+            leader: self.address.key(LEADER),
+            revision: claim.revision,
             lease,
             until: Arc::clone(&until),
             stopped,
@@ -93,6 +98,7 @@ impl Candidate {
             leader: self.address.key(LEADER),
             state: self.address.key(STATE),
             revision: claim.revision,
+            stored_in: claim.read_revision,
             lease,
             until,
             clock: self.clock,
@@ -115,6 +121,8 @@ pub(super) struct Leadership {
     state: Vec<u8>,
     /// In which revision the leader's key became ours.
     revision: i64,
+    /// In which revision the state was written last.
+    stored_in: i64,
     lease: Lease,
     until: Until,
     clock: RealClock,
@@ -134,16 +142,28 @@ impl Leadership {
     /// `Fenced` when another leads or may; else those of etcd that waiting does not mend.
     pub(super) fn replace(&mut self, bytes: &[u8]) -> Result<()> {
         loop {
-            let put = self.etcd.put_under(&self.leader, self.revision, &self.state, bytes);
+            let claim = (self.leader.as_slice(), self.revision);
+            let put = self.etcd.put_under(claim, (&self.state, self.stored_in), bytes);
             match put {
-                Ok(true) => return Ok(()),
-                Ok(false) => return Err(deposed()),
+                Ok(Written::In(revision)) => {
+                    self.stored_in = revision;
+                    return Ok(());
+                }
+                Ok(Written::Unclaimed) => return Err(deposed()),
+                Ok(Written::Changed(revision)) => self.take_back(revision)?,
                 Err(error) if *error.kind() != Kind::Unavailable => return Err(error),
                 Err(error) if self.clock.now() >= self.until() => return Err(deposed().with_source(error)),
-                // Whether it was written or not: writing the same again does no harm.
+                // Whether it was written or not shows at the next try.
                 Err(_) => self.clock.sleep(PAUSE),
             }
         }
+    }
+
+    /// The state is ours alone to write: whatever somebody else put there is written over.
+    fn take_back(&mut self, revision: i64) -> Result<()> {
+        tracing::warn!(revision, "somebody else has written the key {STATE:?}: it is written over");
+        self.stored_in = revision;
+        if self.clock.now() >= self.until() { Err(deposed()) } else { Ok(()) }
     }
 
     /// Whether the right is still ours, in etcd's eyes.
@@ -170,9 +190,12 @@ fn deposed() -> Error {
     Error::new(Kind::Fenced, "this coordinator has lost the right to lead")
 }
 
-/// The thread that prolongs the lease.
+/// The thread that prolongs the lease, and sees to it that the key is still there: it can be removed while the lease runs on,
+/// and then nothing keeps another from leading.
 struct Keeper {
     etcd: Etcd,
+    leader: Vec<u8>,
+    revision: i64,
     lease: Lease,
     until: Until,
     stopped: Receiver<()>,
@@ -185,7 +208,7 @@ impl Keeper {
         let mut pause = self.lease.span / 4;
         while self.stopped.recv_timeout(pause) == Err(RecvTimeoutError::Timeout) {
             let asked = self.clock.now();
-            pause = match self.etcd.prolong(self.lease) {
+            pause = match self.prolong() {
                 Ok(Some(span)) => {
                     self.set(asked + surely(span));
                     span / 4
@@ -197,6 +220,13 @@ impl Keeper {
                 }
             };
         }
+    }
+
+    /// For how long the right is ours from now on, or `None` when it is no more.
+    fn prolong(&mut self) -> Result<Option<Duration>> {
+        let span = self.etcd.prolong(self.lease)?;
+        let stands = span.is_some() && self.etcd.stands(&self.leader, self.revision)?;
+        Ok(span.filter(|_| stands))
     }
 
     fn set(&self, until: Duration) {

@@ -9,7 +9,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use std::os::fd::{AsFd, BorrowedFd};
 
-/// Bytes that the other side may leave lying: the pages of the largest table take 30 MB at most.
+/// Bytes that the other side may leave lying: the pages of the largest table take 4 MB at most.
 const MOST_UNSENT: usize = 32 << 20;
 
 /// One end of a connection.

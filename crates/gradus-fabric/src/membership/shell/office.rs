@@ -81,14 +81,17 @@ pub(super) enum Office {
     File(StateFile),
     /// For as long as a lease runs.
     Etcd(Box<Leadership>),
+    /// For good, and whoever stores takes so long, by that clock.
+    #[cfg(test)]
+    Slow(gradus_host::simulation::SimulatedClock, Duration),
 }
 
 impl Office {
     /// Until when the right is surely this process' own; `None` for good.
     pub(super) fn until(&self) -> Option<Duration> {
         match self {
-            Self::Nothing | Self::File(_) => None,
             Self::Etcd(leadership) => Some(leadership.until()),
+            _ => None,
         }
     }
 
@@ -101,15 +104,17 @@ impl Office {
             Self::Nothing => Ok(()),
             Self::File(file) => file.replace(bytes),
             Self::Etcd(leadership) => leadership.replace(bytes),
+            #[cfg(test)]
+            Self::Slow(clock, span) => {
+                gradus_host::Clock::sleep(clock, *span);
+                Ok(())
+            }
         }
     }
 
     /// What it means that a member has heard of a later term than the one in office.
     pub(super) fn superseded(&mut self) -> Error {
         match self {
-            Self::Nothing | Self::File(_) => {
-                Error::new(Kind::Fenced, "another coordinator has taken over: this one stops")
-            }
             Self::Etcd(leadership) => match leadership.confirm() {
                 Ok(()) => Error::corrupt(
                     "members have heard of a later term than etcd knows: its keys were removed or set back. Restart the \
@@ -117,6 +122,7 @@ impl Office {
                 ),
                 Err(error) => error,
             },
+            _ => Error::new(Kind::Fenced, "another coordinator has taken over: this one stops"),
         }
     }
 }

@@ -1,10 +1,11 @@
 //! Where the coordinator is: at an address of its own, or wherever etcd says that the one is who leads.
 
+use super::super::timeouts::Timeouts;
 use super::link::Link;
 use crate::dial;
 use crate::etcd::{Etcd, EtcdAddress};
 use crate::trust::Trust;
-use gradus_error::{Error, Result};
+use gradus_error::{Error, Kind, Result};
 use gradus_host::{Clock, RealClock};
 use serde::{Deserialize, Serialize};
 use std::fmt;
@@ -39,11 +40,18 @@ impl CoordinatorAddress {
         Ok(Self::At(text.to_owned()))
     }
 
-    /// A place to ask at, `host:port`: the way to it shows by which interface this host is reached.
-    pub(crate) fn first_place(&self) -> &str {
+    /// Where the coordinator is now, `host:port`; the way to it shows by which interface this host is reached. While nobody
+    /// leads this blocks, for `failure_detection` and one last try at most.
+    ///
+    /// # Errors
+    /// Those of etcd; `Unavailable` when nobody leads there, `Corrupt` when it holds no coordinator's address.
+    pub(crate) fn place_now(&self, timeouts: &Timeouts, clock: &RealClock) -> Result<String> {
         match self {
-            Self::At(place) => place,
-            Self::Etcd(address) => address.first_endpoint(),
+            Self::At(place) => Ok(place.clone()),
+            Self::Etcd(address) => {
+                let mut etcd = Etcd::open(address, timeouts.connect)?;
+                at_first(timeouts, clock, || look_up(address, &mut etcd))
+            }
         }
     }
 }
@@ -149,25 +157,46 @@ impl Way {
     }
 
     fn look_up(&mut self) -> Result<String> {
-        let (place, etcd) = match (&self.place, &mut self.etcd) {
-            (CoordinatorAddress::At(place), _) => return Ok(place.clone()),
-            (CoordinatorAddress::Etcd(address), Some(etcd)) => (address, etcd),
+        match (&self.place, &mut self.etcd) {
+            (CoordinatorAddress::At(place), _) => Ok(place.clone()),
+            (CoordinatorAddress::Etcd(address), Some(etcd)) => look_up(address, etcd),
             (CoordinatorAddress::Etcd(_), None) => unreachable!("a way by etcd has a client of it"),
-        };
-        let published = etcd.get(&place.key(LEADER))?.ok_or_else(|| {
-            Error::unavailable(format!(
-                "no coordinator leads by {place}: start `gradus coordinator --rdzv` with that address, or mend its prefix"
-            ))
-        })?;
-        let within = |error: Error| error.within(format!("key {LEADER:?} of {place} is of no use"));
-        Ok(Published::from_bytes(&published).map_err(within)?.address)
+        }
+    }
+}
+
+/// Where the one who leads says that it is.
+fn look_up(place: &EtcdAddress, etcd: &mut Etcd) -> Result<String> {
+    let published = etcd.get(&place.key(LEADER))?.ok_or_else(|| {
+        Error::unavailable(format!(
+            "no coordinator leads by {place}: start `gradus coordinator --rdzv` with that address, or mend its prefix"
+        ))
+    })?;
+    let within = |error: Error| error.within(format!("key {LEADER:?} of {place} is of no use"));
+    Ok(Published::from_bytes(&published).map_err(within)?.address)
+}
+
+/// Tries for as long as a coordinator that is just being started again may need. What waiting does not mend ends it.
+pub(super) fn at_first<T>(
+    timeouts: &Timeouts,
+    clock: &RealClock,
+    mut attempt: impl FnMut() -> Result<T>,
+) -> Result<T> {
+    let until = clock.now() + timeouts.detection;
+    loop {
+        match attempt() {
+            Err(error) if matches!(error.kind(), Kind::Denied | Kind::Invalid | Kind::Corrupt) => {
+                return Err(error);
+            }
+            Err(_) if clock.now() < until => clock.sleep(timeouts.heartbeat),
+            done => return done,
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use gradus_error::Kind;
     use proptest::prelude::*;
 
     #[test]

@@ -14,25 +14,25 @@ use std::time::Duration;
 const ONE_TURN: usize = 64;
 
 /// A coordinator in office.
-pub(super) struct Term<'a, O> {
+pub(super) struct Term<'a, O, C = RealClock> {
     machine: Coordinator,
     office: Office,
     hall: &'a mut Hall,
-    clock: RealClock,
+    clock: C,
     /// The machine's time.
-    attention: AttentiveClock,
+    attention: AttentiveClock<C>,
     observe: &'a mut O,
 }
 
-impl<'a, O: FnMut(&CoordinatorNote)> Term<'a, O> {
+impl<'a, O: FnMut(&CoordinatorNote), C: Clock + Clone> Term<'a, O, C> {
     pub(super) fn new(
         machine: Coordinator,
         office: Office,
         hall: &'a mut Hall,
-        clock: RealClock,
+        clock: C,
         observe: &'a mut O,
     ) -> Self {
-        let attention = AttentiveClock::new(clock, machine.timeouts().heartbeat);
+        let attention = AttentiveClock::new(clock.clone(), machine.timeouts().heartbeat);
         Self { machine, office, hall, clock, attention, observe }
     }
 
@@ -109,9 +109,41 @@ impl<'a, O: FnMut(&CoordinatorNote)> Term<'a, O> {
     fn carry_out(&mut self, action: ActionOf<Coordinator>) -> Result<()> {
         match action {
             Action::Send { to, message } => self.hall.send(to, &message),
-            Action::Persist(bytes) => return self.office.replace(&bytes),
+            Action::Persist(bytes) => return self.store(&bytes),
             Action::Note(note) => (self.observe)(&note),
         }
         Ok(())
+    }
+
+    /// Who could not be heard while a disk or etcd took its time is not to blame for that.
+    fn store(&mut self, bytes: &[u8]) -> Result<()> {
+        let before = self.clock.now();
+        let stored = self.office.replace(bytes);
+        self.attention.has_waited_for(before);
+        stored
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::super::timeouts::Timeouts;
+    use super::super::door::{Door, trust};
+    use super::*;
+    use crate::secret::Secret;
+    use gradus_host::simulation::SimulatedClock;
+    use std::net::TcpListener;
+
+    #[test]
+    fn time_in_which_it_stores_does_not_count() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let door = Door::open(listener, trust(Secret::default(), None, 0)).unwrap();
+        let mut hall = Hall::new(door, Duration::MAX, RealClock::new());
+        let clock = SimulatedClock::new();
+        let machine = Coordinator::open(None, Timeouts::from(Duration::from_secs(1)).unwrap()).unwrap();
+        let office = Office::Slow(clock.clone(), Duration::from_secs(1000));
+        let mut observe = |_: &CoordinatorNote| {};
+        let mut term = Term::new(machine, office, &mut hall, clock.clone(), &mut observe);
+        term.tell(Event::Wake).unwrap();
+        assert_eq!((clock.now().as_secs(), term.attention.now()), (1000, Duration::ZERO));
     }
 }

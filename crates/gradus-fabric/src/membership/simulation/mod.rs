@@ -5,6 +5,7 @@
 //! gives the same run.
 
 mod checker;
+mod haste;
 mod node;
 #[cfg(test)]
 mod tests;
@@ -20,6 +21,7 @@ use gradus_host::random::Stream;
 use gradus_host::simulation::{
     Fault, FaultSettings, Faults, Happening, Recording, Scenario, Strike, Trace, World,
 };
+use haste::Haste;
 use node::{Command, Message, Node, Seat, Who};
 use std::time::Duration;
 
@@ -39,8 +41,9 @@ const LONGEST_FAULT: Duration = Duration::from_secs(3);
 /// The longest that a message travels.
 const LONGEST_DELAY: Duration = Duration::from_millis(80);
 
-/// The purpose of the stream that says who is there; the world's own purposes are small numbers.
+/// The purposes of the streams that say who is there, and who is in haste; the world's own purposes are small numbers.
 const CAST: u64 = 1000;
+const HASTE: u64 = 1001;
 
 /// Lives that one process can give its member.
 const LIVES_OF_A_PROCESS: u64 = 1 << 20;
@@ -66,9 +69,12 @@ pub fn run(seed: u64, recording: Recording) -> Report {
 
 fn run_planted(seed: u64, recording: Recording, planted: Planted) -> Report {
     let seats = draw_cast(&mut Stream::new(seed, CAST));
-    let faults = Faults::draw(seed, &fault_settings(seats.len() + 1));
+    let haste = Haste::draw(&mut Stream::new(seed, HASTE), &seats);
+    let mut faults = Faults::draw(seed, &fault_settings(seats.len() + 1));
+    faults.strikes.extend(haste.iter().flat_map(Haste::strikes));
+    faults.strikes.sort_by_key(|strike| strike.at);
     let cast = format!("{seats:?}");
-    let group = Groups::new(seats, &faults, planted);
+    let group = Groups { haste, ..Groups::new(seats, &faults, planted) };
     let end = HEAL + RECOVERY;
     let outcome = World::new(group, faults.clone(), seed, recording).run(end);
     let Groups { mut checker, seats, .. } = outcome.scenario;
@@ -119,6 +125,7 @@ struct Groups {
     seats: Vec<Seat>,
     timeouts: Timeouts,
     planted: Planted,
+    haste: Option<Haste>,
     checker: Checker,
 }
 
@@ -126,7 +133,7 @@ impl Groups {
     fn new(seats: Vec<Seat>, faults: &Faults, planted: Planted) -> Self {
         let checker = Checker::new(seats.len() + 1, declaration_bound(faults));
         let timeouts = Timeouts::from(FAILURE_DETECTION).expect("a second is possible");
-        Self { seats, timeouts, planted, checker }
+        Self { seats, timeouts, planted, haste: None, checker }
     }
 
     fn open_coordinator(&self, stored: Option<&[u8]>) -> Result<Node> {
@@ -167,10 +174,13 @@ impl Scenario for Groups {
     }
 
     fn command(&mut self, at: Duration, machine: &Node, chance: &mut Stream) -> Option<Command> {
-        let Node::Member { member, .. } = machine else { return None };
+        let Node::Member { member, seat, .. } = machine else { return None };
+        if let Some(haste) = self.haste.as_ref().filter(|haste| haste.drives(at, seat)) {
+            return haste.command(at, member);
+        }
         let whim = chance.next_below(200);
         if member.has_ended() {
-            return (whim < 100).then_some(Command::Return);
+            return (whim < 100).then_some(Command::Return { hasty: false });
         }
         if at < HEAL && whim == 0 {
             return Some(Command::Member(MemberCommand::Leave));

@@ -25,7 +25,10 @@ pub enum Command {
     /// To act, if it may.
     Act,
     /// To come back, as a new life of the member, after the old one ended.
-    Return,
+    Return {
+        /// Whether the program around it acknowledges and acts as soon as it may.
+        hasty: bool,
+    },
 }
 
 /// One life of a member.
@@ -74,6 +77,8 @@ pub enum Node {
         timeouts: Timeouts,
         /// What is wrong with it.
         planted: PlantedBug,
+        /// Whether the program around it acknowledges and acts as soon as it may.
+        hasty: bool,
     },
 }
 
@@ -90,38 +95,53 @@ impl Node {
             address: seat.name.clone(),
         };
         let member = Member::new(seat.group, seat.settings, identity, timeouts).with_planted(planted);
-        Self::Member { member: Box::new(member), seat, timeouts, planted: PlantedBug(planted) }
+        Self::Member { member: Box::new(member), seat, timeouts, planted: PlantedBug(planted), hasty: false }
     }
 
     fn who(member: &Member, seat: &Seat) -> Who {
         Who { group: seat.group, name: seat.name.clone(), incarnation: member.identity().incarnation }
     }
 
+    /// A new life in the same process.
+    fn come_back(&mut self, in_haste: bool) -> Vec<ActionOf<Self>> {
+        let Self::Member { member, seat, timeouts, planted, .. } = self else { return Vec::new() };
+        let Who { incarnation, .. } = Self::who(member, seat);
+        *self = Self::member(seat.clone(), incarnation + 1, *timeouts, planted.0);
+        let Self::Member { member, seat, hasty, .. } = self else { return Vec::new() };
+        *hasty = in_haste;
+        vec![Action::Note(Note::Returned(Self::who(member, seat)))]
+    }
+
     fn step_member(&mut self, event: EventOf<Self>, now: Duration) -> Vec<ActionOf<Self>> {
-        let Self::Member { member, seat, timeouts, planted } = self else { return Vec::new() };
+        if let Event::Command(Command::Return { hasty }) = event {
+            return self.come_back(hasty);
+        }
+        let Self::Member { member, seat, hasty, .. } = self else { return Vec::new() };
         let who = Self::who(member, seat);
         let event = match event {
             Event::Message { from, message: Message::Reply(message) } => Event::Message { from, message },
             Event::Closed { peer } => Event::Closed { peer },
             Event::Command(Command::Member(command)) => Event::Command(command),
-            Event::Command(Command::Act) => {
-                return member
-                    .may_act(now)
-                    .map(|(epoch, _)| Action::Note(Note::Acted(who, epoch)))
-                    .into_iter()
-                    .collect();
-            }
-            Event::Command(Command::Return) => {
-                *self = Self::member(seat.clone(), who.incarnation + 1, *timeouts, planted.0);
-                let who = Who { incarnation: who.incarnation + 1, ..who };
-                return vec![Action::Note(Note::Returned(who))];
-            }
+            Event::Command(Command::Act) => return act(member, who, now),
             Event::Wake => Event::Wake,
-            Event::Message { .. } => return Vec::new(),
+            Event::Message { .. } | Event::Command(Command::Return { .. }) => return Vec::new(),
         };
-        let actions = member.step(event, now).into_iter();
-        actions.map(|action| wrap(action, Message::Request, |note| Note::Member(who.clone(), note))).collect()
+        let mut actions = member.step(event, now);
+        if let Some(table) = member.proposed().filter(|_| *hasty) {
+            let acknowledge = MemberCommand::Acknowledge(table.epoch);
+            actions.extend(member.step(Event::Command(acknowledge), now));
+        }
+        let may_begin =
+            actions.iter().any(|action| matches!(action, Action::Note(MemberNote::Active { .. })));
+        let acts = if *hasty && may_begin { act(member, who.clone(), now) } else { Vec::new() };
+        let told = |action| wrap(action, Message::Request, |note| Note::Member(who.clone(), note));
+        actions.into_iter().map(told).chain(acts).collect()
     }
+}
+
+fn act(member: &Member, who: Who, now: Duration) -> Vec<ActionOf<Node>> {
+    let acts = member.may_act(now).map(|(epoch, _)| Action::Note(Note::Acted(who, epoch)));
+    acts.into_iter().collect()
 }
 
 fn wrap<M, N>(

@@ -122,6 +122,12 @@ fn describe(survey: &Survey, fault: &Fault) -> String {
             ahead_ms.abs(),
             if ahead_ms < 0.0 { "behind" } else { "ahead of" }
         ),
+        Fault::Clocks { behind, ahead, apart_ms, error_ms } => format!(
+            "{} and {}: their clocks are {apart_ms:.1} ms apart (to {error_ms:.1} ms), the second is ahead; too few hosts to \
+             tell which is wrong",
+            named(behind),
+            named(ahead)
+        ),
     }
 }
 
