@@ -77,13 +77,13 @@ pub(super) fn fit(inside: Option<&Times>, across: Option<&Times>) -> Result<Link
         one_at_a_time: true,
         ..LinkFigures::default()
     };
-    let profile = LinkProfile { figures, rates };
+    let profile = LinkProfile { figures, rates, neighbours: None };
     profile.validate()?;
     Ok(profile)
 }
 
 /// To as many digits as mean anything: so few survive being written and read to the bit, again and again.
-fn rounded(figure: f64) -> f64 {
+pub(super) fn rounded(figure: f64) -> f64 {
     format!("{figure:.5e}").parse().expect("a number that was just written can be read")
 }
 
