@@ -164,9 +164,12 @@ fn turns(bytes: usize) -> usize {
     (TOTAL_BYTES / (bytes * calls(bytes))).clamp(FEWEST_TURNS, MOST_TURNS)
 }
 
+/// In runs of eight: as fast as the compilers of the other arms make it, whatever stands around.
+#[inline(never)]
 fn rewrite(data: &mut [f32], rank: usize) {
-    for (i, x) in data.iter_mut().enumerate() {
-        *x = ((rank + 1) * (1 + (i & 7))) as f32;
+    let eight: [f32; 8] = std::array::from_fn(|i| ((rank + 1) * (1 + i)) as f32);
+    for run in data.chunks_mut(eight.len()) {
+        run.copy_from_slice(&eight[..run.len()]);
     }
 }
 

@@ -28,13 +28,15 @@ const BUFFERS: [usize; 7] = [16 << 10, 64 << 10, 256 << 10, 1 << 20, 4 << 20, 16
 /// Seconds of a call after which no larger buffer is tried.
 pub(super) const LONG_S: f64 = 8e-3;
 
-/// Turns of which the median counts, after one that warms up: as many as fit [`TURNS_S`].
+/// Turns of which the median counts, after one that warms up: as many as fit [`TURNS_S`], or [`SMALL_TURNS_S`] where next to
+/// nothing moves, for what is found there is in every other figure.
 const FEWEST_TURNS: usize = 3;
 const MOST_TURNS: usize = 200;
 const TURNS_S: f64 = 15e-3;
+const SMALL_TURNS_S: f64 = 40e-3;
 
 /// Calls of a turn where a call takes less than a barrier leaves ranks apart.
-const CALLS: usize = 32;
+const CALLS: usize = 16;
 
 /// Most bytes of a record of a profile.
 const MOST_RECORD_BYTES: usize = 32 << 10;
@@ -133,10 +135,11 @@ fn time(world: &mut Communicator, len: usize, steps: Vec<Step>) -> Result<f64> {
 /// Seconds of a sum of `data` in place: the median of some turns, of each the mean over the ranks. A rank that left the
 /// barrier first waits for the others, and one that left it last for nobody: the mean is what lies between.
 pub(super) fn time_sums(world: &mut Communicator, data: &mut [f32]) -> Result<f64> {
-    let calls = if size_of_val(data) < BUFFERS[0] { CALLS } else { 1 };
+    let small = size_of_val(data) < BUFFERS[0];
+    let (calls, budget) = if small { (CALLS, SMALL_TURNS_S) } else { (1, TURNS_S) };
     let mut longest = [turn(world, data, calls)? * calls as f64];
     world.run_in_place(&Collective::all_reduce(Reduction::Max), &mut longest)?;
-    let turns = ((TURNS_S / longest[0]) as usize).clamp(FEWEST_TURNS, MOST_TURNS);
+    let turns = ((budget / longest[0]) as usize).clamp(FEWEST_TURNS, MOST_TURNS);
     let mut times = (0..turns).map(|_| turn(world, data, calls)).collect::<Result<Vec<f64>>>()?;
     world.run_in_place(&Collective::all_reduce(Reduction::Mean), &mut times)?;
     times.sort_by(f64::total_cmp);
@@ -160,9 +163,11 @@ fn turn(world: &mut Communicator, data: &mut [f32], calls: usize) -> Result<f64>
 
 /// Writes elements one by one, as whoever computes them does: the system's way to fill memory may pass by the caches. Between
 /// calls too, for what was just written costs more to read, and such is what ranks sum.
+#[inline(never)]
 fn rewrite(data: &mut [f32]) {
-    for (i, x) in data.iter_mut().enumerate() {
-        *x = (i & 7) as f32;
+    let eight: [f32; 8] = std::array::from_fn(|i| i as f32);
+    for run in data.chunks_mut(eight.len()) {
+        run.copy_from_slice(&eight[..run.len()]);
     }
 }
 

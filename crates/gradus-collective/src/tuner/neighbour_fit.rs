@@ -26,7 +26,7 @@ pub(super) struct NeighbourTimes {
     pub(super) hops: f64,
     /// Of pairs: one meeting, and [`HOPS`].
     pub(super) pairs: Vec<f64>,
-    /// [`Trial::Stage`], [`Trial::StageAndCopy`], [`Trial::StageAndCombine`].
+    /// [`Trial::Stage`], [`Trial::StageAndCombine`], [`Trial::Staged`].
     pub(super) staged: Vec<Timed<3>>,
     /// [`Trial::ReachRegistered`], [`Trial::Push`].
     pub(super) registered: Vec<Timed<2>>,
@@ -164,8 +164,8 @@ impl Fit<'_> {
         let of =
             |which: usize| self.times.staged.iter().map(move |timed| (timed.bytes, timed.seconds[which]));
         self.curve(Trial::Stage, of(0), |touches| &mut touches.own)?;
-        self.curve(Trial::StageAndCopy, of(1), |touches| &mut touches.staged_copied)?;
-        self.curve(Trial::StageAndCombine, of(2), |touches| &mut touches.staged_combined)
+        self.curve(Trial::StageAndCombine, of(1), |touches| &mut touches.staged_combined)?;
+        self.curve(Trial::Staged, of(2), |touches| &mut touches.staged_copied)
     }
 
     fn registered(&mut self) -> Result<()> {
@@ -236,7 +236,7 @@ mod tests {
         };
         let timed =
             |bytes: u64, trials: [Trial; 2]| Timed { bytes, seconds: trials.map(|trial| time(trial, bytes)) };
-        let staged = [Trial::Stage, Trial::StageAndCopy, Trial::StageAndCombine];
+        let staged = [Trial::Stage, Trial::StageAndCombine, Trial::Staged];
         NeighbourTimes {
             ranks,
             processors: figures.processors,

@@ -70,7 +70,7 @@ fn time_all<const N: usize>(
 
 fn time_staged(world: &mut Communicator, bytes: usize) -> Result<Timed<3>> {
     let mut data = vec![0.0; bytes / size_of::<f32>()];
-    time_all(world, &mut data, [Trial::Stage, Trial::StageAndCopy, Trial::StageAndCombine])
+    time_all(world, &mut data, [Trial::Stage, Trial::StageAndCombine, Trial::Staged])
 }
 
 fn time_registered(world: &mut Communicator) -> Result<Vec<Timed<2>>> {

@@ -19,9 +19,10 @@ pub(super) enum Trial {
     Pairs(usize),
     /// Everybody stages everything.
     Stage,
-    /// And then copies, or combines, what all others have staged.
-    StageAndCopy,
+    /// And then combines what all others have staged.
     StageAndCombine,
+    /// All of [`OneSided::Staged`], in which shares are copied that were just staged.
+    Staged,
     /// Everybody combines its share of all others' registered memory.
     ReachRegistered,
     /// All of [`OneSided::Push`].
@@ -40,7 +41,8 @@ impl Trial {
         match self {
             Self::Meets(hops) => meets(hops, (1..world_size).map(|away| (rank + away) % world_size)),
             Self::Pairs(hops) => meets(hops, Some(rank ^ 1).filter(|peer| *peer < world_size).into_iter()),
-            Self::Stage | Self::StageAndCopy | Self::StageAndCombine => self.staging(rank, world_size, len),
+            Self::Stage | Self::StageAndCombine => self.staging(rank, world_size, len),
+            Self::Staged => of(OneSided::Staged),
             Self::ReachRegistered => without(of(OneSided::Push), |from, to| from.or(to).is_some()),
             Self::Push => of(OneSided::Push),
             Self::ReachPrivate => without(of(OneSided::Pull), |from, _| from.is_some()),
@@ -61,10 +63,8 @@ impl Trial {
         program.meet(others.clone());
         for peer in others {
             let staged = Place::of(peer, Store::Staging, all);
-            match self {
-                Self::StageAndCopy => program.copy(staged, output),
-                Self::StageAndCombine => program.combine(staged, output),
-                _ => {}
+            if self == Self::StageAndCombine {
+                program.combine(staged, output);
             }
         }
         program
