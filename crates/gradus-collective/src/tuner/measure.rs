@@ -106,7 +106,7 @@ fn time_level(world: &mut Communicator, nodes: &Nodes, level: Level) -> Result<O
         return Ok(None);
     }
     let neighbours = level.neighbours(nodes, world.rank());
-    let steps = |of: &dyn Fn(Neighbours) -> Vec<Step>| neighbours.map(of).unwrap_or_default();
+    let steps = |of: &dyn Fn(&Neighbours) -> Vec<Step>| neighbours.as_ref().map(of).unwrap_or_default();
     let small = SmallTimes {
         one: time(world, SMALL, steps(&|circle| circle.hops(1)))?,
         hops: time(world, SMALL, steps(&|circle| circle.hops(HOPS)))?,
@@ -117,7 +117,7 @@ fn time_level(world: &mut Communicator, nodes: &Nodes, level: Level) -> Result<O
         let len = bytes / size_of::<f32>();
         let exchange = |adds| steps(&|circle| circle.buffer(len, adds));
         let (copied, added) = (time(world, len, exchange(false))?, time(world, len, exchange(true))?);
-        buffers.push(BufferTimes { bytes: bytes as u64, copied, added });
+        buffers.push(BufferTimes { bytes: bytes as u64, rounds: level.rounds(nodes), copied, added });
         if copied.max(added) > LONG_S {
             break;
         }

@@ -313,9 +313,19 @@ mod tests {
             };
             if let Ok(figures) = fit_neighbours(&times) {
                 prop_assert!(figures.validate().is_ok());
-                let record = serde_json::to_string(&figures).unwrap();
-                prop_assert_eq!(serde_json::from_str::<NeighbourFigures>(&record).unwrap(), figures);
             }
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn a_record_is_read_as_it_was_written(
+            hop_us in 0.05f64..50.0, own in 1e9f64..1e11, reading in 1e9f64..1e11, ranks in 2usize..5
+        ) {
+            let machine = machine(0, [0.1, 0.02, hop_us, 0.0], [own, reading, own, reading, own, reading, own]);
+            let found = fit_neighbours(&times(&machine, ranks)).unwrap();
+            let record = serde_json::to_string(&found).unwrap();
+            prop_assert_eq!(serde_json::from_str::<NeighbourFigures>(&record).unwrap(), found);
         }
     }
 
