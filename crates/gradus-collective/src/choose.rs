@@ -5,10 +5,9 @@ use crate::algorithm::{Algorithm, AllReduce, Nodes};
 use crate::cost::{LinkProfile, price_by_formula};
 use crate::one_sided::Reach;
 use crate::tuner::{
-    Candidate, Case, Choice, Neighbourhood, Purpose, Scheme, first_of_the_cheapest, one_sided_candidates,
-    rings,
+    Candidate, Case, Choice, Neighbourhood, Purpose, Scheme, eligible, first_of_the_cheapest,
+    one_sided_candidates, rings,
 };
-use gradus_fabric::STAGING_BYTES;
 
 /// Elements for each rank below which nobody has a share worth sending: one message of all holds as many as a cache line.
 const LEAST_SHARE: usize = 16;
@@ -63,8 +62,7 @@ pub fn choose_all_reduce(links: &Links, world_size: usize, len: usize, element_b
 }
 
 /// The way to sum, over streams or, for ranks of one host whose reach is given and of which figures are known, among
-/// neighbours. What fits a slot for staged bytes, or is registered, never goes over a stream, which would copy it once more:
-/// where a price says otherwise, ranks were measured in different moods.
+/// neighbours.
 ///
 /// # Panics
 /// As for [`choose_all_reduce`].
@@ -78,9 +76,8 @@ pub fn choose_among_neighbours(links: &Links, size: Size, reach: Option<Reach>) 
             .expect("on one level all of these have a formula");
         Candidate { algorithm: Scheme::Streams(algorithm), price }
     }));
-    let is_settled = size.bytes() <= STAGING_BYTES || reach.is_some_and(|reach| reach.registered);
-    let eligible = if is_settled && programs > 0 { &candidates[..programs] } else { &candidates };
-    let chosen = first_of_the_cheapest(eligible, |candidate| candidate.price.seconds);
+    let chosen =
+        first_of_the_cheapest(eligible(&case, &candidates, programs), |candidate| candidate.price.seconds);
     let chosen = chosen.expect("there are candidates").clone();
     candidates.sort_by(|one, other| one.price.seconds.total_cmp(&other.price.seconds));
     Choice { case, chosen, candidates, unpriced: Vec::new() }

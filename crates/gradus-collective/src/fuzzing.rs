@@ -3,7 +3,7 @@
 
 use crate::collective::Collective;
 use crate::communicator::Communicator;
-use crate::cost::LinkProfile;
+use crate::cost::{LinkProfile, NeighbourFigures};
 use crate::element::Reduction;
 use crate::flight::{FlightLog, analyse};
 use crate::header::{HEADER_BYTES, Header};
@@ -141,7 +141,9 @@ fn link_figures(data: &[u8]) {
 }
 
 fn figures() -> Vec<Vec<u8>> {
-    vec![serde_json::to_vec(&LinkProfile::default()).expect("profiles are JSON")]
+    let alone = LinkProfile::default();
+    let near = LinkProfile { neighbours: Some(NeighbourFigures::default()), ..LinkProfile::default() };
+    [alone, near].map(|profile| serde_json::to_vec(&profile).expect("profiles are JSON")).to_vec()
 }
 
 fn flight_log(data: &[u8]) {

@@ -15,7 +15,7 @@ use std::time::Duration;
 impl Communicator {
     /// Measures the links between all ranks of the transport, and chooses algorithms by that from now on, in all groups.
     /// `nodes` says which ranks share a node. All ranks call this, on the communicator of all, with nothing in flight; it
-    /// takes some tens of milliseconds, more on slow links. Returns what rank 0 has found, the same bits on every rank:
+    /// takes a second or so. Returns what rank 0 has found, the same bits on every rank:
     /// whoever wants the same choices again keeps it and calls [`Communicator::use_links`]. Blocks.
     ///
     /// # Errors

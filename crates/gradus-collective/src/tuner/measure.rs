@@ -1,11 +1,11 @@
 //! Measures a world's links, once, for all ranks.
 //!
 //! All ranks carry out exchanges by the executor itself, so that what a message and a collective cost in software is in the
-//! figures, and all at once, so that what ranks share is. The slowest rank's times count; rank 0 turns them into a profile and
+//! figures, and all at once, so that what ranks share is. The mean of the ranks' times counts; rank 0 turns them into a profile and
 //! sends it to everybody: all ranks hold the same figures, to the bit, and choose alike.
 //!
-//! Bounded: sizes grow until a call takes [`LONG_S`]; some tens of milliseconds in all where links are
-//! fast and each rank has a processor, some hundreds where four ranks share two.
+//! Bounded: sizes grow until a call takes [`LONG_S`]; a second or so in all, half of it for what ranks of one host do without
+//! links.
 
 use super::exchange::{Level, Neighbours, SMALL};
 use super::fit::{BufferTimes, HOPS, MESSAGES, SmallTimes, Times, fit};
@@ -174,6 +174,7 @@ fn rewrite(data: &mut [f32]) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cost::NeighbourFigures;
     use gradus_error::Kind;
     use proptest::prelude::*;
 
@@ -182,8 +183,10 @@ mod tests {
         fn foreign_bytes_are_refused(bytes in proptest::collection::vec(any::<u8>(), 0..200), cut in 0usize..2000) {
             let error = decode(&bytes).unwrap_err();
             prop_assert_eq!(error.kind(), &Kind::Corrupt);
-            let whole = encode(&LinkProfile::default()).unwrap();
-            prop_assert_eq!(decode(&whole).unwrap(), LinkProfile::default());
+            let neighbours = Some(NeighbourFigures::default());
+            let profile = LinkProfile { neighbours, ..LinkProfile::default() };
+            let whole = encode(&profile).unwrap();
+            prop_assert_eq!(decode(&whole).unwrap(), profile);
             prop_assert!(decode(&whole[..cut.min(whole.len() - 1)]).is_err());
         }
     }

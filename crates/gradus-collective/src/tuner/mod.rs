@@ -22,8 +22,8 @@ pub(crate) use candidates::rings;
 #[cfg(feature = "fuzzing")]
 pub(crate) use measure::decode as decode_profile;
 pub(crate) use measure::{agree, measure, strange_nodes};
-pub(crate) use scheme::one_sided_candidates;
 pub use scheme::{Neighbourhood, Scheme};
+pub(crate) use scheme::{eligible, one_sided_candidates};
 
 use crate::algorithm::{Algorithm, Nodes};
 use crate::cost::{LinkFigures, Price, price};
@@ -101,13 +101,15 @@ pub struct Choice {
 pub fn choose(case: Case) -> Result<Choice> {
     case.validate()?;
     let (mut candidates, mut unpriced) = (one_sided_candidates(&case)?, Vec::new());
+    let programs = candidates.len();
     for algorithm in candidates::of(&case) {
         match price(&algorithm, &case.nodes, case.len, case.element_bytes, &case.figures)? {
             Some(price) => candidates.push(Candidate { algorithm: Scheme::Streams(algorithm), price }),
             None => unpriced.push(algorithm),
         }
     }
-    let chosen = first_of_the_cheapest(&candidates, |candidate| candidate.price.seconds)
+    let eligible = eligible(&case, &candidates, programs);
+    let chosen = first_of_the_cheapest(eligible, |candidate| candidate.price.seconds)
         .ok_or_else(|| Error::internal("every purpose has a candidate that is cheap to price"))?
         .clone();
     candidates.sort_by(|one, other| one.price.seconds.total_cmp(&other.price.seconds));

@@ -78,10 +78,10 @@ fn time_registered(world: &mut Communicator) -> Result<Vec<Timed<2>>> {
     let range = world.heap().and_then(|heap| heap.allocate(most.unwrap_or(0)).ok());
     let mut all_have = [u8::from(range.is_some())];
     world.run_in_place(&Collective::all_reduce(Reduction::Min), &mut all_have)?;
-    let Some(range) = range.filter(|_| all_have == [1]) else { return Ok(Vec::new()) };
+    let Some(mut range) = range.filter(|_| all_have == [1]) else { return Ok(Vec::new()) };
     let mut times: Vec<Timed<2>> = Vec::new();
     for bytes in REGISTERED.into_iter().filter(|bytes| Some(*bytes) <= most) {
-        let data = beginning(&range, bytes / size_of::<f32>());
+        let data = beginning(&mut range, bytes / size_of::<f32>());
         times.push(time_all(world, data, [Trial::ReachRegistered, Trial::Push])?);
         if times.iter().any(Timed::is_long) {
             break;
@@ -91,7 +91,7 @@ fn time_registered(world: &mut Communicator) -> Result<Vec<Timed<2>>> {
 }
 
 /// The first elements of a range.
-fn beginning(range: &HeapRange, len: usize) -> &mut [f32] {
+fn beginning(range: &mut HeapRange, len: usize) -> &mut [f32] {
     // SAFETY: zeros, aligned to a page, as long as `range` lives, which holds as many elements; peers write there within
     // collectives only, which borrow the slice.
     unsafe { std::slice::from_raw_parts_mut(range.start().as_ptr().cast(), len) }

@@ -6,6 +6,7 @@ use crate::cost::{Ground, NeighbourFigures, Price, price_of_programs};
 use crate::one_sided::{MOST_AT_ONCE, OneSided, Reach, Sum};
 use crate::plan::Step;
 use gradus_error::Result;
+use gradus_fabric::STAGING_BYTES;
 use serde::{Deserialize, Serialize};
 use std::fmt;
 
@@ -79,6 +80,15 @@ pub(crate) fn one_sided_candidates(case: &Case) -> Result<Vec<Candidate>> {
         }
     }
     Ok(candidates)
+}
+
+/// The candidates that may be chosen, of which so many programs stand first. What fits a slot for staged bytes, or is
+/// registered, never goes over a stream, which would copy it once more: where a price says otherwise, ranks were measured in
+/// different moods.
+pub(crate) fn eligible<'a>(case: &Case, candidates: &'a [Candidate], programs: usize) -> &'a [Candidate] {
+    let registered = case.neighbours.as_ref().is_some_and(|neighbours| neighbours.reach.registered);
+    let is_settled = registered || case.len.saturating_mul(case.element_bytes) <= STAGING_BYTES;
+    if is_settled && programs > 0 { &candidates[..programs] } else { candidates }
 }
 
 fn price(kind: OneSided, case: &Case, neighbours: &Neighbourhood) -> Result<Option<Price>> {
