@@ -2,8 +2,8 @@
 //! that memory sets: `all_reduce_speed RANKS shared-memory|registered|tcp|limit BYTES,BYTES,...`.
 //!
 //! Rank 0 prints a line of JSON for each size: `{"bytes", "us", "turns", "wrong"}`: the median time of one call, how many
-//! turns it is the median of, and how many elements of its last result were wrong; and `"predicted_us"`, over links,
-//! what was predicted by them as they were measured before anything else. The rules of a turn stand in
+//! turns it is the median of, and how many elements of its last result were wrong; and `"predicted_us"`, what was predicted
+//! by the links as they were measured before anything else. The rules of a turn stand in
 //! `benches/peers/mpi_all_reduce.c`; they are the same in every arm.
 //!
 //! The *limit* is two threads of one process, each of which sums its half of two buffers straight into both, and waits
@@ -96,7 +96,7 @@ fn rank(request: &Request, kind: TransportKind) -> Result<()> {
         if request.transport == "registered" {
             measure_registered(&mut communicator, *bytes)?;
         } else {
-            measure(&mut communicator, &mut vec![0.0; bytes / 4])?;
+            measure(&mut communicator, &mut vec![0.0; bytes / 4], false)?;
         }
     }
     communicator.barrier()
@@ -121,10 +121,10 @@ fn measure_registered(communicator: &mut Communicator, bytes: usize) -> Result<(
     // SAFETY: zeros, aligned to a page, as long as `range` lives; peers write there within collectives only, which borrow
     // the slice.
     let data = unsafe { std::slice::from_raw_parts_mut(range.start().as_ptr().cast::<f32>(), bytes / 4) };
-    measure(communicator, data)
+    measure(communicator, data, true)
 }
 
-fn measure(communicator: &mut Communicator, data: &mut [f32]) -> Result<()> {
+fn measure(communicator: &mut Communicator, data: &mut [f32], registered: bool) -> Result<()> {
     let (rank, ranks, bytes) = (communicator.rank(), communicator.world_size(), size_of_val(data));
     let mut times = Vec::new();
     for number in 0..WARM_UP + turns(bytes) {
@@ -134,7 +134,7 @@ fn measure(communicator: &mut Communicator, data: &mut [f32]) -> Result<()> {
         }
     }
     if rank == 0 {
-        let choice = communicator.choice_for_all_reduce(data.len(), Element::F32);
+        let choice = communicator.choice_for_all_reduce(data.len(), Element::F32, registered);
         report(bytes, times, data, ranks, choice.map(|choice| choice.chosen.price.seconds * 1e6));
     }
     Ok(())
@@ -165,6 +165,8 @@ fn turns(bytes: usize) -> usize {
     (TOTAL_BYTES / (bytes * calls(bytes))).clamp(FEWEST_TURNS, MOST_TURNS)
 }
 
+/// In runs of eight: as fast as the compilers of the other arms make it, whatever stands around.
+#[inline(never)]
 fn rewrite(data: &mut [f32], rank: usize) {
     let pattern: [f32; 8] = std::array::from_fn(|i| ((rank + 1) * (1 + i)) as f32);
     let (chunks, rest) = data.as_chunks_mut();

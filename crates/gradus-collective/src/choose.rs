@@ -3,7 +3,11 @@
 
 use crate::algorithm::{Algorithm, AllReduce, Nodes};
 use crate::cost::{LinkProfile, price_by_formula};
-use crate::tuner::{Candidate, Case, Choice, Purpose, first_of_the_cheapest, rings};
+use crate::one_sided::Reach;
+use crate::tuner::{
+    Candidate, Case, Choice, Neighbourhood, Purpose, Scheme, eligible, first_of_the_cheapest,
+    one_sided_candidates, rings,
+};
 
 /// Elements for each rank below which nobody has a share worth sending: one message of all holds as many as a cache line.
 const LEAST_SHARE: usize = 16;
@@ -17,32 +21,62 @@ pub struct Links {
     pub cross_nodes: bool,
 }
 
-impl Links {
-    /// `len` elements of `element_bytes` each, summed by `world_size` ranks over these links.
-    fn case(&self, world_size: usize, len: usize, element_bytes: usize) -> Case {
-        let ranks_per_node = if self.cross_nodes { 1 } else { world_size };
-        let nodes = Nodes::even(world_size, ranks_per_node);
-        let figures = self.profile.at((len as u64).saturating_mul(element_bytes as u64));
-        Case { purpose: Purpose::AllReduce, nodes, len, element_bytes, figures }
+/// What is summed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Size {
+    /// By how many ranks.
+    pub world_size: usize,
+    /// Elements.
+    pub len: usize,
+    /// Bytes of one.
+    pub element_bytes: usize,
+}
+
+impl Size {
+    /// Bytes of a rank.
+    pub const fn bytes(&self) -> usize {
+        self.len.saturating_mul(self.element_bytes)
     }
 }
 
-/// The algorithm for `len` elements of `element_bytes` each among `world_size` ranks, with what it was chosen from: the same
-/// on every rank that knows the same of the links.
+impl Links {
+    /// A sum over these links, and among neighbours with such reach, if there are any.
+    fn case(&self, size: Size, reach: Option<Reach>) -> Case {
+        let Size { world_size, len, element_bytes } = size;
+        let ranks_per_node = if self.cross_nodes { 1 } else { world_size };
+        let nodes = Nodes::even(world_size, ranks_per_node);
+        let figures = self.profile.at(size.bytes() as u64);
+        let neighbours =
+            reach.and_then(|reach| Some(Neighbourhood { figures: self.profile.neighbours.clone()?, reach }));
+        Case { purpose: Purpose::AllReduce, nodes, len, element_bytes, figures, neighbours }
+    }
+}
+
+/// The algorithm for `len` elements of `element_bytes` each among `world_size` ranks over streams, with what it was chosen
+/// from: the same on every rank that knows the same of the links.
 ///
 /// # Panics
 /// If the world is empty or elements have no bytes.
 pub fn choose_all_reduce(links: &Links, world_size: usize, len: usize, element_bytes: usize) -> Choice {
-    let case = links.case(world_size, len, element_bytes);
-    let candidate = |all_reduce: AllReduce| {
+    choose_among_neighbours(links, Size { world_size, len, element_bytes }, None)
+}
+
+/// The way to sum, over streams or, for ranks of one host whose reach is given and of which figures are known, among
+/// neighbours.
+///
+/// # Panics
+/// As for [`choose_all_reduce`].
+pub fn choose_among_neighbours(links: &Links, size: Size, reach: Option<Reach>) -> Choice {
+    let case = links.case(size, reach);
+    let mut candidates = one_sided_candidates(&case).expect("figures were validated when they became known");
+    let (programs, Size { world_size, len, element_bytes }) = (candidates.len(), size);
+    candidates.extend(fitting(world_size, len, element_bytes).into_iter().map(|all_reduce| {
         let algorithm = Algorithm::AllReduce(all_reduce);
         let price = price_by_formula(&algorithm, &case.nodes, len, element_bytes, &case.figures)
             .expect("on one level all of these have a formula");
-        Candidate { algorithm, price }
-    };
-    let mut candidates: Vec<Candidate> =
-        fitting(world_size, len, element_bytes).into_iter().map(candidate).collect();
-    let chosen = first_of_the_cheapest(&candidates, |candidate| candidate.price.seconds);
+        Candidate { algorithm: Scheme::Streams(algorithm), price }
+    }));
+    let chosen = first_of_the_cheapest(eligible(&candidates, programs), |candidate| candidate.price.seconds);
     let chosen = chosen.expect("there are candidates").clone();
     candidates.sort_by(|one, other| one.price.seconds.total_cmp(&other.price.seconds));
     Choice { case, chosen, candidates, unpriced: Vec::new() }
@@ -61,11 +95,12 @@ fn fitting(world_size: usize, len: usize, element_bytes: usize) -> Vec<AllReduce
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cost::LinkFigures;
+    use crate::cost::{LinkFigures, NeighbourFigures};
+    use crate::one_sided::OneSided;
 
     fn chosen(links: &Links, world_size: usize, len: usize, element_bytes: usize) -> AllReduce {
         match choose_all_reduce(links, world_size, len, element_bytes).chosen.algorithm {
-            Algorithm::AllReduce(all_reduce) => all_reduce,
+            Scheme::Streams(Algorithm::AllReduce(all_reduce)) => all_reduce,
             other => panic!("{other} is no all-reduce"),
         }
     }
@@ -101,6 +136,35 @@ mod tests {
         assert!(
             between.iter().any(|chosen| matches!(chosen, AllReduce::Direct | AllReduce::HalvingDoubling))
         );
+    }
+
+    fn near(figures: NeighbourFigures, world_size: usize, len: usize, reach: Reach) -> Choice {
+        let profile = LinkProfile { neighbours: Some(figures), ..LinkProfile::default() };
+        let links = Links { profile, cross_nodes: false };
+        choose_among_neighbours(&links, Size { world_size, len, element_bytes: 4 }, Some(reach))
+    }
+
+    #[test]
+    fn neighbours_take_fewer_hops_while_hops_are_dear_and_streams_where_nothing_is_staged() {
+        let kind = |hop_us, len, reach| {
+            let figures = NeighbourFigures { hop_us, ..NeighbourFigures::default() };
+            near(figures, 4, len, reach).chosen.algorithm.one_sided()
+        };
+        let (private, registered) = (Reach::default(), Reach { registered: true, reads_private: false });
+        assert_eq!(kind(100.0, 1 << 14, private), Some(OneSided::Flat));
+        assert_eq!(kind(0.01, 1 << 14, private), Some(OneSided::Staged));
+        assert_eq!(kind(0.1, 1 << 22, private), None);
+        assert_eq!(kind(0.1, 1 << 22, registered), Some(OneSided::Push));
+        let pulls = Reach { registered: false, reads_private: true };
+        assert!(near(NeighbourFigures::default(), 2, 1 << 18, pulls).candidates.len() > 5);
+    }
+
+    #[test]
+    fn what_is_staged_needs_no_stream_whatever_a_price_says() {
+        let slow = NeighbourFigures { hop_us: 1e6, ..NeighbourFigures::default() };
+        let choice = near(slow, 2, 256, Reach::default());
+        assert_eq!(choice.chosen.algorithm, Scheme::Neighbours(OneSided::Flat));
+        assert!(choice.candidates[0].algorithm.one_sided().is_none() && choice.why().contains("flat"));
     }
 
     #[test]

@@ -6,13 +6,13 @@ use crate::executor::{Call, Executor};
 use crate::flight::{FlightLog, Recorder};
 use crate::group::Group;
 use crate::memory::{Buffer, Memory};
-use crate::operation::{Prepared, Ready};
-use crate::plan::Step;
-use crate::select::{Neighbourhood, Way, goes_over_links, may_use_registered, way};
+use crate::operation::Ready;
+use crate::select::{Neighbourhood, Way, choice, may_use_registered, way};
 use crate::shape::Shape;
+use crate::tuner::Choice;
 use gradus_error::{Error, Kind, Result};
 use gradus_fabric::{Interest, Location, Transport};
-use gradus_host::{Clock, Ticks};
+use gradus_host::{Clock, Ticks, processors};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -34,6 +34,8 @@ pub(crate) struct Core {
     /// The one that was asked for last: most often the next one too.
     last: Option<(Shape, Way)>,
     links: Links,
+    /// Processors of this host, should its ranks have to share them: asking the system takes a while.
+    shared_processors: usize,
     failure: Option<(Kind, String)>,
     pub(crate) clock: Arc<dyn Clock>,
     /// Where the flight record goes.
@@ -49,7 +51,9 @@ pub(crate) struct Core {
 
 impl Core {
     pub(crate) fn new(transport: Box<dyn Transport>, stall_limit: Duration, clock: Arc<dyn Clock>) -> Self {
+        let ranks = transport.world_size();
         Self {
+            shared_processors: processors::available().min(ranks.saturating_sub(1)).max(1),
             executor: Executor::new(transport, Recorder::new(Arc::clone(&clock))),
             flight_folder: None,
             flight_wanted: None,
@@ -137,19 +141,19 @@ impl Core {
         way
     }
 
-    fn neighbourhood(&mut self) -> Option<Neighbourhood> {
-        self.executor.neighbours().map(|near| Neighbourhood { reads_private: near.reads_private() })
+    pub(crate) fn neighbourhood(&mut self) -> Option<Neighbourhood> {
+        let shared = self.shared_processors;
+        self.executor.neighbours().map(|near| Neighbourhood {
+            reads_private: near.reads_private(),
+            processors: (!near.spins()).then_some(shared),
+        })
     }
 
-    /// Has collectives of a shape carried out by other steps, until links are [known](Core::know).
-    pub(crate) fn stand_in(&mut self, shape: Shape, steps: Vec<Step>) {
-        self.ways.insert(shape, Way::Streams(Arc::new(Prepared::new(steps))));
+    /// Has collectives of a shape on such memory carried out another way, until links are [known](Core::know).
+    pub(crate) fn stand_in(&mut self, mut shape: Shape, memory: &Memory, way: Way) {
+        shape.registered = self.is_registered(&shape, memory);
+        self.ways.insert(shape, way);
         self.last = None;
-    }
-
-    /// What is known of links.
-    pub(crate) const fn links(&self) -> &Links {
-        &self.links
     }
 
     /// Has plans chosen by what is known of links from now on.
@@ -158,9 +162,9 @@ impl Core {
         (self.last, self.links) = (None, links);
     }
 
-    /// Whether collectives of a shape go over links, and not from memory to memory.
-    pub(crate) fn goes_over_links(&mut self, shape: &Shape) -> bool {
-        goes_over_links(shape, self.neighbourhood())
+    /// The choice for an all-reduce by price, if it is one by price.
+    pub(crate) fn choice(&mut self, shape: &Shape) -> Option<Choice> {
+        choice(shape, self.neighbourhood(), &self.links)
     }
 
     pub(crate) fn progress(&mut self) -> Result<()> {

@@ -4,7 +4,7 @@
 use crate::choose::{Links, choose_all_reduce};
 use crate::collective::Collective;
 use crate::communicator::Communicator;
-use crate::cost::LinkProfile;
+use crate::cost::{LinkProfile, NeighbourFigures};
 use crate::flight::{FlightLog, analyse};
 use crate::header::{HEADER_BYTES, Header};
 use crate::preflight::{self, Limits, Pair, Seated};
@@ -171,7 +171,9 @@ fn link_figures(data: &[u8]) -> bool {
 }
 
 fn figures() -> Vec<Vec<u8>> {
-    vec![serde_json::to_vec(&LinkProfile::default()).expect("profiles are JSON")]
+    let alone = LinkProfile::default();
+    let near = LinkProfile { neighbours: Some(NeighbourFigures::default()), ..LinkProfile::default() };
+    [alone, near].map(|profile| serde_json::to_vec(&profile).expect("profiles are JSON")).to_vec()
 }
 
 /// Ranks of the worlds whose links are surveyed.

@@ -1,19 +1,18 @@
 //! Which generator serves which collective.
 
-use crate::choose::{Links, choose_all_reduce};
+use crate::choose::{Links, Size, choose_all_reduce, choose_among_neighbours};
 use crate::generate::{
     binomial_broadcast, binomial_gather, binomial_reduce, binomial_scatter, bruck_all_gather,
     bruck_all_to_all, direct_all_gather, direct_gather, direct_reduce_scatter, direct_scatter,
     dissemination_barrier, pairwise_all_to_all, ring_all_gather, ring_reduce_scatter,
 };
 use crate::header::Operation;
-use crate::one_sided::{
-    Agenda, Program, Sum, flat_all_reduce, flat_barrier, pull_all_reduce, push_all_reduce, staged_all_reduce,
-};
+use crate::one_sided::{Agenda, MOST_AT_ONCE, OneSided, Program, Reach, Sum};
 use crate::operation::Prepared;
 use crate::parts::Parts;
 use crate::plan::{Part, Region, Step};
 use crate::shape::{Shape, Work};
+use crate::tuner::Choice;
 use gradus_memory::Span;
 use std::sync::Arc;
 
@@ -26,6 +25,8 @@ const HOP_BYTES: usize = 6 << 10;
 pub(crate) struct Neighbourhood {
     /// Whether they read each other's private memory.
     pub(crate) reads_private: bool,
+    /// Processors that they share, as this one may use them; none: each has its own.
+    pub(crate) processors: Option<usize>,
 }
 
 /// How a collective is carried out.
@@ -39,53 +40,52 @@ pub(crate) enum Way {
 
 /// The way for a shape: the same on every rank but for its place.
 pub(crate) fn way(shape: &Shape, neighbourhood: Option<Neighbourhood>, links: &Links) -> Way {
-    match neighbourhood.and_then(|neighbourhood| program(shape, neighbourhood)) {
-        Some(program) => Way::Meeting(Arc::new(Agenda::new(program))),
+    match neighbourhood.and_then(|neighbourhood| one_sided(shape, neighbourhood, links)) {
+        Some(kind) => Way::Meeting(Arc::new(Agenda::new(program(kind, shape)))),
         None => Way::Streams(Arc::new(Prepared::new(steps(shape, links)))),
     }
 }
 
-/// Whether a collective goes over links, and not from memory to memory.
-pub(crate) fn goes_over_links(shape: &Shape, neighbourhood: Option<Neighbourhood>) -> bool {
-    neighbourhood.and_then(|neighbourhood| program(shape, neighbourhood)).is_none()
+/// What this rank does among neighbours.
+fn program(kind: OneSided, shape: &Shape) -> Program {
+    let Shape { rank, world_size, mean, in_place, element_bytes, .. } = *shape;
+    kind.program(rank, world_size, Sum { len: shape.total(), element_bytes, in_place, mean })
 }
-
-/// Ranks that meet at once: beyond, what each must read of all others outweighs the hops saved.
-const MOST_AT_ONCE: usize = 16;
-
-/// Bytes that a rank reads of all others together for one flat hop: beyond, reading its share only is worth a second hop.
-const FLAT_BYTES: usize = 64 << 10;
-
-/// Registered memory below this is better staged: one hop less.
-const REGISTERED_BYTES: usize = 16 << 10;
-
-/// Private buffers beyond this are better streamed: their pages fall out of the cache between being read and being used.
-const PULL_BYTES: std::ops::RangeInclusive<usize> = 64 << 10..=16 << 20;
 
 /// Whether it makes a difference that a collective's memory is registered.
 pub(crate) fn may_use_registered(shape: &Shape) -> bool {
-    shape.operation == Operation::AllReduce && shape.total() * shape.element_bytes >= REGISTERED_BYTES
+    shape.operation == Operation::AllReduce
+        && OneSided::may_use_registered(shape.total() * shape.element_bytes)
 }
 
-/// What neighbours do, where that serves better than streams.
-fn program(shape: &Shape, neighbourhood: Neighbourhood) -> Option<Program> {
-    let Shape { rank, world_size, mean, in_place, element_bytes, .. } = *shape;
-    if world_size == 1 || world_size > MOST_AT_ONCE {
-        return None;
-    }
-    let sum = Sum { len: shape.total(), element_bytes, in_place, mean };
-    let bytes = sum.len * element_bytes;
+/// What neighbours do, where that serves better than streams: the cheapest by figures, if there are any.
+fn one_sided(shape: &Shape, neighbourhood: Neighbourhood, links: &Links) -> Option<OneSided> {
+    let (world_size, bytes) = (shape.world_size, shape.total() * shape.element_bytes);
+    let reach = neighbourhood.reach(shape);
     match shape.operation {
-        Operation::Barrier => Some(flat_barrier(rank, world_size)),
-        Operation::AllReduce if shape.registered => Some(push_all_reduce(rank, world_size, sum)),
-        Operation::AllReduce if neighbourhood.reads_private && PULL_BYTES.contains(&bytes) => {
-            Some(pull_all_reduce(rank, world_size, sum))
-        }
-        Operation::AllReduce if world_size == 2 || bytes * (world_size - 1) <= FLAT_BYTES => {
-            Some(flat_all_reduce(rank, world_size, sum))
-        }
-        Operation::AllReduce => Some(staged_all_reduce(rank, world_size, sum)),
+        Operation::Barrier if (2..=MOST_AT_ONCE).contains(&world_size) => Some(OneSided::Barrier),
+        Operation::AllReduce => match choice(shape, Some(neighbourhood), links) {
+            None => OneSided::by_size(world_size, bytes, reach),
+            Some(choice) => choice.chosen.algorithm.one_sided(),
+        },
         _ => None,
+    }
+}
+
+/// The choice for an all-reduce by price; `None` where neighbours go from memory to memory by size, because nobody has
+/// measured what that costs.
+pub(crate) fn choice(shape: &Shape, neighbourhood: Option<Neighbourhood>, links: &Links) -> Option<Choice> {
+    let reach = neighbourhood.map(|neighbourhood| neighbourhood.reach(shape));
+    let size = Size { world_size: shape.world_size, len: shape.total(), element_bytes: shape.element_bytes };
+    let by_size = reach.and_then(|reach| OneSided::by_size(size.world_size, size.bytes(), reach));
+    let choice = choose_among_neighbours(links, size, reach);
+    let is_priced = choice.candidates.iter().any(|candidate| candidate.algorithm.one_sided().is_some());
+    (by_size.is_none() || is_priced).then_some(choice)
+}
+
+impl Neighbourhood {
+    fn reach(self, shape: &Shape) -> Reach {
+        Reach { registered: shape.registered, reads_private: self.reads_private }
     }
 }
 

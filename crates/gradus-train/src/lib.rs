@@ -25,6 +25,7 @@ mod trainer;
 pub use data_parallel::{DataParallel, GradientSum};
 pub use events::{EvaluationRecord, Event, Observer, RunDescription, StepRecord};
 pub use learner::{Learner, LearnerSizes, Microbatches, StepResult};
+pub use links::links_of_checkpoint;
 pub use optimizer::Optimizer;
 pub use sample::SampleSettings;
 pub use settings::{CheckpointSettings, OptimizerSettings, ScheduleKind, TrainSettings};

@@ -25,8 +25,11 @@ pub(crate) fn settle(
 ) -> Result<Option<String>> {
     let first = communicator.rank() == 0;
     let resume = settings.resume.as_deref().filter(|_| first);
-    let recorded =
-        resume.map(recorded).transpose().inspect_err(|error| communicator.give_up(error))?.flatten();
+    let recorded = resume
+        .map(links_of_checkpoint)
+        .transpose()
+        .inspect_err(|error| communicator.give_up(error))?
+        .flatten();
     let mut known = [u8::from(recorded.is_some())];
     communicator.broadcast(0, &mut known)?;
     let profile = match (known == [1], settings.train.measure_links) {
@@ -42,8 +45,11 @@ fn as_text(profile: &LinkProfile) -> Result<String> {
     serde_json::to_string(profile).map_err(failed)
 }
 
-/// The links that a checkpoint knows.
-fn recorded(folder: &Path) -> Result<Option<LinkProfile>> {
+/// The links that a checkpoint knows: those that its run measured, if it did.
+///
+/// # Errors
+/// `Corrupt` where they are none; those of reading the checkpoint.
+pub fn links_of_checkpoint(folder: &Path) -> Result<Option<LinkProfile>> {
     in_state(&checkpoint::read_state(folder)?, folder)
 }
 
@@ -88,14 +94,14 @@ mod tests {
         profile.figures.inside.latency_us = 4.25;
         let text = as_text(&profile).unwrap();
         let folder = checkpoint_with(condition(text.clone()));
-        let found = recorded(folder.path()).unwrap().unwrap();
+        let found = links_of_checkpoint(folder.path()).unwrap().unwrap();
         assert_eq!((as_text(&found).unwrap(), found), (text, profile));
-        assert_eq!(recorded(checkpoint_with(Vec::new()).path()).unwrap(), None);
+        assert_eq!(links_of_checkpoint(checkpoint_with(Vec::new()).path()).unwrap(), None);
     }
 
     #[test]
     fn links_that_cannot_be_read_are_told_apart_from_none() {
-        let error = recorded(checkpoint_with(condition("{}".to_owned())).path()).unwrap_err();
+        let error = links_of_checkpoint(checkpoint_with(condition("{}".to_owned())).path()).unwrap_err();
         assert_eq!(*error.kind(), Kind::Corrupt);
     }
 }

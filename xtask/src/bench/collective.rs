@@ -225,22 +225,27 @@ fn as_json((group, rows): &(Group, Vec<Row>)) -> Value {
     json!({ "group": group.name(), "arms": rows.iter().map(row).collect::<Vec<_>>() })
 }
 
-/// Microseconds, and in brackets how many times as long as ours an arm takes; last, what ours had predicted, and how many
-/// times its measured time that is.
+/// Microseconds, and in brackets how many times as long as ours an arm takes; after each arm that predicts, what it had
+/// predicted, and how many times its measured time that is.
 fn render(group: &Group, rows: &[Row], sizes: &[u64]) -> String {
     let mut text = format!("\n{}: microseconds (times ours)\n{:>12}", group.name(), "bytes");
     for row in rows {
         let _ = write!(text, "{:>22}", row.arm);
+        if !row.predicted.is_empty() {
+            let _ = write!(text, "{:>22}", "predicted");
+        }
     }
-    let _ = writeln!(text, "{:>22}", "predicted");
+    text.push('\n');
     let ours = rows.iter().find(|row| row.arm == OURS);
     for bytes in sizes {
         let _ = write!(text, "{bytes:>12}");
         for row in rows {
             let _ = write!(text, "{:>22}", cell(row, ours, *bytes));
+            if !row.predicted.is_empty() {
+                let _ = write!(text, "{:>22}", prediction(row, *bytes));
+            }
         }
-        let prediction = ours.map(|ours| prediction(ours, *bytes)).unwrap_or_default();
-        let _ = writeln!(text, "{prediction:>22}");
+        text.push('\n');
     }
     for row in rows {
         if let Some(reason) = &row.missing {
@@ -256,9 +261,9 @@ fn cell(row: &Row, ours: Option<&Row>, bytes: u64) -> String {
     figure(times, own)
 }
 
-fn prediction(ours: &Row, bytes: u64) -> String {
-    let (None, Some(predicted)) = (&ours.missing, ours.predicted.get(&bytes)) else { return "-".to_owned() };
-    figure(predicted, ours.times.get(&bytes))
+fn prediction(row: &Row, bytes: u64) -> String {
+    let (None, Some(predicted)) = (&row.missing, row.predicted.get(&bytes)) else { return "-".to_owned() };
+    figure(predicted, row.times.get(&bytes))
 }
 
 /// A median, and that of its ratios to what it is held against, round by round.

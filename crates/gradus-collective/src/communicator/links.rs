@@ -2,12 +2,12 @@
 
 use super::Communicator;
 use crate::algorithm::Nodes;
-use crate::choose::{Links, choose_all_reduce};
+use crate::choose::Links;
 use crate::collective::Collective;
 use crate::cost::LinkProfile;
 use crate::element::{Element, Reduction};
 use crate::memory::{Buffer, Memory};
-use crate::plan::Step;
+use crate::select::{Neighbourhood, Way, may_use_registered};
 use crate::tuner::{self, Choice};
 use gradus_error::{Error, Result};
 use std::time::Duration;
@@ -15,7 +15,7 @@ use std::time::Duration;
 impl Communicator {
     /// Measures the links between all ranks of the transport, and chooses algorithms by that from now on, in all groups.
     /// `nodes` says which ranks share a node. All ranks call this, on the communicator of all, with nothing in flight; it
-    /// takes some tens of milliseconds, more on slow links. Returns what rank 0 has found, the same bits on every rank:
+    /// takes a second or so. Returns what rank 0 has found, the same bits on every rank:
     /// whoever wants the same choices again keeps it and calls [`Communicator::use_links`]. Blocks.
     ///
     /// # Errors
@@ -59,29 +59,34 @@ impl Communicator {
         ))
     }
 
-    /// Which algorithm sums `len` elements, what it is predicted to take, and why it was chosen. `None` where no link is used:
-    /// ranks of one host sum small buffers from memory to memory.
+    /// Which way `len` elements are summed, what it is predicted to take, and why it was chosen; `registered` says whether
+    /// they lie in memory of the [heap](Communicator::heap). `None` where nothing was measured and ranks of one host sum
+    /// from memory to memory: that is chosen by size then.
     ///
     /// # Panics
     /// If the buffer has more bytes than can be counted.
-    pub fn choice_for_all_reduce(&self, len: usize, element: Element) -> Option<Choice> {
+    pub fn choice_for_all_reduce(&self, len: usize, element: Element, registered: bool) -> Option<Choice> {
         assert!(len.checked_mul(element.bytes()).is_some(), "bytes can be counted");
         let memory = Memory::InPlace(Buffer { start: std::ptr::null_mut(), len, element });
         let shape = Collective::all_reduce(Reduction::Sum).shape(self.rank(), self.world_size(), &memory);
-        let shape = shape.expect("any length can be summed in place");
-        let mut core = self.core();
-        core.goes_over_links(&shape)
-            .then(|| choose_all_reduce(core.links(), self.world_size(), len, element.bytes()))
+        let mut shape = shape.expect("any length can be summed in place");
+        shape.registered = registered && may_use_registered(&shape);
+        self.core().choice(&shape)
     }
 
-    /// Has sums of as many elements as `data` has carried out by other steps, until links are known.
+    /// What ranks of one host know of each other, where all are.
+    pub(crate) fn surroundings(&self) -> Option<Neighbourhood> {
+        self.core().neighbourhood()
+    }
+
+    /// Has sums of `data` carried out another way, until links are known.
     ///
     /// # Errors
     /// Those of [`Communicator::start`].
-    pub(crate) fn stand_in_for_all_reduce(&mut self, data: &mut [f32], steps: Vec<Step>) -> Result<()> {
+    pub(crate) fn stand_in_for_all_reduce(&mut self, data: &mut [f32], way: Way) -> Result<()> {
         let memory = Memory::InPlace(Buffer::of(data));
         let shape = Collective::all_reduce(Reduction::Sum).shape(self.rank(), self.world_size(), &memory)?;
-        self.core().stand_in(shape, steps);
+        self.core().stand_in(shape, &memory, way);
         Ok(())
     }
 

@@ -110,7 +110,7 @@ impl Link {
     }
 }
 
-fn at_least(name: &str, value: f64, least: f64) -> Result<()> {
+pub(super) fn at_least(name: &str, value: f64, least: f64) -> Result<()> {
     // A figure that is no number compares as nothing.
     if value.is_finite() && value >= least {
         return Ok(());

@@ -3,17 +3,24 @@
 //! [`LinkFigures`] say what links and ranks are like: latency, bandwidth, overhead of a message, the rate of adding, and
 //! what ranks of a node share; a [`LinkProfile`] has them by the size of the buffer. A plan's time comes from letting it run on a model of them, which any plan can do, or, where
 //! it has too many steps for that (a ring of thousands of ranks has tens of millions), from the algorithm's formula.
-//! Both are pure: equal input, equal price, on every rank and in every run.
+//! [`NeighbourFigures`] say what it costs ranks of one host to work on each other's memory, and programs among neighbours
+//! are let run on a model of that. All is pure: equal input, equal price, on every rank and in every run.
 
+#[cfg(test)]
+mod act_tests;
+mod acts;
 mod closed_form;
 mod figures;
+mod neighbours;
 mod profile;
 mod simulate;
 #[cfg(test)]
 mod tests;
 mod traffic;
 
+pub use acts::{Ground, price_of_programs};
 pub use figures::{Link, LinkFigures};
+pub use neighbours::{Curve, NeighbourFigures, Touches};
 pub use profile::{LinkProfile, Rates};
 pub use traffic::Traffic;
 

@@ -5,6 +5,7 @@
 //! the size's logarithm in between.
 
 use super::figures::LinkFigures;
+use super::neighbours::NeighbourFigures;
 use gradus_error::{Error, Result};
 use serde::{Deserialize, Serialize};
 
@@ -57,6 +58,9 @@ pub struct LinkProfile {
     pub figures: LinkFigures,
     /// By growing size; beyond the first and the last, these two count.
     pub rates: Vec<Rates>,
+    /// What programs among neighbours are priced by, where all ranks are.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub neighbours: Option<NeighbourFigures>,
 }
 
 impl Default for LinkProfile {
@@ -69,7 +73,7 @@ impl Default for LinkProfile {
 impl LinkProfile {
     /// The same figures for all sizes.
     pub const fn uniform(figures: LinkFigures) -> Self {
-        Self { figures, rates: Vec::new() }
+        Self { figures, rates: Vec::new(), neighbours: None }
     }
 
     /// The figures for a collective on a buffer of so many bytes.
@@ -89,6 +93,7 @@ impl LinkProfile {
     /// `Invalid`, naming the figure, or the size whose rates it belongs to.
     pub fn validate(&self) -> Result<()> {
         self.figures.validate()?;
+        self.neighbours.as_ref().map_or(Ok(()), NeighbourFigures::validate)?;
         if self.rates.len() > MOST_RATES {
             return Err(Error::invalid(format!(
                 "rates for {} sizes: give {MOST_RATES} at most",

@@ -11,11 +11,13 @@
 mod act;
 mod all_reduce;
 mod barrier;
+mod kind;
 mod meeting;
 mod slots;
 
 pub use act::{Act, INLINE_BYTES, Place, Program, Store};
 pub use all_reduce::{Sum, flat_all_reduce, pull_all_reduce, push_all_reduce, staged_all_reduce};
 pub use barrier::flat_barrier;
+pub use kind::{MOST_AT_ONCE, OneSided, Reach};
 pub(crate) use meeting::{Agenda, Awaits, Companion, Meeting, Past, Surroundings};
 pub(crate) use slots::Slots;

@@ -1,12 +1,11 @@
 //! From times of exchanges to figures of links.
 //!
-//! In an *exchange* every rank of a circle sends to the next one and takes in from the one before, all at once: that is a
-//! hop of most algorithms, and it loads what ranks share (a bus, a network card, too few processors) as they do. The model
-//! says that one of `hops` hops with a message of `s` bytes each takes
+//! In an *exchange* every rank sends to another one and takes in from one, all at once: that is a hop of most algorithms, and it
+//! loads what ranks share (a bus, a network card, too few processors) as they do. The model says that one of `hops` hops with a message of `s` bytes each takes
 //! `start + hops (alpha + 2 overhead + s (2 beta + gamma))`, the last term where it adds; of several messages in a hop only the
 //! first waits for alpha ([`SmallTimes::overhead`]).
 
-use super::exchange::hops_of;
+use super::exchange::blocks_of;
 use crate::cost::{Link, LinkFigures, LinkProfile, Rates};
 use gradus_error::{Error, Result};
 
@@ -32,6 +31,8 @@ pub(super) struct SmallTimes {
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) struct BufferTimes {
     pub(super) bytes: u64,
+    /// How often it was exchanged.
+    pub(super) rounds: usize,
     pub(super) copied: f64,
     pub(super) added: f64,
 }
@@ -77,13 +78,13 @@ pub(super) fn fit(inside: Option<&Times>, across: Option<&Times>) -> Result<Link
         one_at_a_time: true,
         ..LinkFigures::default()
     };
-    let profile = LinkProfile { figures, rates };
+    let profile = LinkProfile { figures, rates, neighbours: None };
     profile.validate()?;
     Ok(profile)
 }
 
 /// To as many digits as mean anything: so few survive being written and read to the bit, again and again.
-fn rounded(figure: f64) -> f64 {
+pub(super) fn rounded(figure: f64) -> f64 {
     format!("{figure:.5e}").parse().expect("a number that was just written can be read")
 }
 
@@ -131,10 +132,10 @@ impl SmallTimes {
     fn rates(&self, buffer: &BufferTimes) -> Rates {
         let bytes = buffer.bytes as f64;
         // Behind a block that takes longer to send the latency of the next one is not seen.
-        let more_hops = hops_of(buffer.bytes).saturating_sub(1) as f64;
-        let fixed = self.one + more_hops * 2.0 * self.overhead();
-        let twice_beta = ((buffer.copied - fixed) / bytes).max(LEAST_SECONDS_PER_BYTE);
-        let gamma = ((buffer.added - buffer.copied) / bytes).max(LEAST_SECONDS_PER_BYTE);
+        let (rounds, blocks) = (buffer.rounds as f64, blocks_of(buffer.bytes).max(1) as f64);
+        let fixed = self.one + (rounds - 1.0) * self.hop() + rounds * (blocks - 1.0) * 2.0 * self.overhead();
+        let twice_beta = ((buffer.copied - fixed) / bytes / rounds).max(LEAST_SECONDS_PER_BYTE);
+        let gamma = ((buffer.added - buffer.copied) / bytes / rounds).max(LEAST_SECONDS_PER_BYTE);
         let bytes_per_s = rounded(2.0 / twice_beta);
         Rates {
             buffer_bytes: buffer.bytes,
@@ -157,8 +158,8 @@ mod tests {
 
     /// What the exchanges of a level take on links of these figures.
     fn times(figures: &LinkFigures, level: Level, nodes: &Nodes, buffers: &[u64]) -> Times {
-        let seconds = |steps: &dyn Fn(Neighbours) -> Vec<Step>| {
-            let of_rank = |rank: usize| steps(level.neighbours(nodes, rank).unwrap());
+        let seconds = |steps: &dyn Fn(&Neighbours) -> Vec<Step>| {
+            let of_rank = |rank: usize| steps(&level.neighbours(nodes, rank).unwrap());
             let plan = Plan::of_world(nodes.world_size(), 0, of_rank);
             price_of_plan(&plan, nodes, 4, figures).unwrap().seconds
         };
@@ -173,6 +174,7 @@ mod tests {
                 .iter()
                 .map(|bytes| BufferTimes {
                     bytes: *bytes,
+                    rounds: level.rounds(nodes),
                     copied: whole(*bytes, false),
                     added: whole(*bytes, true),
                 })
@@ -217,7 +219,7 @@ mod tests {
         #[test]
         fn no_times_panic(times in proptest::collection::vec(any::<f64>(), 5)) {
             let small = SmallTimes { one: times[0], hops: times[1], messages: times[2] };
-            let buffers = vec![BufferTimes { bytes: 1 << 20, copied: times[3], added: times[4] }];
+            let buffers = vec![BufferTimes { bytes: 1 << 20, rounds: 1, copied: times[3], added: times[4] }];
             if let Ok(profile) = fit(Some(&Times { small, buffers }), None) {
                 prop_assert!(profile.validate().is_ok());
             }
@@ -228,7 +230,7 @@ mod tests {
         #[test]
         fn a_record_is_read_as_it_was_written(times in proptest::collection::vec(1e-9f64..1.0, 5)) {
             let small = SmallTimes { one: times[0], hops: times[1], messages: times[2] };
-            let buffers = vec![BufferTimes { bytes: 1 << 20, copied: times[3], added: times[4] }];
+            let buffers = vec![BufferTimes { bytes: 1 << 20, rounds: 1, copied: times[3], added: times[4] }];
             let profile = fit(Some(&Times { small, buffers }), None).unwrap();
             let record = serde_json::to_string(&profile).unwrap();
             prop_assert_eq!(serde_json::from_str::<LinkProfile>(&record).unwrap(), profile);

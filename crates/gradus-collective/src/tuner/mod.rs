@@ -12,12 +12,18 @@ mod candidates;
 mod exchange;
 mod fit;
 mod measure;
+mod neighbour_fit;
+mod neighbours;
 pub(crate) mod pipe;
+mod scheme;
+mod trials;
 
 pub(crate) use candidates::rings;
 #[cfg(feature = "fuzzing")]
 pub(crate) use measure::decode as decode_profile;
 pub(crate) use measure::{agree, measure, strange_nodes};
+pub use scheme::{Neighbourhood, Scheme};
+pub(crate) use scheme::{eligible, one_sided_candidates};
 
 use crate::algorithm::{Algorithm, Nodes};
 use crate::cost::{LinkFigures, Price, price};
@@ -61,13 +67,16 @@ pub struct Case {
     pub element_bytes: usize,
     /// Over what links.
     pub figures: LinkFigures,
+    /// And among what neighbours, if ranks of one host are to reach each other's memory.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub neighbours: Option<Neighbourhood>,
 }
 
 /// An algorithm and what it would cost.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Candidate {
-    /// The algorithm.
-    pub algorithm: Algorithm,
+    /// The algorithm, or the program.
+    pub algorithm: Scheme,
     /// Its price.
     pub price: Price,
 }
@@ -91,14 +100,16 @@ pub struct Choice {
 /// `Invalid` when a figure is none, the root is none of the world, or the buffer has more bytes than can be counted.
 pub fn choose(case: Case) -> Result<Choice> {
     case.validate()?;
-    let (mut candidates, mut unpriced) = (Vec::new(), Vec::new());
+    let (mut candidates, mut unpriced) = (one_sided_candidates(&case)?, Vec::new());
+    let programs = candidates.len();
     for algorithm in candidates::of(&case) {
         match price(&algorithm, &case.nodes, case.len, case.element_bytes, &case.figures)? {
-            Some(price) => candidates.push(Candidate { algorithm, price }),
+            Some(price) => candidates.push(Candidate { algorithm: Scheme::Streams(algorithm), price }),
             None => unpriced.push(algorithm),
         }
     }
-    let chosen = first_of_the_cheapest(&candidates, |candidate| candidate.price.seconds)
+    let eligible = eligible(&candidates, programs);
+    let chosen = first_of_the_cheapest(eligible, |candidate| candidate.price.seconds)
         .ok_or_else(|| Error::internal("every purpose has a candidate that is cheap to price"))?
         .clone();
     candidates.sort_by(|one, other| one.price.seconds.total_cmp(&other.price.seconds));
@@ -114,6 +125,7 @@ pub(crate) fn first_of_the_cheapest<T>(all: &[T], seconds: impl Fn(&T) -> f64) -
 impl Case {
     fn validate(&self) -> Result<()> {
         self.figures.validate()?;
+        self.neighbours.as_ref().map_or(Ok(()), |neighbours| neighbours.figures.validate())?;
         let world_size = self.nodes.world_size();
         if let Purpose::Reduce { root } | Purpose::Broadcast { root } = self.purpose
             && root >= world_size
@@ -142,6 +154,9 @@ impl Choice {
         let Some(next) = others().next() else { return format!("{algorithm} is all there is") };
         let next_seconds = next.price.seconds;
         let part = if next_seconds > 0.0 { price.seconds / next_seconds } else { 1.0 };
+        if part > 1.0 + MARGIN {
+            return format!("{algorithm} reaches memory where it is, and {} would copy it", next.algorithm);
+        }
         if part >= 1.0 - MARGIN {
             return format!(
                 "{algorithm} and {} differ by less than predictions are good for, and the first is more robust",

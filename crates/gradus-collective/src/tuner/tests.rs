@@ -10,7 +10,7 @@ const MIB: usize = 1 << 18;
 
 fn case(purpose: Purpose, world_size: usize, ranks_per_node: usize, len: usize) -> Case {
     let (nodes, figures) = (Nodes::even(world_size, ranks_per_node), LinkFigures::default());
-    Case { purpose, nodes, len, element_bytes: 4, figures }
+    Case { purpose, nodes, len, element_bytes: 4, figures, neighbours: None }
 }
 
 const PURPOSES: [Purpose; 4] =
@@ -20,7 +20,10 @@ const PURPOSES: [Purpose; 4] =
 fn levels_are_made_use_of_where_there_are_some() {
     let large = choose(case(Purpose::AllReduce, 30, 6, 16 * MIB)).unwrap();
     assert!(
-        matches!(large.chosen.algorithm, Algorithm::AllReduce(AllReduce::TwoLevel { lanes: 6, .. })),
+        matches!(
+            large.chosen.algorithm,
+            Scheme::Streams(Algorithm::AllReduce(AllReduce::TwoLevel { lanes: 6, .. }))
+        ),
         "{}",
         large.why()
     );

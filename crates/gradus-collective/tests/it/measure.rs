@@ -4,9 +4,11 @@ use crate::parity::exercise;
 use crate::world::{BOTH, connected, run};
 use gradus_collective::algorithm::Nodes;
 use gradus_collective::cost::{LinkFigures, LinkProfile};
+use gradus_collective::one_sided::OneSided;
+use gradus_collective::tuner::Scheme;
 use gradus_collective::{Communicator, Element};
 use gradus_error::Kind;
-use gradus_fabric::NetworkSettings;
+use gradus_fabric::{NetworkSettings, TransportKind};
 use std::time::Duration;
 
 #[test]
@@ -17,12 +19,30 @@ fn all_ranks_hold_the_same_figures_and_choose_alike() {
             let all = run(world_size, kind, &NetworkSettings::default(), |mut world| {
                 let profile = world.measure_links(&nodes).unwrap();
                 let bits = exercise(&mut world);
-                (profile, world.choice_for_all_reduce(1 << 18, Element::F32), bits)
+                (profile, world.choice_for_all_reduce(1 << 18, Element::F32, false), bits)
             });
             all[0].0.validate().unwrap();
+            let near = kind == TransportKind::SharedMemory && world_size > 1;
+            assert_eq!(all[0].0.neighbours.is_some(), near, "{kind:?} {world_size}");
             assert!(all.iter().all(|found| *found == all[0]), "{kind:?} {world_size}");
         }
     }
+}
+
+#[test]
+fn neighbours_that_were_measured_choose_by_price_and_say_so() {
+    let all = run(2, TransportKind::SharedMemory, &NetworkSettings::default(), |mut world| {
+        let before = world.choice_for_all_reduce(64, Element::F32, false);
+        world.measure_links(&Nodes::even(2, 2)).unwrap();
+        let after = [(64, false), (1 << 20, true)]
+            .map(|(len, registered)| world.choice_for_all_reduce(len, Element::F32, registered).unwrap());
+        (before, after)
+    });
+    let (before, [small, large]) = &all[0];
+    assert!(all.iter().all(|found| *found == all[0]) && before.is_none());
+    assert_eq!(small.chosen.algorithm, Scheme::Neighbours(OneSided::Flat));
+    assert_eq!(large.chosen.algorithm, Scheme::Neighbours(OneSided::Push));
+    assert!(large.why().contains("registered"), "{}", large.why());
 }
 
 #[test]
@@ -33,9 +53,9 @@ fn what_rank_0_knows_of_links_counts_for_all() {
         LinkProfile::uniform(figures)
     };
     let all = run(3, BOTH[1], &NetworkSettings::default(), |mut world| {
-        let before = world.choice_for_all_reduce(1 << 18, Element::F32).unwrap().chosen.algorithm;
+        let before = world.choice_for_all_reduce(1 << 18, Element::F32, false).unwrap().chosen.algorithm;
         let used = world.use_links(&slow(world.rank()), &Nodes::even(3, 1)).unwrap();
-        let after = world.choice_for_all_reduce(1 << 18, Element::F32).unwrap().chosen.algorithm;
+        let after = world.choice_for_all_reduce(1 << 18, Element::F32, false).unwrap().chosen.algorithm;
         world.all_reduce(&mut vec![1.0f32; 1 << 18]).unwrap();
         (used, before, after)
     });

@@ -7,12 +7,14 @@ use crate::settings::{parse_bytes, resolve};
 use anyhow::Result;
 use clap::ValueEnum;
 use gradus_collective::algorithm::Nodes;
-use gradus_collective::cost::LinkFigures;
-use gradus_collective::tuner::{Case, Purpose, choose};
+use gradus_collective::cost::{LinkFigures, NeighbourFigures, Touches};
+use gradus_collective::one_sided::Reach;
+use gradus_collective::tuner::{Case, Neighbourhood, Purpose, choose};
 use gradus_error::Error;
+use gradus_train::links_of_checkpoint;
 use serde::{Deserialize, Serialize};
 use show::{Report, table};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// Larger worlds are a slip of the finger, or deserve a look at what they would take to price.
 const MOST_RANKS: usize = 1 << 16;
@@ -47,6 +49,15 @@ pub struct PlanCollectiveArguments {
     /// Bytes per second, such as 10GB, for links of both levels, of which none shares anything.
     #[arg(long, value_parser = |text: &str| parse_bytes(text))]
     pub bandwidth: Option<u64>,
+    /// A checkpoint of a run that measured its links: figures as they were measured there.
+    #[arg(long, conflicts_with_all = ["links", "alpha_us", "bandwidth"])]
+    pub checkpoint: Option<PathBuf>,
+    /// The buffer lies in memory that all ranks of the host have registered.
+    #[arg(long)]
+    pub registered: bool,
+    /// Ranks of one host read each other's private memory fast.
+    #[arg(long)]
+    pub peer_memory: bool,
     /// Print JSON instead of a table.
     #[arg(long)]
     pub json: bool,
@@ -67,9 +78,10 @@ pub enum PlannedOperation {
 
 /// What a file of links holds.
 #[derive(Debug, Default, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(default, deny_unknown_fields)]
 struct LinksFile {
     links: LinkFigures,
+    neighbours: NeighbourFigures,
 }
 
 /// Prints the prices and the choice.
@@ -97,8 +109,14 @@ impl PlanCollectiveArguments {
             PlannedOperation::Broadcast => Purpose::Broadcast { root },
             PlannedOperation::Barrier => Purpose::Barrier,
         };
-        let (nodes, len) = (self.nodes()?, self.len()?);
-        Ok(Case { purpose, nodes, len, element_bytes: self.element_bytes, figures: self.figures(overrides)? })
+        let (nodes, len, element_bytes) = (self.nodes()?, self.len()?, self.element_bytes);
+        let LinksFile { links: figures, neighbours } = match &self.checkpoint {
+            Some(folder) => measured(folder, (len as u64).saturating_mul(element_bytes as u64))?,
+            None => self.given(overrides)?,
+        };
+        let reach = Reach { registered: self.registered, reads_private: self.peer_memory };
+        let neighbours = Some(Neighbourhood { figures: neighbours, reach });
+        Ok(Case { purpose, nodes, len, element_bytes, figures, neighbours })
     }
 
     fn nodes(&self) -> Result<Nodes, Error> {
@@ -124,19 +142,36 @@ impl PlanCollectiveArguments {
         }
     }
 
-    fn figures(&self, overrides: &[(String, String)]) -> Result<LinkFigures, Error> {
-        let mut figures = resolve::<LinksFile>(self.links.as_deref(), overrides)?.settings.links;
+    fn given(&self, overrides: &[(String, String)]) -> Result<LinksFile, Error> {
+        let mut file = resolve::<LinksFile>(self.links.as_deref(), overrides)?.settings;
+        let figures = &mut file.links;
         if let Some(alpha_us) = self.alpha_us {
             (figures.inside.latency_us, figures.across.latency_us) = (alpha_us, alpha_us);
+            file.neighbours.hop_us = alpha_us;
         }
         if let Some(bandwidth) = self.bandwidth.map(|bytes_per_s| bytes_per_s as f64) {
             (figures.inside.bandwidth_bytes_per_s, figures.across.bandwidth_bytes_per_s) =
                 (bandwidth, bandwidth);
             (figures.nic_bytes_per_s, figures.bus_bytes_per_s) = (None, None);
+            file.neighbours.bytes_per_s = Touches::uniform(bandwidth);
         }
         figures.validate()?;
-        Ok(figures)
+        file.neighbours.validate()?;
+        Ok(file)
     }
+}
+
+/// What a run measured, for a buffer of so many bytes. Where its ranks were no neighbours, those of this plan are none.
+fn measured(checkpoint: &Path, bytes: u64) -> Result<LinksFile, Error> {
+    let profile = links_of_checkpoint(checkpoint)?.ok_or_else(|| {
+        Error::invalid(format!(
+            "--checkpoint {}: its run measured no links; have it do so with train.measure_links",
+            checkpoint.display()
+        ))
+    })?;
+    profile.validate().map_err(|error| error.within(format!("--checkpoint {}", checkpoint.display())))?;
+    let neighbours = profile.neighbours.clone().unwrap_or_else(NeighbourFigures::unknown);
+    Ok(LinksFile { links: profile.at(bytes), neighbours })
 }
 
 /// Nodes of these sizes, in the order of ranks.
@@ -184,6 +219,7 @@ mod tests {
             ("--world 4 --bytes 1 --alpha-us=-1", "latency_us"),
             ("--world 4 --bytes 1 --bandwidth 0", "bandwidth_bytes_per_s"),
             ("--world 4 --bytes 1 --links nowhere.toml", "nowhere.toml"),
+            ("--world 4 --bytes 1 --checkpoint nowhere", "nowhere"),
         ] {
             let error = case(line).unwrap_err();
             assert!(*error.kind() == Kind::Invalid && error.to_string().contains(culprit), "{line}: {error}");
@@ -207,6 +243,21 @@ mod tests {
             rows.len() == choice.candidates.len()
                 && rows.iter().filter(|row| row["chosen"] == true).count() == 1
         );
+    }
+
+    #[test]
+    fn programs_of_one_host_are_priced_by_what_they_reach() {
+        let chosen = |line| choose(case(line).unwrap()).unwrap().chosen.algorithm.to_string();
+        assert_eq!(chosen("--world 2 --bytes 4KiB"), "one-sided, flat");
+        assert!(chosen("--world 2 --bytes 1MiB --registered").contains("registered"));
+        assert_eq!(chosen("--world 4 --operation barrier"), "one-sided, all to all");
+        assert!(!chosen("--world 4 --ranks-per-node 2 --bytes 4KiB").contains("one-sided"));
+        let choice = choose(case("--world 2 --bytes 1MiB --peer-memory").unwrap()).unwrap();
+        let lines = table(&choice);
+        assert!(lines.iter().any(|line| line.contains("pulled")), "{lines:#?}");
+        assert!(lines.iter().any(|line| line.starts_with("neighbours: ")), "{lines:#?}");
+        let report = serde_json::to_value(Report::new(&choice)).unwrap();
+        assert_eq!(report["neighbours"]["reach"]["reads_private"], true);
     }
 
     #[test]

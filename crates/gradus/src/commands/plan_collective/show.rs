@@ -2,8 +2,8 @@
 
 use crate::wording::{brief, counted, quantity, rate};
 use gradus_collective::algorithm::Algorithm;
-use gradus_collective::cost::{Link, LinkFigures, Method, Price};
-use gradus_collective::tuner::{Candidate, Case, Choice, Purpose};
+use gradus_collective::cost::{Curve, Link, LinkFigures, Method, NeighbourFigures, Price};
+use gradus_collective::tuner::{Candidate, Case, Choice, Neighbourhood, Purpose, Scheme};
 use serde::Serialize;
 
 /// What `--json` prints.
@@ -15,7 +15,9 @@ pub(super) struct Report<'a> {
     bytes: u64,
     element_bytes: usize,
     links: LinkFigures,
-    chosen: &'a Algorithm,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    neighbours: Option<&'a Neighbourhood>,
+    chosen: &'a Scheme,
     why: String,
     candidates: Vec<Row>,
     unpriced: Vec<String>,
@@ -31,7 +33,7 @@ struct Row {
 
 impl<'a> Report<'a> {
     pub(super) fn new(choice: &'a Choice) -> Self {
-        let Case { purpose, nodes, len, element_bytes, figures } = &choice.case;
+        let Case { purpose, nodes, len, element_bytes, figures, .. } = &choice.case;
         let row = |Candidate { algorithm, price }: &Candidate| {
             let chosen = *algorithm == choice.chosen.algorithm;
             Row { algorithm: algorithm.to_string(), chosen, price: *price }
@@ -43,6 +45,7 @@ impl<'a> Report<'a> {
             bytes: (len * element_bytes) as u64,
             element_bytes: *element_bytes,
             links: *figures,
+            neighbours: neighbours(&choice.case),
             chosen: &choice.chosen.algorithm,
             why: choice.why(),
             candidates: choice.candidates.iter().map(row).collect(),
@@ -53,7 +56,9 @@ impl<'a> Report<'a> {
 
 /// The lines for a person.
 pub(super) fn table(choice: &Choice) -> Vec<String> {
-    let mut lines = vec![heading(&choice.case), links(&choice.case.figures), String::new()];
+    let mut lines = vec![heading(&choice.case), links(&choice.case.figures)];
+    lines.extend(neighbours(&choice.case).map(|all| touches(&all.figures, &choice.case)));
+    lines.push(String::new());
     let width =
         choice.candidates.iter().map(|candidate| candidate.algorithm.to_string().len()).max().unwrap_or(0);
     lines.push(format!(
@@ -112,6 +117,34 @@ fn links(figures: &LinkFigures) -> String {
         if figures.one_at_a_time { ", and send, receive and add one at a time" } else { "" },
         shared(figures.bus_bytes_per_s),
         shared(figures.nic_bytes_per_s)
+    )
+}
+
+/// Those of a case in which programs among neighbours could serve.
+fn neighbours(case: &Case) -> Option<&Neighbourhood> {
+    case.neighbours.as_ref().filter(|_| case.nodes.members().len() == 1 && case.nodes.world_size() > 1)
+}
+
+fn touches(figures: &NeighbourFigures, case: &Case) -> String {
+    let bytes = (case.len * case.element_bytes) as u64;
+    let at = |curve: &Curve| {
+        curve.seconds_per_byte(bytes).map_or_else(|| "unknown".to_owned(), |seconds| rate(1.0 / seconds))
+    };
+    let NeighbourFigures { start_us, signal_us, hop_us, processors, switch_us, bytes_per_s } = figures;
+    let shared = match *processors {
+        0 => String::new(),
+        processors => {
+            format!("; they share {}, {switch_us} us a turn", counted(processors as u64, "processor"))
+        }
+    };
+    format!(
+        "neighbours: {start_us} us a collective, {signal_us} us a signal, {hop_us} us a hop{shared}\n\
+         they stage {}, and combine what is staged {}, registered {} (and write {} there), private {}",
+        at(&bytes_per_s.own),
+        at(&bytes_per_s.staged_combined),
+        at(&bytes_per_s.registered_combined),
+        at(&bytes_per_s.registered_given),
+        at(&bytes_per_s.private_combined)
     )
 }
 
