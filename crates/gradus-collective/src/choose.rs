@@ -86,7 +86,7 @@ pub fn choose_among_neighbours(links: &Links, size: Size, reach: Option<Reach>) 
 fn fitting(world_size: usize, len: usize, element_bytes: usize) -> Vec<AllReduce> {
     let mut all = vec![AllReduce::RecursiveDoubling];
     if len >= world_size.saturating_mul(LEAST_SHARE) {
-        all.extend(rings(world_size, element_bytes));
+        all.extend(rings(world_size, len, element_bytes));
         all.extend([AllReduce::HalvingDoubling, AllReduce::Direct]);
     }
     all

@@ -152,6 +152,8 @@ impl Core {
     /// Has collectives of a shape on such memory carried out another way, until links are [known](Core::know).
     pub(crate) fn stand_in(&mut self, mut shape: Shape, memory: &Memory, way: Way) {
         shape.registered = self.is_registered(&shape, memory);
+        // With others it might be thrown away before it was used.
+        self.ways.clear();
         self.ways.insert(shape, way);
         self.last = None;
     }

@@ -100,6 +100,20 @@ pub enum AllReduce {
 }
 
 impl AllReduce {
+    /// No fewer than the steps of any rank, without making them: a ring has as many as there are blocks in the buffer.
+    pub(crate) fn most_steps(&self, world_size: usize, len: usize) -> usize {
+        match self {
+            Self::Ring { block } => world_size.saturating_mul(4).saturating_mul(len.div_ceil(*block)),
+            Self::TwoLevel { nodes, lanes, across, .. } => {
+                let (groups, share) = (nodes.members().len(), len.div_ceil(*lanes));
+                let inside = nodes.largest().saturating_mul(4).saturating_mul(*lanes);
+                lanes.saturating_mul(across.most_steps(groups, share)).saturating_add(inside)
+            }
+            // A few for each other rank, or for each of a bounded number of blocks.
+            _ => world_size.saturating_mul(4),
+        }
+    }
+
     /// The steps of one rank.
     pub fn steps(&self, rank: usize, world_size: usize, len: usize) -> Vec<Step> {
         match self {

@@ -105,6 +105,11 @@ pub fn price_of_plan(
 
 /// The whole plan, unless it is too long.
 fn short_plan(algorithm: &Algorithm, world_size: usize, len: usize) -> Option<Plan> {
+    if let Algorithm::AllReduce(all_reduce) = algorithm
+        && all_reduce.most_steps(world_size, len) > MOST_STEPS
+    {
+        return None;
+    }
     let mut steps = 0;
     let mut ranks = Vec::with_capacity(world_size);
     for rank in 0..world_size {

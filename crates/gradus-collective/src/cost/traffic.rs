@@ -1,5 +1,6 @@
 //! What goes over the links.
 
+use super::MOST_STEPS;
 use crate::algorithm::{Algorithm, AllReduce, Nodes};
 use crate::plan::{Plan, Step};
 use gradus_error::{Error, Result};
@@ -42,20 +43,27 @@ pub(super) fn of_plan(plan: &Plan, nodes: &Nodes, element_bytes: usize) -> Traff
 }
 
 /// That of an algorithm which moves every share from each rank to each other, or around: exact up to the alignment of
-/// shares for rings and direct ones; others have too few steps to need it, and are counted from one rank's.
+/// shares for rings and direct ones; others have too few steps to need it, and are counted from one rank's. Of a buffer whose
+/// steps are too many to be made, a part is looked at.
 pub(super) fn of_formula(algorithm: &Algorithm, nodes: &Nodes, len: usize, element_bytes: usize) -> Traffic {
     let world_size = nodes.world_size();
-    let steps = algorithm.steps(0, world_size, len);
-    let sent: usize = steps.iter().filter(|step| step.sends()).map(|step| step.span().len).sum();
+    let parts = match algorithm {
+        Algorithm::AllReduce(all_reduce) => {
+            all_reduce.most_steps(world_size, len).div_ceil(MOST_STEPS).max(1)
+        }
+        _ => 1,
+    };
+    let steps = algorithm.steps(0, world_size, len / parts);
+    let of_part: usize = steps.iter().filter(|step| step.sends()).map(|step| step.span().len).sum();
+    let sent = of_part as f64 * parts as f64;
     let direct = matches!(algorithm, Algorithm::AllReduce(AllReduce::Direct | AllReduce::Ring { .. }));
-    let elements =
-        if direct { 2.0 * (world_size - 1) as f64 * len as f64 } else { sent as f64 * world_size as f64 };
+    let elements = if direct { 2.0 * (world_size - 1) as f64 * len as f64 } else { sent * world_size as f64 };
     let bytes = elements * element_bytes as f64;
     let across = bytes * part_across(algorithm, nodes, &steps);
     Traffic {
         inside_bytes: (bytes - across) as u64,
         across_bytes: across as u64,
-        most_steps: steps.len() as u64,
+        most_steps: (steps.len() as u64).saturating_mul(parts as u64),
     }
 }
 

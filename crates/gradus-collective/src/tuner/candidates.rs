@@ -27,12 +27,16 @@ pub(super) fn of(case: &Case) -> Vec<Algorithm> {
     }
 }
 
-/// Rings for a world.
-pub(crate) fn rings(world_size: usize, element_bytes: usize) -> [AllReduce; 2] {
-    RING_BLOCK_BYTES.map(|block_bytes| {
+/// Rings for a world: of different blocks, where that makes a difference to so many elements.
+pub(crate) fn rings(world_size: usize, len: usize, element_bytes: usize) -> Vec<AllReduce> {
+    let mut blocks = RING_BLOCK_BYTES.map(|block_bytes| {
         let block_bytes = block_bytes.max(world_size.saturating_mul(SHARE_BYTES));
-        AllReduce::Ring { block: (block_bytes / element_bytes).max(1) }
-    })
+        (block_bytes / element_bytes).min(len).max(1)
+    });
+    blocks.sort_unstable();
+    let mut blocks = blocks.to_vec();
+    blocks.dedup();
+    blocks.into_iter().map(|block| AllReduce::Ring { block }).collect()
 }
 
 struct Sizes {
@@ -64,24 +68,23 @@ impl Sizes {
     }
 
     /// Among ranks of one level.
-    fn flat_all_reduces(&self, world_size: usize) -> [AllReduce; 6] {
-        let [ring, ring_of_large_blocks] = rings(world_size, self.element_bytes);
-        [
-            AllReduce::RecursiveDoubling,
-            ring,
-            ring_of_large_blocks,
+    fn flat_all_reduces(&self, world_size: usize) -> Vec<AllReduce> {
+        let mut all = vec![AllReduce::RecursiveDoubling];
+        all.extend(rings(world_size, self.len, self.element_bytes));
+        all.extend([
             AllReduce::HalvingDoubling,
             AllReduce::DoubleTree { block: self.tree_block() },
             AllReduce::Direct,
-        ]
+        ]);
+        all
     }
 
     fn all_reduces(&self, nodes: &Nodes) -> Vec<AllReduce> {
-        let mut all = self.flat_all_reduces(nodes.world_size()).to_vec();
+        let mut all = self.flat_all_reduces(nodes.world_size());
         if has_levels(nodes) {
             for lanes in lanes(nodes) {
                 for inside in [Spread::Direct, Spread::Binomial] {
-                    all.extend(self.flat_all_reduces(nodes.members().len()).map(|across| {
+                    all.extend(self.flat_all_reduces(nodes.members().len()).into_iter().map(|across| {
                         AllReduce::TwoLevel {
                             nodes: nodes.clone(),
                             lanes,

@@ -230,6 +230,21 @@ mod tests {
     }
 
     #[test]
+    fn no_buffer_is_too_large_and_every_candidate_has_a_name_of_its_own() {
+        for line in [
+            "--world 4 --bytes 60000TB",
+            "--world 512 --ranks-per-node 8 --bytes 4TB",
+            "--world 20 --bytes 1MB",
+        ] {
+            let choice = choose(case(line).unwrap()).unwrap();
+            let mut names: Vec<_> =
+                choice.candidates.iter().map(|candidate| candidate.algorithm.to_string()).collect();
+            names.sort_unstable();
+            assert!(names.len() > 3 && names.windows(2).all(|pair| pair[0] != pair[1]), "{line}: {names:?}");
+        }
+    }
+
+    #[test]
     fn tables_and_reports_show_the_same_choice() {
         let choice = choose(case("--world 10 --ranks-per-node 4 --bytes 1MB").unwrap()).unwrap();
         let lines = table(&choice);
