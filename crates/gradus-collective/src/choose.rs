@@ -2,11 +2,11 @@
 //! those inside a host.
 
 use crate::algorithm::{Algorithm, AllReduce, Nodes};
-use crate::cost::{LinkProfile, price_by_formula};
+use crate::cost::{LinkProfile, Price, price_by_formula};
 use crate::one_sided::Reach;
 use crate::tuner::{
     Candidate, Case, Choice, Neighbourhood, Purpose, Scheme, eligible, first_of_the_cheapest,
-    one_sided_candidates, rings,
+    one_sided_candidates, rings, two_level,
 };
 
 /// Elements for each rank below which nobody has a share worth sending: one message of all holds as many as a cache line.
@@ -17,8 +17,8 @@ const LEAST_SHARE: usize = 16;
 pub struct Links {
     /// What they are like.
     pub profile: LinkProfile,
-    /// Whether ranks are on several nodes. All links count as those between nodes then: a group of ranks may lie anywhere.
-    pub cross_nodes: bool,
+    /// Which ranks share a node; `None` where all do.
+    pub nodes: Option<Nodes>,
 }
 
 /// What is summed.
@@ -43,8 +43,7 @@ impl Links {
     /// A sum over these links, and among neighbours with such reach, if there are any.
     fn case(&self, size: Size, reach: Option<Reach>) -> Case {
         let Size { world_size, len, element_bytes } = size;
-        let ranks_per_node = if self.cross_nodes { 1 } else { world_size };
-        let nodes = Nodes::even(world_size, ranks_per_node);
+        let nodes = self.nodes.clone().unwrap_or_else(|| Nodes::even(world_size, world_size));
         let figures = self.profile.at(size.bytes() as u64);
         let neighbours =
             reach.and_then(|reach| Some(Neighbourhood { figures: self.profile.neighbours.clone()?, reach }));
@@ -69,12 +68,15 @@ pub fn choose_all_reduce(links: &Links, world_size: usize, len: usize, element_b
 pub fn choose_among_neighbours(links: &Links, size: Size, reach: Option<Reach>) -> Choice {
     let case = links.case(size, reach);
     let mut candidates = one_sided_candidates(&case).expect("figures were validated when they became known");
-    let (programs, Size { world_size, len, element_bytes }) = (candidates.len(), size);
-    candidates.extend(fitting(world_size, len, element_bytes).into_iter().map(|all_reduce| {
+    let programs = candidates.len();
+    candidates.extend(fitting(size).into_iter().map(|all_reduce| {
+        let price = flat_price(&all_reduce, &case).expect("on one level all of these have a formula");
+        Candidate { algorithm: Scheme::Streams(Algorithm::AllReduce(all_reduce)), price }
+    }));
+    candidates.extend(two_level(&case).into_iter().filter_map(|all_reduce| {
         let algorithm = Algorithm::AllReduce(all_reduce);
-        let price = price_by_formula(&algorithm, &case.nodes, len, element_bytes, &case.figures)
-            .expect("on one level all of these have a formula");
-        Candidate { algorithm: Scheme::Streams(algorithm), price }
+        let price = price_by_formula(&algorithm, &case.nodes, size.len, size.element_bytes, &case.figures)?;
+        Some(Candidate { algorithm: Scheme::Streams(algorithm), price })
     }));
     let chosen = first_of_the_cheapest(eligible(&candidates, programs), |candidate| candidate.price.seconds);
     let chosen = chosen.expect("there are candidates").clone();
@@ -82,8 +84,18 @@ pub fn choose_among_neighbours(links: &Links, size: Size, reach: Option<Reach>) 
     Choice { case, chosen, candidates, unpriced: Vec::new() }
 }
 
+/// The price of what knows no nodes. Where there are several, every link counts as one between them: whatever goes at one pace
+/// goes at the slowest.
+fn flat_price(all_reduce: &AllReduce, case: &Case) -> Option<Price> {
+    let world_size = case.nodes.world_size();
+    let ranks_per_node = if case.nodes.members().len() > 1 { 1 } else { world_size };
+    let (algorithm, nodes) =
+        (Algorithm::AllReduce(all_reduce.clone()), Nodes::even(world_size, ranks_per_node));
+    price_by_formula(&algorithm, &nodes, case.len, case.element_bytes, &case.figures)
+}
+
 /// What comes into question, the robust first.
-fn fitting(world_size: usize, len: usize, element_bytes: usize) -> Vec<AllReduce> {
+fn fitting(Size { world_size, len, element_bytes }: Size) -> Vec<AllReduce> {
     let mut all = vec![AllReduce::RecursiveDoubling];
     if len >= world_size.saturating_mul(LEAST_SHARE) {
         all.extend(rings(world_size, len, element_bytes));
@@ -140,7 +152,7 @@ mod tests {
 
     fn near(figures: NeighbourFigures, world_size: usize, len: usize, reach: Reach) -> Choice {
         let profile = LinkProfile { neighbours: Some(figures), ..LinkProfile::default() };
-        let links = Links { profile, cross_nodes: false };
+        let links = Links { profile, nodes: None };
         choose_among_neighbours(&links, Size { world_size, len, element_bytes: 4 }, Some(reach))
     }
 
@@ -171,7 +183,10 @@ mod tests {
     fn slow_links_are_crossed_less_often_and_the_choice_says_why() {
         let mut figures = LinkFigures::default();
         figures.across.latency_us = 500.0;
-        let links = |cross_nodes| Links { profile: LinkProfile::uniform(figures), cross_nodes };
+        let links = |apart: bool| Links {
+            profile: LinkProfile::uniform(figures),
+            nodes: apart.then(|| Nodes::even(4, 1)),
+        };
         let len = 1 << 14;
         assert_ne!(chosen(&links(false), 4, len, 4), AllReduce::RecursiveDoubling);
         assert_eq!(chosen(&links(true), 4, len, 4), AllReduce::RecursiveDoubling);

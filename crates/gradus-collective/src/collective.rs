@@ -150,6 +150,7 @@ impl Collective {
             work,
             in_place: matches!(memory, Memory::InPlace(_)),
             registered: false,
+            layout: 0,
         })
     }
 

@@ -1,5 +1,6 @@
 //! What the communicators of one transport share: the executor behind them, and whether it has failed.
 
+use crate::algorithm::Nodes;
 use crate::choose::Links;
 use crate::collective::Collective;
 use crate::executor::{Call, Executor};
@@ -34,6 +35,9 @@ pub(crate) struct Core {
     /// The one that was asked for last: most often the next one too.
     last: Option<(Shape, Way)>,
     links: Links,
+    /// How groups lie over nodes, as far as they were asked for, and how often links became known.
+    layouts: Vec<Nodes>,
+    learnt: u64,
     /// Processors of this host, should its ranks have to share them: asking the system takes a while.
     shared_processors: usize,
     failure: Option<(Kind, String)>,
@@ -60,6 +64,8 @@ impl Core {
             ways: BTreeMap::new(),
             last: None,
             links: Links::default(),
+            layouts: Vec::new(),
+            learnt: 0,
             failure: None,
             clock,
             stall_limit,
@@ -88,6 +94,7 @@ impl Core {
         self.check_failure()?;
         let mut shape = what.shape(group.rank, group.ranks.len(), &memory)?;
         shape.registered = self.is_registered(&shape, &memory);
+        shape.layout = self.layout(group);
         let with = what.message_peer();
         let sequence = match with {
             Some(peer) => group.next_message(peer, what.sends()),
@@ -135,8 +142,11 @@ impl Core {
         if self.ways.len() >= WAYS && !self.ways.contains_key(&shape) {
             self.ways.clear();
         }
-        let (near, links) = (self.neighbourhood(), &self.links);
-        let way = self.ways.entry(shape.clone()).or_insert_with(|| way(&shape, near, links)).clone();
+        let way = match self.ways.get(&shape) {
+            Some(way) => way.clone(),
+            None => way(&shape, self.neighbourhood(), &self.links_of(&shape)),
+        };
+        self.ways.entry(shape.clone()).or_insert_with(|| way.clone());
         self.last = Some((shape, way.clone()));
         way
     }
@@ -158,15 +168,39 @@ impl Core {
         self.last = None;
     }
 
+    /// Which of the layouts a group has.
+    pub(crate) fn layout(&mut self, group: &mut Group) -> usize {
+        let Some(nodes) = &self.links.nodes else { return 0 };
+        if let Some((_, layout)) = group.layout.filter(|(learnt, _)| *learnt == self.learnt) {
+            return layout;
+        }
+        let of_group = nodes.of(&group.ranks);
+        let known = self.layouts.iter().position(|layout| *layout == of_group);
+        let index = known.unwrap_or(self.layouts.len());
+        if known.is_none() {
+            self.layouts.push(of_group);
+        }
+        group.layout = Some((self.learnt, index + 1));
+        index + 1
+    }
+
+    /// What is known of the links between the ranks of a shape.
+    fn links_of(&self, shape: &Shape) -> Links {
+        let nodes = shape.layout.checked_sub(1).map(|index| self.layouts[index].clone());
+        Links { profile: self.links.profile.clone(), nodes }
+    }
+
     /// Has plans chosen by what is known of links from now on.
     pub(crate) fn know(&mut self, links: Links) {
         self.ways.clear();
+        self.layouts.clear();
+        self.learnt += 1;
         (self.last, self.links) = (None, links);
     }
 
     /// The choice for an all-reduce by price, if it is one by price.
     pub(crate) fn choice(&mut self, shape: &Shape) -> Option<Choice> {
-        choice(shape, self.neighbourhood(), &self.links)
+        choice(shape, self.neighbourhood(), &self.links_of(shape))
     }
 
     pub(crate) fn progress(&mut self) -> Result<()> {

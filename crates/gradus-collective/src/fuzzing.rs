@@ -1,6 +1,7 @@
 //! What takes bytes that a stranger could send, each as a function of bytes: it may refuse them, and must do nothing
 //! worse. With every target come inputs that are taken, for a fuzzer to begin with. Built with the feature `fuzzing` only.
 
+use crate::algorithm::Nodes;
 use crate::choose::{Links, choose_all_reduce};
 use crate::collective::Collective;
 use crate::communicator::Communicator;
@@ -161,8 +162,8 @@ fn streams() -> Vec<Vec<u8>> {
 /// What rank 0 says of links, and what all choose by that.
 fn link_figures(data: &[u8]) -> bool {
     let Ok(profile) = crate::tuner::decode_profile(data) else { return false };
-    for cross_nodes in [false, true] {
-        let links = Links { profile: profile.clone(), cross_nodes };
+    for nodes in [None, Some(Nodes::even(4, 1)), Some(Nodes::even(4, 2))] {
+        let links = Links { profile: profile.clone(), nodes };
         for len in [1, LEN, 1 << 20] {
             let _ = choose_all_reduce(&links, 4, len, size_of::<f32>());
         }

@@ -19,6 +19,8 @@ pub(crate) struct Group {
     pub(crate) rank: usize,
     /// The priority of what it does.
     pub(crate) level: u8,
+    /// Its layout over nodes, and by which knowledge of them.
+    pub(crate) layout: Option<(u64, usize)>,
     collectives: u64,
     /// Messages to and from each rank.
     messages: BTreeMap<(usize, bool), u64>,
@@ -33,7 +35,16 @@ impl Group {
     }
 
     fn new(id: u64, ranks: Arc<[usize]>, (rank, level): (usize, u8)) -> Self {
-        Self { id, ranks, rank, level, collectives: 0, messages: BTreeMap::new(), children: BTreeMap::new() }
+        Self {
+            id,
+            ranks,
+            rank,
+            level,
+            layout: None,
+            collectives: 0,
+            messages: BTreeMap::new(),
+            children: BTreeMap::new(),
+        }
     }
 
     /// A group of some of this one's ranks, which become its ranks 0, 1, 2 and so on in that order.

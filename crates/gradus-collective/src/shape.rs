@@ -159,6 +159,8 @@ pub(crate) struct Shape {
     pub(crate) in_place: bool,
     /// Whether its memory is registered, so that peers reach it.
     pub(crate) registered: bool,
+    /// Which of the layouts over nodes that are known its ranks have; 0 for one node.
+    pub(crate) layout: usize,
 }
 
 impl Shape {

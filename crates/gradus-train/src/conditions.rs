@@ -11,13 +11,16 @@ pub(crate) type Conditions = Vec<(String, String)>;
 /// The name of what is known of links.
 pub(crate) const LINKS: &str = "links";
 
+/// The name of which ranks share a node, where that counts: links are chosen by it, too.
+pub(crate) const NODES: &str = "nodes";
+
 /// The conditions of a run. Settings are named by their keys.
 ///
 /// `sums` says how gradients are summed: the order in which three ranks or more are depends on it. `links` are those that
-/// algorithms are chosen by, if there are any but the default.
+/// algorithms are chosen by, with the nodes, if there are any but the default.
 pub(crate) fn of_run(
     settings: &RunSettings,
-    (world_size, sums, links): (usize, &str, Option<String>),
+    (world_size, sums, links): (usize, &str, Conditions),
     device: &str,
     data: &str,
 ) -> Conditions {
@@ -34,7 +37,6 @@ pub(crate) fn of_run(
         ("train.cross_documents", train.cross_documents.to_string()),
     ];
     let named = |(key, value): (&str, String)| (key.to_owned(), value);
-    let links = links.map(|links| (LINKS.to_owned(), links));
     run.map(named).into_iter().chain(of_optimizer(&settings.optimizer)).chain(links).collect()
 }
 

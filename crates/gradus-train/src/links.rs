@@ -5,16 +5,17 @@
 //! among its conditions; a resumed run takes them from there, on whatever links it finds itself.
 
 use crate::checkpoint::{self, TrainingState};
-use crate::conditions::LINKS;
+use crate::conditions::{Conditions, LINKS, NODES};
 use crate::trainer::RunSettings;
 use gradus_collective::Communicator;
 use gradus_collective::algorithm::Nodes;
 use gradus_collective::cost::LinkProfile;
 use gradus_error::{Error, Result};
+use serde::Serialize;
 use std::path::Path;
 
 /// Has algorithms chosen by the links that rank 0's checkpoint knows, or else by those measured now, if the settings ask for
-/// it; what they are chosen by, as text, if not by default. All ranks call this.
+/// it; what they are chosen by, as conditions of the run: none by default. All ranks call this.
 ///
 /// # Errors
 /// `Corrupt` where the checkpoint's links are none; those of collectives.
@@ -22,7 +23,7 @@ pub(crate) fn settle(
     communicator: &mut Communicator,
     nodes: &Nodes,
     settings: &RunSettings,
-) -> Result<Option<String>> {
+) -> Result<Conditions> {
     let first = communicator.rank() == 0;
     let resume = settings.resume.as_deref().filter(|_| first);
     let recorded = resume
@@ -35,14 +36,14 @@ pub(crate) fn settle(
     let profile = match (known == [1], settings.train.measure_links) {
         (true, _) => communicator.use_links(&recorded.unwrap_or_default(), nodes)?,
         (false, true) => communicator.measure_links(nodes)?,
-        (false, false) => return Ok(None),
+        (false, false) => return Ok(Vec::new()),
     };
-    as_text(&profile).map(Some)
+    Ok(vec![(LINKS.to_owned(), as_text(&profile)?), (NODES.to_owned(), as_text(nodes)?)])
 }
 
-fn as_text(profile: &LinkProfile) -> Result<String> {
-    let failed = |error| Error::internal("a profile of links has no JSON form").with_source(error);
-    serde_json::to_string(profile).map_err(failed)
+fn as_text(known: &impl Serialize) -> Result<String> {
+    let failed = |error| Error::internal("what is known of links has no JSON form").with_source(error);
+    serde_json::to_string(known).map_err(failed)
 }
 
 /// The links that a checkpoint knows: those that its run measured, if it did.

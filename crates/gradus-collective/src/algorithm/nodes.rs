@@ -57,6 +57,17 @@ impl Nodes {
         self.members.iter().map(Vec::len).max().expect("a world has a node")
     }
 
+    /// How these ranks, which become 0, 1, 2 and so on, lie on the nodes.
+    ///
+    /// # Panics
+    /// If one is none of the world, or there is none.
+    pub(crate) fn of(&self, ranks: &[usize]) -> Self {
+        let mut members = vec![Vec::new(); self.members.len()];
+        ranks.iter().enumerate().for_each(|(place, rank)| members[self.places[*rank].0].push(place));
+        members.retain(|ranks| !ranks.is_empty());
+        Self::try_from(members).expect("every rank of the group is on one node")
+    }
+
     /// The rank of that index in each node.
     ///
     /// # Panics
@@ -117,5 +128,13 @@ mod tests {
             assert_eq!(*Nodes::try_from(bad).unwrap_err().kind(), Kind::Invalid);
         }
         assert!(Nodes::try_from(vec![vec![2, 0], vec![1]]).is_ok());
+    }
+
+    #[test]
+    fn a_group_lies_on_the_nodes_of_its_ranks() {
+        let nodes = Nodes::even(6, 2);
+        assert_eq!(nodes.of(&[5, 1, 0]).members(), [vec![1, 2], vec![0]]);
+        assert_eq!(nodes.of(&[3, 2]), Nodes::even(2, 2));
+        assert_eq!(nodes.of(&[0, 2, 4]), Nodes::even(3, 1));
     }
 }

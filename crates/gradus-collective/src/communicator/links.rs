@@ -10,6 +10,7 @@ use crate::memory::{Buffer, Memory};
 use crate::select::{Neighbourhood, Way, may_use_registered};
 use crate::tuner::{self, Choice};
 use gradus_error::{Error, Result};
+use std::sync::PoisonError;
 use std::time::Duration;
 
 impl Communicator {
@@ -44,7 +45,8 @@ impl Communicator {
     }
 
     fn know(&mut self, profile: LinkProfile, nodes: &Nodes) -> Result<LinkProfile> {
-        let links = Links { profile: profile.clone(), cross_nodes: nodes.members().len() > 1 };
+        let several = nodes.members().len() > 1;
+        let links = Links { profile: profile.clone(), nodes: several.then(|| nodes.clone()) };
         self.core().know(links);
         Ok(profile)
     }
@@ -65,13 +67,20 @@ impl Communicator {
     ///
     /// # Panics
     /// If the buffer has more bytes than can be counted.
-    pub fn choice_for_all_reduce(&self, len: usize, element: Element, registered: bool) -> Option<Choice> {
+    pub fn choice_for_all_reduce(
+        &mut self,
+        len: usize,
+        element: Element,
+        registered: bool,
+    ) -> Option<Choice> {
         assert!(len.checked_mul(element.bytes()).is_some(), "bytes can be counted");
         let memory = Memory::InPlace(Buffer { start: std::ptr::null_mut(), len, element });
         let shape = Collective::all_reduce(Reduction::Sum).shape(self.rank(), self.world_size(), &memory);
         let mut shape = shape.expect("any length can be summed in place");
         shape.registered = registered && may_use_registered(&shape);
-        self.core().choice(&shape)
+        let mut core = self.core.lock().unwrap_or_else(PoisonError::into_inner);
+        shape.layout = core.layout(&mut self.group);
+        core.choice(&shape)
     }
 
     /// What ranks of one host know of each other, where all are.
@@ -85,8 +94,11 @@ impl Communicator {
     /// Those of [`Communicator::start`].
     pub(crate) fn stand_in_for_all_reduce(&mut self, data: &mut [f32], way: Way) -> Result<()> {
         let memory = Memory::InPlace(Buffer::of(data));
-        let shape = Collective::all_reduce(Reduction::Sum).shape(self.rank(), self.world_size(), &memory)?;
-        self.core().stand_in(shape, &memory, way);
+        let mut shape =
+            Collective::all_reduce(Reduction::Sum).shape(self.rank(), self.world_size(), &memory)?;
+        let mut core = self.core.lock().unwrap_or_else(PoisonError::into_inner);
+        shape.layout = core.layout(&mut self.group);
+        core.stand_in(shape, &memory, way);
         Ok(())
     }
 

@@ -39,6 +39,11 @@ pub(crate) fn rings(world_size: usize, len: usize, element_bytes: usize) -> Vec<
     blocks.into_iter().map(|block| AllReduce::Ring { block }).collect()
 }
 
+/// Sums inside nodes and then across; none where there is no inside or no outside.
+pub(crate) fn two_level(case: &Case) -> Vec<AllReduce> {
+    Sizes { len: case.len, element_bytes: case.element_bytes }.two_level(&case.nodes)
+}
+
 struct Sizes {
     len: usize,
     element_bytes: usize,
@@ -81,6 +86,13 @@ impl Sizes {
 
     fn all_reduces(&self, nodes: &Nodes) -> Vec<AllReduce> {
         let mut all = self.flat_all_reduces(nodes.world_size());
+        all.extend(self.two_level(nodes));
+        all.extend([Spread::Binomial, Spread::Chain].map(AllReduce::ThereAndBack));
+        all
+    }
+
+    fn two_level(&self, nodes: &Nodes) -> Vec<AllReduce> {
+        let mut all = Vec::new();
         if has_levels(nodes) {
             for lanes in lanes(nodes) {
                 for inside in [Spread::Direct, Spread::Binomial] {
@@ -95,7 +107,6 @@ impl Sizes {
                 }
             }
         }
-        all.extend([Spread::Binomial, Spread::Chain].map(AllReduce::ThereAndBack));
         all
     }
 }

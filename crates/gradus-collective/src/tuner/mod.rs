@@ -18,7 +18,7 @@ pub(crate) mod pipe;
 mod scheme;
 mod trials;
 
-pub(crate) use candidates::rings;
+pub(crate) use candidates::{rings, two_level};
 #[cfg(feature = "fuzzing")]
 pub(crate) use measure::decode as decode_profile;
 pub(crate) use measure::{agree, measure, strange_nodes};

@@ -2,7 +2,7 @@
 
 use crate::parity::exercise;
 use crate::world::{BOTH, connected, run};
-use gradus_collective::algorithm::Nodes;
+use gradus_collective::algorithm::{Algorithm, AllReduce, Nodes};
 use gradus_collective::cost::{LinkFigures, LinkProfile};
 use gradus_collective::one_sided::OneSided;
 use gradus_collective::tuner::Scheme;
@@ -43,6 +43,29 @@ fn neighbours_that_were_measured_choose_by_price_and_say_so() {
     assert_eq!(small.chosen.algorithm, Scheme::Neighbours(OneSided::Flat));
     assert_eq!(large.chosen.algorithm, Scheme::Neighbours(OneSided::Push));
     assert!(large.why().contains("registered"), "{}", large.why());
+}
+
+#[test]
+fn thin_links_between_nodes_are_crossed_by_two_levels_where_a_group_lies_on_several() {
+    let mut figures = LinkFigures::default();
+    figures.across.bandwidth_bytes_per_s = figures.inside.bandwidth_bytes_per_s / 20.0;
+    let (nodes, len) = (Nodes::try_from(vec![vec![0, 2], vec![1, 3]]).unwrap(), 1 << 18);
+    let is_two_level =
+        |scheme: &Scheme| matches!(scheme, Scheme::Streams(Algorithm::AllReduce(AllReduce::TwoLevel { .. })));
+    run(4, TransportKind::Tcp, &NetworkSettings::default(), |mut world| {
+        world.use_links(&LinkProfile::uniform(figures), &nodes).unwrap();
+        let rank = world.rank();
+        let mut near = world.group(if rank % 2 == 0 { &[2, 0] } else { &[3, 1] }).unwrap();
+        let mut turned = world.group(&[3, 2, 1, 0]).unwrap();
+        for (group, expected) in [(&mut world, true), (&mut near, false), (&mut turned, true)] {
+            let choice = group.choice_for_all_reduce(len, Element::F32, false).unwrap();
+            assert_eq!(is_two_level(&choice.chosen.algorithm), expected, "{}", choice.why());
+            let mut data: Vec<i32> = (0..len as i32).collect();
+            group.all_reduce(&mut data).unwrap();
+            let ranks = group.world_size() as i32;
+            assert!(data.iter().enumerate().all(|(i, x)| *x == ranks * i as i32));
+        }
+    });
 }
 
 #[test]
