@@ -57,14 +57,15 @@ pub struct Counters {
 /// an error that names both sides, and the others with them. Results are bit-identical on all ranks. Bytes move only
 /// inside calls: whoever computes while collectives are in flight calls [`Communicator::progress`] now and then.
 ///
-/// # Groups
+/// # Groups and priorities
 ///
 /// [`Communicator::group`] and [`Communicator::mesh`] make communicators of some of the ranks, over the same transport: a
 /// call to any of them moves the bytes of all. There must be one order of all collectives, of all groups, in which every
 /// rank starts those that it takes part in; a program that runs alike on all ranks has it by itself. Two ranks that start
 /// the collectives of two common groups in different order are told by the first message; a circle over three groups or
-/// more, without two such ranks, ends at the stall limit. They belong to one thread at a time: a call waits for the one
-/// that another thread is in.
+/// more, without two such ranks, ends at the stall limit. [`Communicator::at_priority`] makes one of the same ranks whose
+/// collectives overtake others: the order in which they are *started* stays one for all. They belong to one thread at a
+/// time: a call waits for the one that another thread is in.
 ///
 /// # Failure
 ///
@@ -111,9 +112,9 @@ impl Communicator {
 
     /// A communicator of the same ranks whose collectives go at a priority: 0, the lowest, as those of
     /// [`Communicator::new`], or more. What is more urgent overtakes whatever is in flight below it, between the same ranks
-    /// too. Its groups and meshes inherit the priority. All ranks of the group call this, with the same level, and nothing is sent;
-    /// the order in which collectives are started stays one for all levels. Ranks that start a collective at different
-    /// levels fail with `Invalid`, naming both sides, once they wait for it.
+    /// too. Groups and meshes of it inherit the priority. All ranks of the group call this, with the same level, and nothing
+    /// is sent; the order in which collectives are started stays one for all levels. Ranks that start a collective at
+    /// different levels fail with `Invalid`, naming both sides, once they wait for it.
     ///
     /// # Errors
     /// `Invalid` when the transport has fewer levels: `network.priority_levels` says how many.
@@ -189,7 +190,8 @@ impl Communicator {
 
     /// As [`Communicator::start`], but the memory is left alone until `ready` has returned true: for an input that a
     /// device is still writing. `ready` is asked inside calls that make progress. Collectives that were started earlier go
-    /// on meanwhile, and later ones between other ranks; one that shares a stream with this one waits behind it.
+    /// on meanwhile, and later ones between other ranks or of other priorities; one that shares a stream with this one
+    /// waits behind it.
     ///
     /// # Safety
     /// As for [`Communicator::start`]; but until `ready` has returned true the caller may write the memory.

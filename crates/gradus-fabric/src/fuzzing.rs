@@ -104,12 +104,12 @@ fn framed() -> Vec<Vec<u8>> {
         r#"{"address":"10.0.0.1:29500","name":"node-1","host":"ab","processors":"3","socket":"gradus-1"}"#;
     let bodies = [
         format!(
-            r#"{{"version":"0.1.0","occasion":{{"group":"g","epoch":2}},"rank":1,"world_size":2,"fingerprint":"a\nb","transport":"auto","member":{member}}}"#
+            r#"{{"version":"0.1.0","occasion":{{"group":"g","epoch":1}},"rank":1,"world_size":2,"fingerprint":"a\nb","transport":"auto","priority_levels":2,"member":{member}}}"#
         ),
         member.to_owned(),
         r#"{"welcome":{"world_size":2,"job":"ab"}}"#.to_owned(),
         r#"{"refusal":{"lost":1,"mend":false,"message":"no"}}"#.to_owned(),
-        r#"{"job":"ab","rank":1,"line":0}"#.to_owned(),
+        r#"{"job":"ab","rank":1,"line":2}"#.to_owned(),
         r#""goodbye""#.to_owned(),
         r#"{"giving_up":{"kind":{"peer_lost":{"rank":3}},"message":"no"}}"#.to_owned(),
     ];

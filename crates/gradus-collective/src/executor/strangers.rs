@@ -1,8 +1,8 @@
 //! Ranks that do not do the same thing and whose words do not meet: one over streams and the other among neighbours, or at
 //! different levels of priority. Neither hears the other's header where it waits for one.
 //!
-//! What tells them is the place of an operation among all of a pair, over streams and among neighbours and at all levels: there is one
-//! operation at each place, so another one at the same place is a stranger.
+//! What tells them is the place of an operation among all of a pair, over streams and among neighbours and at all levels:
+//! there is one operation at each place, so another one at the same place is a stranger.
 
 use super::{Executor, expected};
 use crate::header::{HEADER_BYTES, Header};

@@ -1,8 +1,8 @@
 //! Who waits for whom: several ranks' records, laid side by side.
 //!
 //! A rank waits in its oldest operation of each priority that is not over, for those whose messages it lacks and for those
-//! who do not take its own. Followed from rank to rank, waiting ends at the culprits: ranks that wait for nobody, because they are gone,
-//! have left no record, or are busy elsewhere. Where it ends nowhere, ranks wait in a circle.
+//! who do not take its own. Followed from rank to rank, waiting ends at the culprits: ranks that wait for nobody, because
+//! they are gone, have left no record, or are busy elsewhere. Where it ends nowhere, ranks wait in a circle.
 
 use super::log::{FlightEntry, FlightLog};
 use std::collections::{BTreeMap, BTreeSet};

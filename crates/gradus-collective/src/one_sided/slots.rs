@@ -10,7 +10,7 @@ struct Shown {
     signalled: u64,
 }
 
-/// The slots of one rank.
+/// The slots of one rank, at one level of priority.
 #[derive(Default)]
 pub(crate) struct Slots {
     shown: [Vec<Shown>; STAGING_SLOTS],

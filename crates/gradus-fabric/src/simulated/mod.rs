@@ -4,8 +4,8 @@
 //! [`Transport`] runs here unchanged, and the same [`Conditions`] give the same trace, byte for byte.
 //!
 //! What is simulated is TCP as the real transport uses it: for every two ranks a stream each way on each lane, reliable and
-//! in order, and a line of life beside them. So a message that the network loses is sent again and shows as delay, which keeps back all
-//! that was sent behind it; what is cut off arrives when the cut has healed, or never. A stream holds a bounded number of
+//! in order, and a line of life beside them. So a message that the network loses is sent again and shows as delay, which
+//! keeps back all that was sent behind it; what is cut off arrives when the cut has healed, or never. A stream holds a bounded number of
 //! bytes, a rank sends them one after another at its bandwidth, and every call costs its rank some time. Who dies is told
 //! of by the kernel that survives it (its connections close), or by nobody (power loss): then the others notice after
 //! [`SILENCE`], as they notice a cut that lasts. A rank that stands still ([`Fault::Pause`]) is noticed by nothing here, as

@@ -43,6 +43,7 @@ fn settings_that_are_wrong_are_named() {
     let both = ["--train.sequence_length", "8", "--data.sequence_length", "16"];
     refused(&place, &train(&both), 2, &["train.sequence_length", "data.sequence_length"]);
     refused(&place, &train(&["--network.socket_buffer_bytes", "9GiB"]), 2, &["network.socket_buffer_bytes"]);
+    refused(&place, &train(&["--network.priority_levels", "5"]), 2, &["network.priority_levels", "1 to 4"]);
     refused(&place, &train(&["--network.failure_detection", "10"]), 2, &["network.failure_detection"]);
     refused(&place, &train(&["--network.failure_detection", "2h"]), 2, &["network.failure_detection"]);
     let shorter = ["--network.failure_detection", "30s", "--launch.stall_timeout", "29s"];
