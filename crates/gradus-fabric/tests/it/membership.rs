@@ -228,7 +228,8 @@ fn strangers_leave_a_coordinator_the_files_that_it_needs() {
     let test = "membership::strangers_leave_a_coordinator_the_files_that_it_needs";
     let coordinator = Process::start(test, "coordinator", &["127.0.0.1:0", state.to_str().unwrap()]);
     let address = coordinator.expect("listening", &[]);
-    coordinator.limit_files(64);
+    const FILES: u64 = 64;
+    coordinator.limit_files(FILES);
     // They are taken in the order in which they call, so all of them before the member.
     let _strangers: Vec<TcpStream> = (0..100).map(|_| TcpStream::connect(&address).unwrap()).collect();
     let member =
@@ -236,6 +237,8 @@ fn strangers_leave_a_coordinator_the_files_that_it_needs() {
     let MemberNote::Formed { table, .. } = next(&member) else { panic!("no table comes first") };
     member.acknowledge(table.epoch);
     assert!(matches!(next(&member), MemberNote::Active { .. }));
+    let open = coordinator.open_files();
+    assert!(open < FILES as usize * 3 / 4, "{open} files are open: next to none is left for its own");
 }
 
 #[test]

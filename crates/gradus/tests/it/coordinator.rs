@@ -39,10 +39,13 @@ fn with_an_etcd_that_is_not_there_it_stands_by_until_it_is_told_to_stop() {
     let directory = tempfile::tempdir().unwrap();
     // The discard port (RFC 863), which only a privileged program could serve.
     let nowhere = ["--listen", "127.0.0.1:0", "--rdzv", "etcd://127.0.0.1:9/p", "--failure-detection", "1s"];
-    let mut child = coordinator(directory.path(), &nowhere).spawn().unwrap();
-    let mut said = String::new();
-    BufReader::new(child.stderr.as_mut().unwrap()).read_line(&mut said).unwrap();
-    assert!(said.contains("127.0.0.1:9"), "{said}");
+    let mut command = coordinator(directory.path(), &nowhere);
+    let mut child = command.env_remove("GRADUS_SECRET").env_remove("GRADUS_SECRET_FILE").spawn().unwrap();
+    let mut lines = BufReader::new(child.stderr.as_mut().unwrap()).lines();
+    for named in ["GRADUS_SECRET_FILE", "127.0.0.1:9"] {
+        let said = lines.next().unwrap().unwrap();
+        assert!(said.contains(named), "{said}");
+    }
     kill_process(Pid::from_child(&child), Signal::TERM).unwrap();
     assert_eq!(child.wait().unwrap().code(), Some(0));
 }
