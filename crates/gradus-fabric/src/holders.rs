@@ -6,12 +6,12 @@
 //! whatever number the system has given away since; and by the socket on which it connected, which it closes when, and
 //! only when, it has let go of everything that it was given.
 
+use crate::credentials::Credentials;
 use crate::gate::timespec;
 use gradus_error::{Error, IoContext, Result};
 use gradus_host::Clock;
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
-use rustix::net::sockopt::socket_peercred;
 use rustix::process::{PidfdFlags, Signal, getpid, pidfd_open, pidfd_send_signal};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
@@ -23,11 +23,8 @@ impl Process {
     /// The process that opened the other end of a Unix socket; `None` where the system does not tell, it has ended, or it
     /// is this process itself (whose threads may play ranks).
     pub(crate) fn behind(socket: impl AsFd) -> Option<Self> {
-        let credentials = socket_peercred(&socket).ok()?;
-        if credentials.pid == getpid() {
-            return None;
-        }
-        let process = pidfd_open(credentials.pid, PidfdFlags::empty()).ok()?;
+        let process = Credentials::behind(&socket)?.process.filter(|process| *process != getpid())?;
+        let process = pidfd_open(process, PidfdFlags::empty()).ok()?;
         // The number was given to no other process as long as its owner's socket was open, and it still is.
         (!has_closed(&socket)).then_some(Self(process))
     }

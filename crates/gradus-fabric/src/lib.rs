@@ -18,6 +18,7 @@ mod bell;
 mod board;
 mod connect;
 mod control;
+mod credentials;
 mod dial;
 mod doors;
 mod etcd;

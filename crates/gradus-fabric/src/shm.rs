@@ -11,6 +11,7 @@
 use crate::bell::Bell;
 use crate::board::{Board, HEADER_WORDS, Note};
 use crate::control::{Line, Lines, Surroundings};
+use crate::credentials::Credentials;
 use crate::handover::{connect_sockets, hand_over, take_over};
 use crate::holders::Holder;
 use crate::neighbours::{Location, Neighbour, Neighbours};
@@ -192,7 +193,7 @@ impl SharedMemory {
         }
         // Nobody hears a goodbye of a rank that did not come so far.
         transport.lines.fill(lines);
-        if transport.try_peer_memory(settings.peer_memory, until)? {
+        if transport.try_peer_memory(settings.peer_memory, (clock, until))? {
             transport.neighbours.iter_mut().for_each(Neighbours::allow_private);
         }
         Ok(transport)
@@ -225,7 +226,11 @@ impl SharedMemory {
     ///
     /// # Errors
     /// `PeerLost` naming a rank that died meanwhile, `Unavailable` one that does not answer in time.
-    fn try_peer_memory(&mut self, wanted: PeerMemory, until: Duration) -> Result<bool> {
+    fn try_peer_memory(
+        &mut self,
+        wanted: PeerMemory,
+        (clock, until): (&dyn Clock, Duration),
+    ) -> Result<bool> {
         let others: Vec<usize> = (0..self.world_size()).filter(|peer| *peer != self.rank).collect();
         let inbox = Location::Private(self.bell.0.at(0, 1).addr());
         // One level finds out for all.
@@ -234,7 +239,7 @@ impl SharedMemory {
         }
         let mut readable = wanted != PeerMemory::Never;
         for peer in &others {
-            let [word, ..] = self.hear(*peer, until)?;
+            let [word, ..] = self.hear(*peer, clock, until)?;
             readable = readable && self.neighbours[0].can_read(*peer, Location::from_word(word), wanted);
         }
         for peer in &others {
@@ -242,7 +247,7 @@ impl SharedMemory {
         }
         let mut all = readable;
         for peer in &others {
-            let [word, ..] = self.hear(*peer, until)?;
+            let [word, ..] = self.hear(*peer, clock, until)?;
             all = all && word == 1;
         }
         tracing::debug!(rank = self.rank, readable, all, "ranks read each other's memory");
@@ -250,12 +255,12 @@ impl SharedMemory {
     }
 
     /// Waits for a signal, of the lowest level.
-    fn hear(&mut self, peer: usize, until: Duration) -> Result<Note> {
+    fn hear(&mut self, peer: usize, clock: &dyn Clock, until: Duration) -> Result<Note> {
         loop {
             if let Some(note) = self.neighbours[0].hear(peer) {
                 return Ok(note);
             }
-            if self.clock.now() >= until {
+            if clock.now() >= until {
                 return Err(Error::unavailable(format!(
                     "rank {peer} did not answer in shared memory in time"
                 )));
@@ -411,12 +416,12 @@ fn probe(word: u64) -> Note {
 
 /// What is known of a peer when it has handed over its files.
 fn neighbour(plan: Plan, level: usize, inbox: &Arc<Segment>, heap: PeerHeap, socket: &OwnedFd) -> Neighbour {
-    let process = rustix::net::sockopt::socket_peercred(socket).ok();
+    let process = Credentials::behind(socket).and_then(|theirs| theirs.process);
     Neighbour {
         board: plan.board_in(inbox, level),
         bell: Bell(Arc::clone(inbox)),
         heap,
-        process: process.map(|credentials| credentials.pid.as_raw_nonzero().get()),
+        process: process.map(|process| process.as_raw_nonzero().get()),
         signalled: 0,
         heard: 0,
     }

@@ -3,6 +3,7 @@
 //! This is the one place where a connection becomes one that is believed: [`Trust::call`] proves those that this rank
 //! opens, a [`Visitor`] is one that came to it.
 
+use crate::credentials::Credentials;
 use crate::frame::{Progress, Reader};
 use crate::gate::await_news;
 use crate::handshake::{Handshake, Nonce, Purpose, Refusal, Turn, VERSION};
@@ -12,7 +13,6 @@ use crate::tls::Identity;
 use gradus_error::{Error, Result};
 use gradus_host::{Clock, random};
 use rustix::event::PollFlags;
-use rustix::net::sockopt::socket_peercred;
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::Duration;
 
@@ -82,12 +82,12 @@ impl Trust {
             return Ok(());
         }
         let ours = rustix::process::geteuid();
-        match socket_peercred(socket) {
-            Ok(theirs) if theirs.uid == ours => Ok(()),
+        match Credentials::behind(socket) {
+            Some(theirs) if theirs.user == ours.as_raw() => Ok(()),
             theirs => Err(Error::denied(format!(
                 "is of user {}, this rank of user {ours}: start all as one user, or give all the same secret, in {SECRET} or \
                  in a file that {SECRET_FILE} names",
-                theirs.map_or_else(|_| "nobody knows which".to_owned(), |theirs| theirs.uid.to_string())
+                theirs.map_or_else(|| "nobody knows which".to_owned(), |theirs| theirs.user.to_string())
             ))),
         }
     }
