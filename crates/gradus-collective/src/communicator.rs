@@ -70,7 +70,8 @@ pub struct Counters {
 /// # Failure
 ///
 /// After an error of a started collective nothing is in flight any more, in any group of the transport; the memory of all
-/// collectives is free (with undefined content), peers have been told, and every further call fails with the same kind.
+/// collectives is free (with undefined content), but for registered memory, which peers may still write (see
+/// [`Communicator::heap`]); peers have been told, and every further call fails with the same kind.
 /// What is refused before it starts (`Invalid` lengths, roots, types) does no harm on this rank. Dropping a communicator
 /// frees the memory of what it had in flight; where others share its transport, they have failed then.
 pub struct Communicator {
@@ -178,7 +179,7 @@ impl Communicator {
     /// # Safety
     /// The memory stays valid, an output is touched and an input written by nobody else, until [`Communicator::wait`] for
     /// this handle has returned (`Ok` or not), or any call has returned the error of a started collective, or the
-    /// communicator was dropped. Buffers are aligned for their elements; input and output share none.
+    /// communicator was dropped; after an error registered memory is touched by nobody at all ([`Communicator::heap`]). Buffers are aligned for their elements; input and output share none.
     ///
     /// # Errors
     /// `Invalid` when lengths, types or root do not fit the collective or the group; those of
@@ -333,7 +334,7 @@ impl Communicator {
 
     /// Ends everything in flight, in all groups of this transport and on all their ranks, and with it the transport:
     /// streams that were left in the middle of a message are of no more use. The memory of collectives is free when this
-    /// returns. Every further call, here and on the peers, fails with `Closed` and says who has cancelled what.
+    /// returns, but for registered memory (see [`Communicator::heap`]). Every further call, here and on the peers, fails with `Closed` and says who has cancelled what.
     pub fn cancel(&mut self, reason: &str) {
         let mut core = self.core();
         let what = core.describe();

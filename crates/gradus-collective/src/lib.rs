@@ -14,7 +14,8 @@
 //! - [`Communicator`] is what the trainer holds, [`Collective`] what it asks of it.
 //!
 //! Invariants: results have the same bits on all ranks; ranks that do not do the same thing get an error that says who
-//! does what, never a hang; memory of a collective is touched inside calls to its communicator only.
+//! does what, never a hang; memory of a collective is touched inside calls to its communicator only,
+//! and, where it is registered, by peers that are in the same collective.
 
 pub mod algorithm;
 pub mod checker;

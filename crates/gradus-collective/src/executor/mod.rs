@@ -10,7 +10,8 @@
 //! room for a header and an element, the oldest collective in flight of a level always gets on, and then the next. Levels
 //! share nothing that could be full, and each is served again and again ([`levels`]), so none waits for another.
 //!
-//! Nothing but calls to this executor touches the memory of collectives: there is no thread behind it.
+//! Nothing but calls to this executor touches the memory of collectives, here or, where memory is registered, on a peer that is in
+//! the same one: there is no thread behind it.
 
 mod intake;
 mod levels;
