@@ -21,7 +21,7 @@ impl fmt::Display for AllReduce {
             Self::RecursiveDoubling => f.write_str("recursive doubling"),
             Self::Direct => f.write_str("direct"),
             Self::HalvingDoubling => f.write_str("halving-doubling"),
-            Self::Ring { block } => write!(f, "ring, {block} elements at a time"),
+            Self::Ring { block } => write!(f, "ring of {block}-element blocks"),
             Self::DoubleTree { .. } => f.write_str("double binary tree"),
             Self::ThereAndBack(spread) => write!(f, "{spread}, there and back"),
             Self::TwoLevel { lanes: 1, inside, across, .. } => {
