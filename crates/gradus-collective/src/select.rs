@@ -234,8 +234,8 @@ mod tests {
         let (root, mean) = (world_size / 2, Reduction::Mean);
         let parts = [Parts::equal(world_size, unit), Parts::each(&counts(world_size, unit))];
         let mut all = vec![
-            (Collective::all_reduce(mean), Expectation::all_reduce(world_size, unit, in_place)),
-            (Collective::reduce(root, mean), Expectation::reduce(world_size, unit, root, in_place)),
+            (Collective::all_reduce(mean), Expectation::all_reduce(world_size, unit, in_place).mean()),
+            (Collective::reduce(root, mean), Expectation::reduce(world_size, unit, root, in_place).mean()),
             (Collective::broadcast(root), Expectation::broadcast(world_size, unit, root, in_place)),
             (
                 Collective::all_to_all(),
@@ -248,7 +248,7 @@ mod tests {
             };
             all.extend([
                 (of(Collective::all_gather()), Expectation::all_gather(parts, in_place)),
-                (of(Collective::reduce_scatter(mean)), Expectation::reduce_scatter(parts, in_place)),
+                (of(Collective::reduce_scatter(mean)), Expectation::reduce_scatter(parts, in_place).mean()),
                 (of(Collective::gather(root)), Expectation::gather(parts, root, in_place)),
                 (of(Collective::scatter(root)), Expectation::scatter(parts, root, in_place)),
             ]);

@@ -38,6 +38,8 @@ pub struct Expectation {
     pub whole: usize,
     /// Each rank's side.
     pub ranks: Vec<Duty>,
+    /// By how much what is combined is divided in the end, once.
+    pub divisor: usize,
 }
 
 /// Where ranks find what they bring, and where it lies in the output when that is the same memory.
@@ -57,7 +59,13 @@ impl Expectation {
                 (end(Region::Input), duty.output.max(end(Region::Output)).max(wanted));
             duty
         };
-        Self { whole, ranks: (0..world_size).map(duty).map(complete).collect() }
+        Self { whole, ranks: (0..world_size).map(duty).map(complete).collect(), divisor: 1 }
+    }
+
+    /// The same, but the mean of what is combined is wanted.
+    #[must_use]
+    pub fn mean(self) -> Self {
+        Self { divisor: self.ranks.len(), ..self }
     }
 
     /// Everybody brings a whole of `len` elements and wants all contributions combined.

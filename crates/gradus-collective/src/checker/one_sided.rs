@@ -188,9 +188,10 @@ impl<'a> Run<'a> {
                 let combined = a.into_iter().zip(b).map(|(a, b)| self.symbols.combined(a, b)).collect();
                 self.write(rank, to, combined)?;
             }
-            Act::Divide { place, .. } => {
+            Act::Divide { place, by } => {
                 let symbols = self.read(rank, place)?;
-                self.write(rank, place, symbols)?;
+                let divided = symbols.into_iter().map(|a| self.symbols.divided(a, by)).collect();
+                self.write(rank, place, divided)?;
             }
         }
         Ok(true)
@@ -261,7 +262,10 @@ impl<'a> Run<'a> {
                     let symbol = self.memory[rank][Store::Output as usize][element].symbol;
                     let all = self.symbols.holds_all(symbol, atom);
                     let right = match *want {
-                        Want::Combined => all && self.symbols.holds_once(symbol),
+                        Want::Combined => {
+                            let divisor = self.symbols.divisor(symbol);
+                            all && self.symbols.holds_once(symbol) && divisor == expectation.divisor
+                        }
                         Want::From(brought) => symbol == self.symbols.brought(brought, atom),
                         Want::Heard => true,
                     };

@@ -299,6 +299,10 @@ impl<'a> Run<'a> {
             (Some(a), Some(b)) => self.symbols.combined(a, b),
             (one, other) => one.or(other).unwrap_or(NOTHING),
         };
+        let symbol = match prepared.step {
+            Step::Divide { by, .. } => self.symbols.divided(symbol, by),
+            _ => symbol,
+        };
         if let Step::Send { peer, .. } = prepared.step {
             self.streams.entry((rank, peer)).or_default().push_back(Item::Atom(symbol));
         }
@@ -335,7 +339,10 @@ impl<'a> Run<'a> {
             let element = self.layout.edges[rank].0[output][place];
             let all = self.symbols.holds_all(symbol, atom);
             let right = match want {
-                Want::Combined => all && self.symbols.holds_once(symbol),
+                Want::Combined => {
+                    let divisor = self.symbols.divisor(symbol);
+                    all && self.symbols.holds_once(symbol) && divisor == self.layout.expectation.divisor
+                }
                 Want::From(brought) => symbol == self.symbols.brought(brought, atom),
                 Want::Heard => all,
             };

@@ -10,6 +10,8 @@ pub(super) struct Symbols {
     world_size: usize,
     atoms: usize,
     sums: BTreeMap<(usize, usize), usize>,
+    /// What was divided, by how much.
+    quotients: BTreeMap<(usize, usize), usize>,
     combined: Vec<Symbol>,
 }
 
@@ -21,13 +23,15 @@ struct Symbol {
     atom: usize,
     /// Whether it holds one of them twice.
     twice: bool,
-    /// Whether it combines different atoms, or what nobody has written.
+    /// Whether it combines different atoms, or what nobody has written, or what was divided before.
     mixed: bool,
+    /// By how much it was divided in all.
+    divisor: usize,
 }
 
 impl Symbols {
     pub(super) fn new(world_size: usize, atoms: usize) -> Self {
-        Self { world_size, atoms, sums: BTreeMap::new(), combined: Vec::new() }
+        Self { world_size, atoms, sums: BTreeMap::new(), quotients: BTreeMap::new(), combined: Vec::new() }
     }
 
     /// What `rank` brought of `atom`.
@@ -46,11 +50,11 @@ impl Symbols {
         }
         let mut ranks = vec![0; self.world_size.div_ceil(64)];
         if number == NOTHING {
-            return Symbol { ranks, atom: 0, twice: false, mixed: true };
+            return Symbol { ranks, atom: 0, twice: false, mixed: true, divisor: 1 };
         }
         let (rank, atom) = ((number - 1) / self.atoms, (number - 1) % self.atoms);
         ranks[rank / 64] |= 1 << (rank % 64);
-        Symbol { ranks, atom, twice: false, mixed: false }
+        Symbol { ranks, atom, twice: false, mixed: false, divisor: 1 }
     }
 
     /// Two of them combined, whichever comes first.
@@ -64,10 +68,30 @@ impl Symbols {
                 ranks: left.ranks.iter().zip(&right.ranks).map(|(l, r)| l | r).collect(),
                 atom: left.atom,
                 twice: left.twice || right.twice || again,
-                mixed: left.mixed || right.mixed || left.atom != right.atom,
+                mixed: left.mixed
+                    || right.mixed
+                    || left.atom != right.atom
+                    || left.divisor * right.divisor != 1,
+                divisor: 1,
             });
         }
         number
+    }
+
+    /// One of them divided.
+    pub(super) fn divided(&mut self, a: usize, by: usize) -> usize {
+        let next = self.first_combined() + self.combined.len();
+        let number = *self.quotients.entry((a, by)).or_insert(next);
+        if number == next {
+            let whole = self.symbol(a);
+            self.combined.push(Symbol { divisor: whole.divisor.saturating_mul(by), ..whole });
+        }
+        number
+    }
+
+    /// By how much a symbol was divided.
+    pub(super) fn divisor(&self, number: usize) -> usize {
+        self.symbol(number).divisor
     }
 
     /// Whether a symbol holds every rank's contribution to `atom` and nothing of others.

@@ -32,6 +32,7 @@ fn every_world_to_64_sums_once_and_alike() {
                 for (in_place, mean) in [(true, false), (false, true)] {
                     let programs = programs(generate, world_size, sum(len, element_bytes, in_place, mean));
                     let wanted = Expectation::all_reduce(world_size, len, in_place);
+                    let wanted = if mean { wanted.mean() } else { wanted };
                     assert_eq!(verify(&programs, &wanted), Ok(()), "{world_size} {len} {element_bytes}");
                 }
             }
@@ -46,9 +47,28 @@ fn long_shares_are_cut_into_blocks_that_still_sum() {
             for in_place in [true, false] {
                 let sum = sum(world_size * 80 + 3, WIDE, in_place, true);
                 let programs = programs(generate, world_size, sum);
-                let wanted = Expectation::all_reduce(world_size, sum.len, in_place);
+                let wanted = Expectation::all_reduce(world_size, sum.len, in_place).mean();
                 assert_eq!(verify(&programs, &wanted), Ok(()), "{world_size}");
             }
+        }
+    }
+}
+
+#[test]
+fn a_mean_is_divided_once() {
+    for generate in ALL {
+        for (world_size, element_bytes) in [(2, 4), (3, WIDE)] {
+            let wanted = Expectation::all_reduce(world_size, 7, true);
+            let [sums, means] =
+                [false, true].map(|mean| programs(generate, world_size, sum(7, element_bytes, true, mean)));
+            let wrong = |found| matches!(found, Err(Fault::WrongResult { .. }));
+            assert!(wrong(verify(&means, &wanted)) && wrong(verify(&sums, &wanted.clone().mean())));
+            let output = Place::own(Store::Output, Span::new(0, 7));
+            let mut twice = means;
+            twice.iter_mut().for_each(|program| {
+                program.acts.push(Act::Divide { place: output, by: world_size });
+            });
+            assert!(verify(&twice, &wanted.mean()).is_err());
         }
     }
 }
