@@ -30,7 +30,7 @@ use coordinator::Coordinator;
 use gradus_error::{Error, IoContext, Result};
 use gradus_fabric::Secret;
 use gradus_fabric::membership::Timeouts;
-use gradus_host::RealClock;
+use gradus_host::{RealClock, descriptors};
 use signals::Signals;
 use std::ffi::OsString;
 use std::fmt;
@@ -190,10 +190,31 @@ impl Launch {
                 self.ranks
             )));
         }
+        check_descriptors(self.ranks)?;
         // Its listener is dropped at the end: once rank 0 has it, its death must close the port.
         let meeting = Meeting::prepare(self.membership)?;
         let ranks = (0..self.ranks).map(|number| rank::Rank::start(self, number, &meeting, clear));
         Ok((ranks.collect::<Result<_>>()?, meeting.coordinator))
+    }
+}
+
+/// Files that this process holds open for each rank: its pipes, its process, its connections to the coordinator.
+const FILES_PER_RANK: usize = 6;
+
+/// And for itself.
+const FILES: usize = 32;
+
+/// Whether it may open as many; as far as the system allows, it may from now on.
+fn check_descriptors(ranks: usize) -> Result<()> {
+    let wanted = FILES + ranks * FILES_PER_RANK;
+    if descriptors::limit() < wanted {
+        descriptors::raise_limit();
+    }
+    match descriptors::limit() {
+        limit if limit < wanted => Err(Error::exhausted(format!(
+            "{ranks} ranks take {wanted} open files, and this process may have {limit}: raise the limit (ulimit -n)"
+        ))),
+        _ => Ok(()),
     }
 }
 

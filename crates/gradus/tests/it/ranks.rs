@@ -43,6 +43,16 @@ fn what_the_coordinator_logs_holds_nobody_up() {
 }
 
 #[test]
+fn more_ranks_than_files_may_be_open_are_refused_before_any_is_started() {
+    let place = Place::new();
+    let mut limited = place.foreign_command("/bin/sh");
+    let script = "ulimit -n 50; exec \"$0\" train run.toml --nproc-per-node 4";
+    let output = limited.args(["-c", script, env!("CARGO_BIN_EXE_gradus")]).output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.code() == Some(1) && said.contains("ulimit -n"), "{said}");
+}
+
+#[test]
 fn the_same_run_has_the_same_bits_again() {
     let place = Place::new();
     for precision in ["f32", "bf16"] {
