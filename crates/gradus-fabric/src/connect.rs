@@ -6,7 +6,7 @@ use crate::doors::Member;
 use crate::handshake::Purpose;
 use crate::holders::Holder;
 use crate::host;
-use crate::interface::interface_of;
+use crate::interface::{self, interface_of};
 use crate::launch::Launch;
 use crate::rendezvous::{Occasion, Table, Terms, meet};
 use crate::settings::{NetworkSettings, TransportKind};
@@ -17,6 +17,7 @@ use crate::transport::{Alone, Transport};
 use crate::trust::Trust;
 use gradus_error::{Error, Result};
 use gradus_host::RealClock;
+use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -53,12 +54,17 @@ pub fn connect(
         purpose: Purpose::Rendezvous,
         rank: launch.rank,
     };
+    let wish = settings.wish(&launch.interfaces, launch.meets_on_loopback())?;
+    // One that nothing fits is refused before anybody is called: rank 0, which refuses it too, may have gone by then.
+    if let Some((wish, source)) = &wish {
+        wish.choose(&interface::of_this_host()?, IpAddr::V4(Ipv4Addr::UNSPECIFIED), source)?;
+    }
     let terms = Terms {
         launch,
         occasion: Occasion::default(),
         entrance: None,
         trust,
-        wish: settings.wish(&launch.interfaces, launch.meets_on_loopback())?,
+        wish,
         transport: kind,
         fingerprint,
         levels: settings.priority_levels,
