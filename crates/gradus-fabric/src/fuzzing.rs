@@ -241,7 +241,12 @@ fn coordinator_address(data: &[u8]) -> bool {
 }
 
 fn coordinator_addresses() -> Vec<Vec<u8>> {
-    let texts = ["host:29400", "[::1]:1", "etcd://user:pass%20word@a:2379,[::1],b/some/prefix"];
+    let texts = [
+        "host:29400",
+        "[::1]:1",
+        "etcd://a:2379,b/some/prefix",
+        "etcd://user:pass%20word@127.0.0.1:2379,[::1]/some/prefix",
+    ];
     texts.map(|text| text.as_bytes().to_vec()).into()
 }
 
