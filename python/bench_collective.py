@@ -50,8 +50,6 @@ def measure(size, rank, ranks):
 
 
 def run(rank, ranks, sizes, store):
-    processors = sorted(os.sched_getaffinity(0))
-    os.sched_setaffinity(0, {processors[rank % len(processors)]})
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=ranks)
     for size in sizes:
