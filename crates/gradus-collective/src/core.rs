@@ -144,9 +144,12 @@ impl Core {
         }
         let way = match self.ways.get(&shape) {
             Some(way) => way.clone(),
-            None => way(&shape, self.neighbourhood(), &self.links_of(&shape)),
+            None => {
+                let way = way(&shape, self.neighbourhood(), &self.links_of(&shape));
+                self.ways.insert(shape.clone(), way.clone());
+                way
+            }
         };
-        self.ways.entry(shape.clone()).or_insert_with(|| way.clone());
         self.last = Some((shape, way.clone()));
         way
     }
