@@ -1,8 +1,9 @@
 //! What carries operations out: threads, their scratch, and the choice of kernels.
 
 use super::amx;
-use super::features::{Family, Kernels};
-use super::gemm::{Pairs, Product, SCRATCH, Single, TileKernel, Vectors};
+use super::attention::DotOperation;
+use super::features::{Family, Handed, Kernels};
+use super::gemm::{Dot, Pairs, Product, SCRATCH, Single, TileKernel, Vectors};
 use super::memory::Scratch;
 use super::pool::{Pool, part};
 #[cfg(target_arch = "x86_64")]
@@ -10,6 +11,7 @@ use super::simd::Avx512;
 use super::simd::{Operation, Simd};
 use crate::device::Precision;
 use gradus_error::Result;
+use std::marker::PhantomData;
 use std::ops::Range;
 
 /// Work below this many multiplications or element operations is not worth waking threads for (about 10 us).
@@ -28,6 +30,39 @@ enum Products {
     /// By AMX.
     #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
     Tiles(amx::Tiles<Avx512<false>, amx::Hardware>),
+}
+
+/// How attention multiplies: as the device's other products do, in vectors of its own.
+#[derive(Clone, Copy)]
+pub enum Dots {
+    /// In f32.
+    Single(Family),
+    /// In f32, operands rounded to bf16.
+    Rounded(Family),
+    /// By AVX512-BF16.
+    #[cfg(target_arch = "x86_64")]
+    Pairs(Avx512<true>),
+}
+
+impl Dots {
+    /// Runs an operation compiled for them.
+    pub fn run<O: DotOperation>(self, operation: O) {
+        match self {
+            Self::Single(family) => family.hand(InVectors::<O, Single<false>>(operation, PhantomData)),
+            Self::Rounded(family) => family.hand(InVectors::<O, Single<true>>(operation, PhantomData)),
+            #[cfg(target_arch = "x86_64")]
+            Self::Pairs(s) => operation.run::<_, Pairs>(s),
+        }
+    }
+}
+
+/// An operation with its way to multiply.
+struct InVectors<O, D>(O, PhantomData<D>);
+
+impl<O: DotOperation, D: Dot> Handed for InVectors<O, D> {
+    fn take<S: Simd>(self, s: S) {
+        self.0.run::<S, D>(s);
+    }
 }
 
 /// Threads and kernels of one device.
@@ -138,6 +173,19 @@ impl Engine {
         self.split(len, granule, cost, |range, _| family.run(make(range)));
     }
 
+    /// How attention multiplies.
+    pub fn dots(&self) -> Dots {
+        match self.products {
+            Products::Single => Dots::Single(self.family),
+            Products::Rounded => Dots::Rounded(self.family),
+            #[cfg(target_arch = "x86_64")]
+            Products::Pairs(s) => Dots::Pairs(s),
+            // Tiles are too large for blocks of scores that must be transposed; who has them has pairs too.
+            #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+            Products::Tiles(_) => Avx512::detect().map_or(Dots::Rounded(self.family), Dots::Pairs),
+        }
+    }
+
     /// Whether operands are rounded to bf16 before they are multiplied as f32.
     pub fn rounds(&self) -> bool {
         self.precision == Precision::Bf16
@@ -155,8 +203,8 @@ impl Engine {
             // SAFETY: passed on.
             unsafe {
                 match products {
-                    Products::Single => family.run(InFamily::<Single<false>>(job, std::marker::PhantomData)),
-                    Products::Rounded => family.run(InFamily::<Single<true>>(job, std::marker::PhantomData)),
+                    Products::Single => family.run(InFamily::<Single<false>>(job, PhantomData)),
+                    Products::Rounded => family.run(InFamily::<Single<true>>(job, PhantomData)),
                     #[cfg(target_arch = "x86_64")]
                     Products::Pairs(s) => job.run(Vectors::<_, Pairs>::new(s)),
                     #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
@@ -207,7 +255,7 @@ impl Share<'_> {
 }
 
 /// A share by the vectors of a family.
-struct InFamily<'a, D>(Share<'a>, std::marker::PhantomData<D>);
+struct InFamily<'a, D>(Share<'a>, PhantomData<D>);
 
 impl<D: super::gemm::Dot> Operation for InFamily<'_, D> {
     type Output = ();

@@ -108,6 +108,12 @@ pub enum Family {
     Avx512(Avx512<false>),
 }
 
+/// Work of many operations, which is not compiled for a family as a whole.
+pub trait Handed {
+    /// Does it.
+    fn take<S: super::simd::Simd>(self, s: S);
+}
+
 impl Family {
     /// The vectors that `kernels` use beside matrix products.
     ///
@@ -133,6 +139,17 @@ impl Family {
             return vectors;
         }
         Self::Plain(Plain)
+    }
+
+    /// Hands the vectors to work that enters their instructions by itself, wherever it needs them.
+    pub fn hand<H: Handed>(self, work: H) {
+        match self {
+            Self::Plain(s) => work.take(s),
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx2(s) => work.take(s),
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx512(s) => work.take(s),
+        }
     }
 
     /// Runs an operation compiled for the family.

@@ -1,7 +1,7 @@
 //! Attention of many shapes, forward and backward.
 
-use crate::devices::{all_f32, compare, put, uniform};
-use gradus_compute::{Attention, CpuDevice, Device, Rows};
+use crate::devices::{all_f32, compare, cpu, kernels, put, reference, uniform};
+use gradus_compute::{Attention, CpuDevice, Device, Precision, Rows};
 use gradus_memory::Span;
 
 const NONE: Attention = Attention {
@@ -48,6 +48,38 @@ const ABSOLUTE: f32 = 2e-5;
 
 fn check(devices: &[CpuDevice], shape: Attention) {
     compare(&format!("{shape:?}"), devices, ABSOLUTE, 1e-5, |device| backward_script(shape, device));
+}
+
+/// Each operand of a product has a relative error of at most 2^-9 once it is rounded to bf16, as have the probabilities that
+/// are made of such products; a result is some products deep, and most errors cancel. By tensor, in the Euclidean norm.
+const ROUNDED: f64 = 1.0 / 128.0;
+
+/// Devices that round the operands of products, against the reference in f32.
+fn check_rounded(shape: Attention) {
+    let right = backward_script(shape, &reference(Precision::F32));
+    for kernels in kernels() {
+        let device = cpu(kernels, Precision::Bf16, 2);
+        for (tensor, (got, right)) in backward_script(shape, &device).iter().zip(&right).enumerate() {
+            let norm = |x: &mut dyn Iterator<Item = f64>| x.map(|x| x * x).sum::<f64>().sqrt();
+            let off = norm(&mut got.iter().zip(right).map(|(a, b)| f64::from(a - b)));
+            let size = norm(&mut right.iter().map(|x| f64::from(*x)));
+            assert!(off <= ROUNDED * size + 1e-6, "{tensor} of {shape:?} on {kernels:?}: {off} of {size}");
+        }
+    }
+}
+
+#[test]
+fn rounded_operands_change_little_at_odd_lengths_and_sizes() {
+    for len in [1, 2, 3, 5, 13, 14, 15, 31, 33, 55, 56, 57, 63, 64, 65, 100, 127, 129, 130, 200] {
+        check_rounded(training(2, len, 2, 2, 16));
+    }
+    for head_size in [1, 2, 3, 8, 15, 17, 24, 33, 48, 64, 80, 128] {
+        check_rounded(training(1, 70, 2, 1, head_size));
+        check_rounded(training(1, 57, 4, 2, head_size));
+    }
+    let documents: Vec<u32> =
+        (0..230).map(|i| [1, 2, 61, 64, 130].iter().filter(|end| i >= **end).count() as u32).collect();
+    check_rounded(Attention { documents: Some(&documents), ..training(1, 230, 2, 1, 16) });
 }
 
 #[test]

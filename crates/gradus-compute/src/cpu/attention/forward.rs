@@ -4,14 +4,15 @@
 //! are then vectors, and the block is the left side of the product with the values as it stands.
 
 use super::{
-    ACROSS, Deep, HeadRows, Item, Kernel, LOWEST, PANEL, Pieces, SmallProduct, Useful, deepen, down,
-    pack_lines, panels_len, pieces_len,
+    ACROSS, Deep, DotOperation, HeadRows, Item, Kernel, LOWEST, PANEL, Pieces, SmallProduct, Useful, deepen,
+    down, pack_lines, panels_len, pieces_len, rounded,
 };
-use crate::cpu::gemm::TileKernel;
+use crate::cpu::gemm::{Dot, TileKernel};
 use crate::cpu::math::exp2;
 use crate::cpu::memory::Elements;
 use crate::cpu::simd::{Operation, Simd};
 use crate::device::Attention;
+use std::marker::PhantomData;
 use std::ops::Range;
 
 /// Attention of one item for blocks `blocks` of its queries.
@@ -78,16 +79,13 @@ impl Forward<'_> {
     }
 }
 
-impl Operation for Forward<'_> {
-    type Output = ();
-
-    #[inline(always)]
-    fn run<S: Simd>(self, s: S) {
-        run(self, s);
+impl DotOperation for Forward<'_> {
+    fn run<S: Simd, D: Dot>(self, s: S) {
+        run::<S, D>(self, s);
     }
 }
 
-fn run<S: Simd>(mut this: Forward, s: S) {
+fn run<S: Simd, D: Dot>(mut this: Forward, s: S) {
     if this.blocks.is_empty() {
         return;
     }
@@ -98,8 +96,8 @@ fn run<S: Simd>(mut this: Forward, s: S) {
     let (row, head, size) = (this.item.key_row(), this.item.kv_head, shape.head_size);
     // SAFETY: the item's keys and values are readable by the word of the device.
     let values = unsafe {
-        pack_lines(s, true, this.k.at(row, head, size), this.k.stride, shape.key_len, size, keys);
-        deepen(s, this.v.at(row, head, size), this.v.stride, shape.key_len, size, values)
+        pack_lines::<S, D>(s, true, this.k.at(row, head, size), this.k.stride, shape.key_len, size, keys);
+        deepen::<S, D>(s, this.v.at(row, head, size), this.v.stride, shape.key_len, size, values)
     };
     let mut work = Work { keys, values, queries, scores, sums, running, first };
     this.item.first_keys(work.first);
@@ -107,45 +105,46 @@ fn run<S: Simd>(mut this: Forward, s: S) {
         for block in this.blocks.clone() {
             let start = block * ACROSS;
             let block = Block { head, start, count: ACROSS.min(shape.query_len - start) };
-            this.block(s, block, &mut work);
+            this.block::<S, D>(s, block, &mut work);
         }
     }
 }
 
 impl Forward<'_> {
-    fn block<S: Simd>(&self, s: S, block: Block, work: &mut Work) {
+    fn block<S: Simd, D: Dot>(&self, s: S, block: Block, work: &mut Work) {
         let size = self.item.shape.head_size;
         // SAFETY: the block's queries are readable; the piece was sized for a block.
         unsafe {
             let queries = self.q.at(self.item.query_row() + block.start, block.head, size);
-            pack_lines(s, false, queries, self.q.stride, block.count, size, work.queries);
+            pack_lines::<S, D>(s, false, queries, self.q.stride, block.count, size, work.queries);
         }
         work.sums.fill(0.0);
         work.running[..ACROSS].fill(LOWEST);
         work.running[ACROSS..].fill(0.0);
-        let step = down::<S>();
+        let step = down::<S, D>();
         let first = work.first[block.start] as usize / step * step;
         let end = self.item.last_key(block.start + block.count - 1) + 1;
         for key in (first..end).step_by(step) {
-            self.keys(s, block, key..end.min(key + step), work);
+            self.keys::<S, D>(s, block, key..end.min(key + step), work);
         }
         s.vectorize(Finish { of: self, block, sums: work.sums, running: work.running });
     }
 
     /// One block of keys: scores, probabilities, and what they add to the sums.
-    fn keys<S: Simd>(&self, s: S, block: Block, keys: Range<usize>, work: &mut Work) {
-        let kernel = Kernel::new(s);
+    fn keys<S: Simd, D: Dot>(&self, s: S, block: Block, keys: Range<usize>, work: &mut Work) {
+        let kernel = Kernel::<S, D>::new(s);
         let size = self.item.shape.head_size;
+        let units = size.div_ceil(D::GROUP);
         let diagonal = self.item.last_key(block.start) as isize - keys.start as isize;
         let scores = SmallProduct {
             rows: keys.len(),
             columns: block.count.next_multiple_of(kernel.columns()),
             depth: size,
-            left: work.keys[keys.start / kernel.rows() * kernel.row_stride() * size..].as_ptr(),
-            left_panel: kernel.row_stride() * size,
+            left: work.keys[keys.start / kernel.rows() * kernel.row_stride() * units..].as_ptr(),
+            left_panel: kernel.row_stride() * units,
             left_stride: kernel.row_stride(),
             right: work.queries.as_ptr(),
-            right_panel: kernel.columns() * size,
+            right_panel: kernel.columns() * units,
             right_stride: kernel.columns(),
             target: work.scores.as_mut_ptr(),
             stride: ACROSS,
@@ -154,12 +153,12 @@ impl Forward<'_> {
             useful: Useful::RowsUpTo(diagonal),
         };
         // SAFETY: a block of keys begins with a panel; the scores' piece holds a block.
-        unsafe { scores.run(s) };
+        unsafe { scores.run::<S, D>(s) };
         let last = block.start + block.count - 1;
         let masked = keys.end - 1 > self.item.last_key(block.start) || keys.start < work.first[last] as usize;
-        let soften = Soften { of: self, block, keys: keys.clone(), masked, work };
-        s.vectorize(soften);
-        let values = work.values.from(keys.start);
+        let dot = PhantomData::<D>;
+        s.vectorize(Soften { of: self, block, keys: keys.clone(), masked, work, dot });
+        let values = work.values.from::<D>(keys.start);
         let weighted = SmallProduct {
             rows: block.count,
             columns: size.next_multiple_of(kernel.columns()),
@@ -177,7 +176,7 @@ impl Forward<'_> {
             useful: Useful::DepthUpTo(diagonal),
         };
         // SAFETY: scores are rows of ACROSS; panels of values hold all keys; the sums' rows hold whole panels.
-        unsafe { weighted.run(s) };
+        unsafe { weighted.run::<S, D>(s) };
     }
 }
 
@@ -186,15 +185,16 @@ const ABREAST: usize = 4;
 
 /// From scores to probabilities relative to the running maximum; updates maximum, sum and the factor of what came
 /// before: `running` holds [`ACROSS`] of each, in this order, then positions.
-struct Soften<'a, 'b, 'c> {
+struct Soften<'a, 'b, 'c, D> {
     of: &'a Forward<'a>,
     block: Block,
     keys: Range<usize>,
     masked: bool,
     work: &'b mut Work<'c>,
+    dot: PhantomData<D>,
 }
 
-impl Operation for Soften<'_, '_, '_> {
+impl<D: Dot> Operation for Soften<'_, '_, '_, D> {
     type Output = ();
 
     #[inline(always)]
@@ -209,7 +209,7 @@ impl Operation for Soften<'_, '_, '_> {
     }
 }
 
-impl Soften<'_, '_, '_> {
+impl<D: Dot> Soften<'_, '_, '_, D> {
     #[inline(always)]
     fn columns<S: Simd, const MASKED: bool>(&mut self, s: S, query: usize) {
         let scale = s.splat(self.of.item.scale_log2());
@@ -237,19 +237,24 @@ impl Soften<'_, '_, '_> {
             }
         }
         let mut sums = [s.splat(0.0); ABREAST];
-        for i in 0..self.keys.len() {
+        for i in (0..self.keys.len()).step_by(D::GROUP) {
             let row = scores.wrapping_add(i * ACROSS);
             for j in 0..ABREAST {
                 let at = row.wrapping_add(j * S::LANES);
-                // SAFETY: as above.
+                // SAFETY: as above; a unit is stored where its keys, or earlier ones, were.
                 unsafe {
-                    let shifted = match MASKED {
-                        true => s.sub(s.load(at), most[j]),
-                        false => s.sub(s.mul(s.load(at), scale), most[j]),
-                    };
-                    let p = exp2(s, shifted);
+                    let p = Self::probability::<S, MASKED>(s, at, scale, most[j]);
                     sums[j] = s.add(sums[j], p);
-                    s.store(at, p);
+                    let mut unit = rounded::<S, D>(s, p);
+                    if D::GROUP == 2 {
+                        let mut second = s.splat(0.0);
+                        if i + 1 < self.keys.len() {
+                            second = Self::probability::<S, MASKED>(s, at.add(ACROSS), scale, most[j]);
+                            sums[j] = s.add(sums[j], second);
+                        }
+                        unit = s.pair(p, second);
+                    }
+                    s.store(scores.wrapping_add(i / D::GROUP * ACROSS + j * S::LANES), unit);
                 }
             }
         }
@@ -264,6 +269,24 @@ impl Soften<'_, '_, '_> {
                 s.store(at.add(2 * ACROSS), factor);
             }
         }
+    }
+
+    /// A vector of probabilities, relative to the queries' maxima, from scores.
+    ///
+    /// # Safety
+    /// They are readable.
+    #[inline(always)]
+    unsafe fn probability<S: Simd, const MASKED: bool>(
+        s: S,
+        at: *const f32,
+        scale: S::V,
+        most: S::V,
+    ) -> S::V {
+        // SAFETY: passed on.
+        let score = unsafe { s.load(at) };
+        // Masked scores have their factor already.
+        let score = if MASKED { score } else { s.mul(score, scale) };
+        exp2(s, s.sub(score, most))
     }
 
     /// First and last key of each query.

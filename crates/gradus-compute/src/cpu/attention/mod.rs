@@ -5,18 +5,21 @@
 //! of scores is made by these kernels in scratch that stays in the first cache, turned into probabilities in place, and
 //! multiplied on. Blocks in which no query sees a key are skipped. Scores are kept in units of log 2, so that
 //! probabilities are powers of two.
-//! Invariants: an item writes only its own rows and heads; its sums are made in a fixed order; products are f32
-//! whatever the device's precision, as the scores' softmax is more sensitive than its share of the work is large.
+//! Products multiply as the device's precision says: in f32, or with operands rounded to bf16 (queries, keys, values,
+//! output gradients, probabilities and gradients of scores), which are packed in pairs where the processor multiplies pairs.
+//! Sums, scores and the softmax are f32 in any case.
+//! Invariants: an item writes only its own rows and heads; its sums are made in a fixed order.
 
 mod backward;
 mod decode;
 mod forward;
+mod slopes;
 
 pub use backward::{Backward, backward_scratch};
 pub use decode::{Decode, FEW_QUERIES, decode_scratch};
 pub use forward::{Forward, forward_scratch};
 
-use super::gemm::{Operand, PanelLayout, Single, Target, TileKernel, Units, Vectors, pack};
+use super::gemm::{Dot, Operand, PanelLayout, Target, TileKernel, Units, Vectors, pack};
 use super::memory::Elements;
 use super::simd::Simd;
 use crate::device::Attention;
@@ -30,7 +33,19 @@ const DOWN: usize = 56;
 const LOWEST: f32 = -1e30;
 
 /// The tile kernel that attention uses.
-type Kernel<S> = Vectors<S, Single<false>>;
+type Kernel<S, D> = Vectors<S, D>;
+
+/// Work that is compiled for each family and each way to multiply.
+pub trait DotOperation {
+    /// Does it.
+    fn run<S: Simd, D: Dot>(self, s: S);
+}
+
+/// A probability, or the like, as products take it.
+#[inline(always)]
+fn rounded<S: Simd, D: Dot>(s: S, x: S::V) -> S::V {
+    if D::ROUND { s.round_bf16(x) } else { x }
+}
 
 /// Rows of heads.
 #[derive(Clone, Copy)]
@@ -133,16 +148,17 @@ fn panels_len(lines: usize, depth: usize) -> usize {
     (2 * lines + PANEL) * depth
 }
 
-/// Rows in a block of scores: whole panels of rows.
-fn down<S: Simd>() -> usize {
-    DOWN / S::TILE_ROWS * S::TILE_ROWS
+/// Rows in a block of scores: whole panels of rows, and whole units of the products over them.
+fn down<S: Simd, D: Dot>() -> usize {
+    let granule = if S::TILE_ROWS.is_multiple_of(D::GROUP) { S::TILE_ROWS } else { S::TILE_ROWS * D::GROUP };
+    DOWN / granule * granule
 }
 
 /// Packs rows of one head as lines that run along the head: the left (`rows`) or the right side of a product.
 ///
 /// # Safety
 /// `from` is readable for `lines` lines, and `to` holds their panels.
-unsafe fn pack_lines<S: Simd>(
+unsafe fn pack_lines<S: Simd, D: Dot>(
     s: S,
     rows: bool,
     from: *const f32,
@@ -151,22 +167,12 @@ unsafe fn pack_lines<S: Simd>(
     size: usize,
     to: &mut [f32],
 ) {
-    let kernel = Kernel::new(s);
+    let kernel = Kernel::<S, D>::new(s);
     let layout = if rows { PanelLayout::rows(kernel) } else { PanelLayout::columns(kernel) };
-    assert!(to.len() >= layout.len(lines, size), "panels must fit their piece of scratch");
+    let (operand, units) = (Operand { start: from, stride, along: true }, size.div_ceil(D::GROUP));
+    assert!(to.len() >= layout.len(lines, units), "panels must fit their piece of scratch");
     // SAFETY: as the caller says, and as asserted.
-    unsafe {
-        pack(
-            s,
-            layout,
-            Operand { start: from, stride, along: true },
-            lines,
-            size,
-            size,
-            to.as_mut_ptr(),
-            std::ptr::null_mut(),
-        )
-    };
+    unsafe { pack(s, layout, operand, lines, size, units, to.as_mut_ptr(), std::ptr::null_mut()) };
 }
 
 /// Rows of one head as the right side of a product over rows: column panels of the head's elements.
@@ -175,7 +181,7 @@ struct Deep {
     start: *const f32,
     /// Elements from one panel to the next.
     panel: usize,
-    /// Elements from one row to the next.
+    /// Elements from one unit of rows to the next.
     stride: usize,
 }
 
@@ -183,17 +189,19 @@ impl Deep {
     /// Before there are any.
     const NONE: Self = Self { start: std::ptr::null(), panel: 0, stride: 0 };
 
-    /// The same from row `row` on.
-    fn from(self, row: usize) -> Self {
-        Self { start: self.start.wrapping_add(row * self.stride), ..self }
+    /// The same from row `row` on, which begins a unit.
+    fn from<D: Dot>(self, row: usize) -> Self {
+        debug_assert!(row.is_multiple_of(D::GROUP), "row {row} is in the middle of a unit");
+        Self { start: self.start.wrapping_add(row / D::GROUP * self.stride), ..self }
     }
 }
 
-/// Rows of one head as the right side of a product over rows: in place where the head is whole panels, else packed.
+/// Rows of one head as the right side of a product over rows: in place where they are multiplied as they are and the head
+/// is whole panels, else packed.
 ///
 /// # Safety
 /// `from` is readable for `rows` rows.
-unsafe fn deepen<S: Simd>(
+unsafe fn deepen<S: Simd, D: Dot>(
     s: S,
     from: *const f32,
     stride: usize,
@@ -201,15 +209,16 @@ unsafe fn deepen<S: Simd>(
     size: usize,
     to: &mut [f32],
 ) -> Deep {
-    let layout = PanelLayout::columns(Kernel::new(s));
-    if size.is_multiple_of(layout.lines) {
+    let layout = PanelLayout::columns(Kernel::<S, D>::new(s));
+    if !D::ROUND && size.is_multiple_of(layout.lines) {
         return Deep { start: from, panel: layout.lines, stride };
     }
-    assert!(to.len() >= layout.len(size, rows), "panels must fit their piece of scratch");
+    let units = rows.div_ceil(D::GROUP);
+    assert!(to.len() >= layout.len(size, units), "panels must fit their piece of scratch");
     let operand = Operand { start: from, stride, along: false };
     // SAFETY: as the caller says, and as asserted.
-    unsafe { pack(s, layout, operand, size, rows, rows, to.as_mut_ptr(), std::ptr::null_mut()) };
-    Deep { start: to.as_ptr(), panel: layout.width * rows, stride: layout.width }
+    unsafe { pack(s, layout, operand, size, rows, units, to.as_mut_ptr(), std::ptr::null_mut()) };
+    Deep { start: to.as_ptr(), panel: layout.width * units, stride: layout.width }
 }
 
 /// Which part of a product on the diagonal of attention is of any use: elements where a key comes after its query are
@@ -247,7 +256,7 @@ struct SmallProduct {
     /// Rows and columns of the target.
     rows: usize,
     columns: usize,
-    /// Units of the depth.
+    /// Elements of the depth.
     depth: usize,
     /// First row panel, and elements from one panel to the next.
     left: *const f32,
@@ -270,8 +279,8 @@ impl SmallProduct {
     ///
     /// # Safety
     /// The panels hold these rows, columns and depth, and the target is writable for them.
-    unsafe fn run<S: Simd>(self, s: S) {
-        let kernel = Kernel::new(s);
+    unsafe fn run<S: Simd, D: Dot>(self, s: S) {
+        let kernel = Kernel::<S, D>::new(s);
         for (i, column) in (0..self.columns).step_by(kernel.columns()).enumerate() {
             for (j, row) in (0..self.rows).step_by(kernel.rows()).enumerate() {
                 let rows = kernel.rows().min(self.rows - row);
@@ -281,6 +290,12 @@ impl SmallProduct {
                 if depths.is_empty() && self.row_scale.is_null() {
                     continue;
                 }
+                let units = if depths.is_empty() {
+                    0..0
+                } else {
+                    // What a unit holds beside the depths asked for is zero: masked, or beyond the end.
+                    depths.start / D::GROUP..depths.end.div_ceil(D::GROUP)
+                };
                 let target = Target {
                     start: self.target.wrapping_add(row * self.stride + column),
                     stride: self.stride,
@@ -298,14 +313,14 @@ impl SmallProduct {
                 // SAFETY: panels and target as the caller says.
                 unsafe {
                     let rows = Units {
-                        start: self.left.add(j * self.left_panel + depths.start * self.left_stride),
+                        start: self.left.add(j * self.left_panel + units.start * self.left_stride),
                         stride: self.left_stride,
                     };
                     let columns = Units {
-                        start: self.right.add(i * self.right_panel + depths.start * self.right_stride),
+                        start: self.right.add(i * self.right_panel + units.start * self.right_stride),
                         stride: self.right_stride,
                     };
-                    kernel.tile(depths.len(), rows, columns, &target);
+                    kernel.tile(units.len(), rows, columns, &target);
                 }
             }
         }

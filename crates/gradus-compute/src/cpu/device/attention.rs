@@ -55,7 +55,7 @@ impl CpuDevice {
         let strides = [q.stride, k.stride, v.stride];
         let [q, k, v] = std::array::from_fn(|i| HeadRows { elements: read[i], stride: strides[i] });
         let engine = &mut self.working().engine;
-        let family = engine.family;
+        let (family, dots) = (engine.family, engine.dots());
         let items = shape.batch * shape.kv_heads;
         let work = shape.batch * shape.heads * shape.head_size * shape.query_len * shape.key_len;
         let parts = engine.worth(work);
@@ -78,7 +78,7 @@ impl CpuDevice {
                 let item = Item::new(shape, piece / pieces);
                 let blocks = part(blocks, 1, pieces, piece % pieces);
                 let scratch = scratch.at_least(len);
-                family.run(attention::Forward { item, q, k, v, out, log_sum_exp, blocks, scratch });
+                dots.run(attention::Forward { item, q, k, v, out, log_sum_exp, blocks, scratch });
             }
         });
     }
@@ -115,13 +115,13 @@ impl CpuDevice {
         );
         let rows = |elements, stride| HeadRows { elements, stride };
         let engine = &mut self.working().engine;
-        let family = engine.family;
+        let dots = engine.dots();
         let items = shape.batch * shape.kv_heads;
         let parts = engine.worth(2 * out.len() * shape.key_len);
         let len = attention::backward_scratch(shape);
         engine.parts(parts, |index, scratch| {
             for item in part(items, 1, parts, index) {
-                family.run(attention::Backward {
+                dots.run(attention::Backward {
                     item: Item::new(shape, item),
                     q: rows(from_q, q.stride),
                     k: rows(from_k, k.stride),
