@@ -67,7 +67,7 @@ impl Bench<'_> {
         let device = self.device;
         let mut row =
             |way: &str, operation: &dyn Fn()| self.row(&format!("{name} {way}"), times, work, operation);
-        row("forward", &|| device.linear_forward(shape, x, weight, Some(bias), None, out));
+        row("forward", &|| device.linear_forward(shape, x, weight.into(), Some(bias), None, out));
         row("d_x", &|| device.linear_backward_input(shape, out, weight, d_x, false));
         row("d_weight", &|| device.linear_backward_weight(shape, out, x, d_weight, Some(bias)));
     }
@@ -138,7 +138,7 @@ impl Bench<'_> {
         let (table, places, out) = (self.random(V * C), self.random(T * C), self.random(M * C));
         let work = ((12 * M * C) as f64, "GB/s");
         self.row("embedding forward", 1.0, work, || {
-            device.embedding_forward(shape, table, Some(places), out)
+            device.embedding_forward(shape, table.into(), Some(places.into()), out)
         });
         self.row("embedding backward", 1.0, work, || {
             device.embedding_backward(shape, out, table, Some(places))

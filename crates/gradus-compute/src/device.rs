@@ -18,6 +18,41 @@ pub enum Precision {
     Bf16,
 }
 
+/// How elements are kept in memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Format {
+    /// Four bytes each.
+    #[default]
+    F32,
+    /// Two bytes each, two in the place of one f32: what multiplies in bf16 reads half as much.
+    Bf16,
+}
+
+impl Format {
+    /// Elements of f32 whose place `len` elements take.
+    pub const fn places(self, len: usize) -> usize {
+        match self {
+            Self::F32 => len,
+            Self::Bf16 => len.div_ceil(2),
+        }
+    }
+}
+
+/// A matrix of weights.
+#[derive(Debug, Clone, Copy)]
+pub struct Weight {
+    /// Its place.
+    pub span: Span,
+    /// How it is kept there.
+    pub format: Format,
+}
+
+impl From<Span> for Weight {
+    fn from(span: Span) -> Self {
+        Self { span, format: Format::F32 }
+    }
+}
+
 /// Rows of a matrix that may be columns of a wider one: row `i` begins at `span.start + i * stride`.
 #[derive(Debug, Clone, Copy)]
 pub struct Rows {
@@ -178,6 +213,9 @@ pub trait Device: Send + Sync {
     fn allocated(&self) -> usize;
     /// Copies from the host.
     fn write(&self, to: Span, values: &[f32]);
+    /// Copies from the host, rounded to bf16 (to nearest, ties to even), to a range in [`Format::Bf16`], which begins with an
+    /// even element of its tensor. What an odd number of values leaves of the last place becomes zero.
+    fn write_bf16(&self, to: Span, values: &[f32]);
     /// Copies to the host.
     fn read(&self, from: Span, values: &mut [f32]);
     /// The address of a range in host memory, for a collective.
@@ -191,7 +229,7 @@ pub trait Device: Send + Sync {
     fn copy_rows(&self, rows: usize, width: usize, from: Rows, to: Rows);
 
     /// `out[M, C] = table[token] + position_table[position]`.
-    fn embedding_forward(&self, shape: Embedding, table: Span, position_table: Option<Span>, out: Span);
+    fn embedding_forward(&self, shape: Embedding, table: Weight, position_table: Option<Weight>, out: Span);
     /// Adds to `d_table` and `d_position_table`.
     fn embedding_backward(
         &self,
@@ -232,7 +270,7 @@ pub trait Device: Send + Sync {
         &self,
         shape: Linear,
         x: Span,
-        weight: Span,
+        weight: Weight,
         bias: Option<Span>,
         residual: Option<Span>,
         out: Span,

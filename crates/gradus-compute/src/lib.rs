@@ -5,7 +5,7 @@
 //!
 //! Shapes, everywhere: `B` batch, `T` sequence length, `C` model width, `H` query heads, `K` key-value heads, `D` head
 //! size, `F` feed-forward width, `V` vocabulary; `M` rows, `N` outputs and `K` inputs of a matrix product. All
-//! elements in memory are f32, row-major. With [`Precision::Bf16`] a device rounds the operands of matrix products to
+//! elements in memory are f32, row-major, but for weights that are only read, which may be bf16 ([`Format`]). With [`Precision::Bf16`] a device rounds the operands of matrix products to
 //! bf16 and accumulates in f32.
 
 pub mod cpu;
@@ -15,6 +15,7 @@ mod reference;
 
 pub use cpu::CpuDevice;
 pub use device::{
-    AdamW, Attention, CrossEntropy, Device, Embedding, IGNORED, Linear, Norm, NormKind, Precision, Rope, Rows,
+    AdamW, Attention, CrossEntropy, Device, Embedding, Format, IGNORED, Linear, Norm, NormKind, Precision,
+    Rope, Rows, Weight,
 };
 pub use reference::Reference;

@@ -5,6 +5,7 @@
 use crate::cache::KeyValueCache;
 use crate::config::{Family, ModelConfig};
 use crate::parameters::{BlockTensors, LinearTensors, NormTensors};
+use crate::weights::Weights;
 use crate::workspace::{BlockGradients, BlockSaved};
 use gradus_compute::{Attention, Device, Linear, Norm, NormKind, Rope, Rows};
 use gradus_memory::Span;
@@ -15,7 +16,7 @@ pub(crate) struct Pass<'a> {
     pub device: &'a dyn Device,
     pub config: &'a ModelConfig,
     /// All weights.
-    pub weights: Span,
+    pub weights: &'a Weights,
     /// `B`.
     pub batch: usize,
     /// `T`.
@@ -45,10 +46,6 @@ impl Pass<'_> {
         self.batch * self.sequence
     }
 
-    fn weight(&self, tensor: Span) -> Span {
-        self.weights.part(tensor.start, tensor.len)
-    }
-
     /// The part of a workspace's matrix that this pass's rows take.
     fn matrix(&self, span: Span, width: usize) -> Span {
         span.part(0, self.rows() * width)
@@ -67,8 +64,8 @@ impl Pass<'_> {
     }
 
     pub fn norm_forward(&self, tensors: NormTensors, x: Span, out: Span, statistics: Span) {
-        let bias = tensors.bias.map(|bias| self.weight(bias));
-        self.device.norm_forward(self.norm(), x, self.weight(tensors.weight), bias, out, statistics);
+        let bias = tensors.bias.map(|bias| self.weights.vector(bias));
+        self.device.norm_forward(self.norm(), x, self.weights.vector(tensors.weight), bias, out, statistics);
     }
 
     #[allow(clippy::too_many_arguments, reason = "each is a tensor of the operation")]
@@ -83,7 +80,7 @@ impl Pass<'_> {
         gradients: Span,
     ) {
         let place = |tensor: Span| gradients.part(tensor.start, tensor.len);
-        let (weight, d_weight) = (self.weight(tensors.weight), place(tensors.weight));
+        let (weight, d_weight) = (self.weights.vector(tensors.weight), place(tensors.weight));
         let d_bias = tensors.bias.map(place);
         self.device.norm_backward(
             self.norm(),
@@ -106,13 +103,14 @@ impl Pass<'_> {
         residual: Option<Span>,
         out: Span,
     ) {
-        let (weight, bias) = (self.weight(tensors.weight), tensors.bias.map(|bias| self.weight(bias)));
+        let (weight, bias) =
+            (self.weights.matrix(tensors.weight), tensors.bias.map(|bias| self.weights.vector(bias)));
         self.device.linear_forward(self.linear(tensors, inputs), x, weight, bias, residual, out);
     }
 
     fn linear_backward_input(&self, tensors: LinearTensors, d_out: Span, d_x: Span, inputs: usize) {
         let shape = self.linear(tensors, inputs);
-        self.device.linear_backward_input(shape, d_out, self.weight(tensors.weight), d_x, false);
+        self.device.linear_backward_input(shape, d_out, self.weights.master(tensors.weight), d_x, false);
         self.observer.between_operations();
     }
 

@@ -15,6 +15,7 @@ mod initial;
 mod parameters;
 pub mod sampling;
 mod transformer;
+mod weights;
 mod workspace;
 
 pub use block::BackwardObserver;

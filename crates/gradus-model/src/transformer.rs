@@ -5,8 +5,9 @@ use crate::cache::KeyValueCache;
 use crate::config::ModelConfig;
 use crate::initial;
 use crate::parameters::Parameters;
+use crate::weights::Weights;
 use crate::workspace::{BlockGradients, Workspace};
-use gradus_compute::{CrossEntropy, Device, Embedding, IGNORED, Linear};
+use gradus_compute::{CrossEntropy, Device, Embedding, IGNORED, Linear, Precision};
 use gradus_error::{Error, Result};
 use gradus_memory::Span;
 use std::ops::AddAssign;
@@ -56,20 +57,39 @@ pub struct Transformer {
     config: ModelConfig,
     parameters: Parameters,
     device: Arc<dyn Device>,
-    weights: Span,
+    weights: Weights,
     /// Position of each row for the largest batch seen by construction: 0, 1, ..., T - 1.
     positions: Vec<u32>,
 }
 
 impl Transformer {
-    /// A model whose weights are all zero.
+    /// A model whose weights are all zero, and can learn.
     ///
     /// # Errors
     /// `Invalid` for impossible sizes; `Exhausted` when the device has no room.
     pub fn new(config: ModelConfig, device: Arc<dyn Device>) -> Result<Self> {
+        Self::with(config, device, Weights::masters)
+    }
+
+    /// A model that only runs, whose weights are all zero. Where the device multiplies in bf16 its matrices are kept so, with
+    /// half the memory: products round them anyway; embeddings, which are only looked up, are rounded too.
+    ///
+    /// # Errors
+    /// As [`Transformer::new`].
+    pub fn for_inference(config: ModelConfig, device: Arc<dyn Device>) -> Result<Self> {
+        // Files are read part by part: with an odd width a part of a matrix might begin in the middle of a pair.
+        let halves = device.precision() == Precision::Bf16 && config.width.is_multiple_of(2);
+        Self::with(config, device, if halves { Weights::halves } else { Weights::masters })
+    }
+
+    fn with(
+        config: ModelConfig,
+        device: Arc<dyn Device>,
+        weights: impl Fn(&dyn Device, &Parameters) -> Result<Weights>,
+    ) -> Result<Self> {
         config.check()?;
         let parameters = Parameters::new(&config);
-        let weights = device.allocate(parameters.layout.len())?;
+        let weights = weights(device.as_ref(), &parameters)?;
         let positions = (0..config.context as u32).collect();
         Ok(Self { config, parameters, device, weights, positions })
     }
@@ -95,19 +115,25 @@ impl Transformer {
     }
 
     /// All weights, in the order of the layout.
+    ///
+    /// # Panics
+    /// If the model was made for inference: it may not have them so.
     pub fn weights(&self) -> Span {
-        self.weights
+        self.weights.span().expect("a model that learns keeps f32")
     }
 
-    /// Sets a range of the layout.
+    /// Sets a range of the layout that lies in one tensor; in a matrix it begins with an even element.
     pub fn put(&self, span: Span, values: &[f32]) {
-        self.device.write(self.weights.part(span.start, span.len), values);
+        self.weights.put(self.device.as_ref(), span, values);
     }
 
     /// Reads a range of the layout.
+    ///
+    /// # Panics
+    /// As [`Transformer::weights`].
     pub fn get(&self, span: Span) -> Vec<f32> {
         let mut values = vec![0.0; span.len];
-        self.device.read(self.weights.part(span.start, span.len), &mut values);
+        self.device.read(self.weights().part(span.start, span.len), &mut values);
         values
     }
 
@@ -137,8 +163,8 @@ impl Transformer {
         observer: &dyn BackwardObserver,
     ) -> Result<LossSum> {
         self.check(workspace, batch)?;
-        let Some(slot) = workspace.gradients else {
-            return Err(Error::internal("a workspace for inference was used for training"));
+        let (Some(slot), Some(_)) = (workspace.gradients, self.weights.span()) else {
+            return Err(Error::internal("a model or workspace for inference was used for training"));
         };
         let positions = self.positions_of(batch.batch, batch.sequence, 0);
         let pass = self.pass(batch, &positions, observer);
@@ -221,7 +247,7 @@ impl Transformer {
         Pass {
             device: self.device.as_ref(),
             config: &self.config,
-            weights: self.weights,
+            weights: &self.weights,
             batch: batch.batch,
             sequence: batch.sequence,
             positions,
@@ -230,17 +256,13 @@ impl Transformer {
         }
     }
 
-    fn weight(&self, tensor: Span) -> Span {
-        self.weights.part(tensor.start, tensor.len)
-    }
-
     /// Embedding, blocks and final norm.
     fn forward(&self, pass: Pass, workspace: &Workspace, tokens: &[u32], cache: Option<&KeyValueCache>) {
         let (rows, width) = (pass.rows(), self.config.width);
         let shape = Embedding { tokens, positions: pass.positions, width };
-        let positions = self.parameters.positions.map(|table| self.weight(table));
+        let positions = self.parameters.positions.map(|table| self.weights.matrix(table));
         let x = workspace.input(0, rows, width);
-        self.device.embedding_forward(shape, self.weight(self.parameters.embedding), positions, x);
+        self.device.embedding_forward(shape, self.weights.matrix(self.parameters.embedding), positions, x);
         for layer in 0..self.config.layers {
             let (x, out) = (workspace.input(layer, rows, width), workspace.input(layer + 1, rows, width));
             self.block(pass, workspace, layer).forward(x, out, cache.map(|cache| (cache, layer)));
@@ -265,7 +287,7 @@ impl Transformer {
         self.device.linear_forward(
             self.head_shape(rows),
             normal,
-            self.weight(self.parameters.head),
+            self.weights.matrix(self.parameters.head),
             None,
             None,
             logits,
@@ -298,7 +320,7 @@ impl Transformer {
                 self.device.linear_backward_input(
                     self.head_shape(len),
                     logits,
-                    self.weight(head),
+                    self.weights.master(head),
                     d_normal,
                     false,
                 );

@@ -6,12 +6,14 @@ mod norm;
 
 pub use linear::forward_product;
 
-use super::elementwise::{Embed, Gelu, GeluGradient, Map, Scatter, Sum, Swiglu, SwigluGradient, Turn};
+use super::elementwise::{Embed, Gelu, GeluGradient, Map, Scatter, Sum, Swiglu, SwigluGradient, Table, Turn};
+use super::gemm::PairRows;
 use super::loss::{Losses, SQUARES_BLOCK, Squares, Update};
 use super::memory::{Columns, Elements, resolve, resolve_rows, unless_in_place};
 use super::{CpuDevice, Working};
 use crate::device::{
-    AdamW, Attention, CrossEntropy, Device, Embedding, IGNORED, Linear, Norm, Precision, Rope, Rows,
+    AdamW, Attention, CrossEntropy, Device, Embedding, Format, IGNORED, Linear, Norm, Precision, Rope, Rows,
+    Weight,
 };
 use gradus_error::Result;
 use gradus_memory::{HeapRange, RawRange, SharedHeap, Span};
@@ -63,6 +65,14 @@ impl Device for CpuDevice {
         unsafe { to.slice_mut(0, values.len()) }.copy_from_slice(values);
     }
 
+    fn write_bf16(&self, to: Span, values: &[f32]) {
+        sized("the destination", to, Format::Bf16.places(values.len()));
+        let working = self.working();
+        let ([to], []) = resolve(&self.arena, [to], []);
+        let (depth, x) = (values.len(), Elements::of(values));
+        working.engine.family.run(PairRows { rows: 1, depth, x, out: to });
+    }
+
     fn read(&self, from: Span, values: &mut [f32]) {
         sized("the source", from, values.len());
         let _working = self.working();
@@ -107,15 +117,18 @@ impl Device for CpuDevice {
         });
     }
 
-    fn embedding_forward(&self, shape: Embedding, table: Span, position_table: Option<Span>, out: Span) {
+    fn embedding_forward(&self, shape: Embedding, table: Weight, position_table: Option<Weight>, out: Span) {
         let Embedding { tokens, positions, width } = shape;
         sized("out", out, tokens.len() * width);
         assert!(
             position_table.is_none() || positions.len() == tokens.len(),
             "a position for each token is required"
         );
-        let ([out], [table, position_table]) =
-            resolve(&self.arena, [out], [table, position_table.unwrap_or_default()]);
+        let position_table = position_table.unwrap_or_else(|| Span::default().into());
+        let formats = [table.format, position_table.format];
+        let ([out], tables) = resolve(&self.arena, [out], [table.span, position_table.span]);
+        let [table, position_table] =
+            std::array::from_fn(|i| Table { elements: tables[i], format: formats[i] });
         self.working().engine.each(tokens.len(), 1, width, |rows| Embed {
             tokens,
             positions,
@@ -189,7 +202,7 @@ impl Device for CpuDevice {
         &self,
         shape: Linear,
         x: Span,
-        weight: Span,
+        weight: Weight,
         bias: Option<Span>,
         residual: Option<Span>,
         out: Span,

@@ -6,6 +6,7 @@
 use super::math::sigmoid;
 use super::memory::Elements;
 use super::simd::{Operation, Simd};
+use crate::device::Format;
 use std::ops::Range;
 
 /// A function of `N` elements.
@@ -241,6 +242,46 @@ impl Operation for Turn<'_> {
     }
 }
 
+/// A table of rows, in f32 or bf16.
+#[derive(Clone, Copy)]
+pub struct Table {
+    /// Its places.
+    pub elements: Elements,
+    /// How its elements are kept.
+    pub format: Format,
+}
+
+impl Table {
+    /// Sets `out` to row `row`, or adds it.
+    ///
+    /// # Panics
+    /// If the table has no such row.
+    ///
+    /// # Safety
+    /// `out` is valid for a row, and nobody else's.
+    #[inline(always)]
+    unsafe fn take<S: Simd>(self, s: S, row: usize, out: &mut [f32], add: bool) {
+        let (first, bytes) = (row * out.len(), if self.format == Format::F32 { 4 } else { 2 });
+        assert!((first + out.len()) * bytes <= 4 * self.elements.len(), "row {row} is not in the table");
+        let from = self.elements.at(0).cast_const();
+        for at in (0..out.len()).step_by(S::LANES) {
+            let count = S::LANES.min(out.len() - at);
+            // SAFETY: inside the row, which is inside the table.
+            unsafe {
+                let mut v = match self.format {
+                    Format::F32 => s.load_up_to(from.add(first + at), count),
+                    Format::Bf16 => s.widen(from.cast::<u16>().add(first + at), count),
+                };
+                let to = out.as_mut_ptr().add(at);
+                if add {
+                    v = s.add(s.load_up_to(to, count), v);
+                }
+                s.store_up_to(to, count, v);
+            }
+        }
+    }
+}
+
 /// `out[M, C] = table[token] (+ position_table[position])` for rows `rows`.
 pub struct Embed<'a> {
     /// A row of the table for each row.
@@ -250,9 +291,9 @@ pub struct Embed<'a> {
     /// `C`.
     pub width: usize,
     /// Rows of `C`.
-    pub table: Elements,
+    pub table: Table,
     /// Rows of `C`, or empty.
-    pub position_table: Elements,
+    pub position_table: Table,
     /// `[M, C]`.
     pub out: Elements,
     /// The rows to compute.
@@ -265,18 +306,12 @@ impl Operation for Embed<'_> {
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
         for row in self.rows.clone() {
-            // SAFETY: slice() holds the index against the table; this part alone writes the row.
+            // SAFETY: this part alone writes the row.
             unsafe {
-                let token = self.table.slice(self.tokens[row] as usize * self.width, self.width);
                 let out = self.out.slice_mut(row * self.width, self.width);
-                if self.position_table.is_empty() {
-                    out.copy_from_slice(token);
-                } else {
-                    let position =
-                        self.position_table.slice(self.positions[row] as usize * self.width, self.width);
-                    let inputs = [Elements::of(token), Elements::of(position)];
-                    let range = 0..self.width;
-                    Map { f: Sum, inputs, out: Elements::of_mut(out), range }.run(s);
+                self.table.take(s, self.tokens[row] as usize, out, false);
+                if !self.position_table.elements.is_empty() {
+                    self.position_table.take(s, self.positions[row] as usize, out, true);
                 }
             }
         }

@@ -23,7 +23,7 @@ pub(crate) mod simd;
 
 pub use features::{Kernels, VARIABLE};
 
-use crate::device::{Linear, Precision};
+use crate::device::{Format, Linear, Precision};
 use elementwise::RopeTable;
 use engine::Engine;
 use gradus_error::Result;
@@ -88,7 +88,7 @@ impl CpuDevice {
         let product = device::forward_product(
             shape,
             memory::Elements::of(x),
-            memory::Elements::of(weight),
+            (memory::Elements::of(weight), Format::F32),
             memory::Elements::of_mut(out),
         );
         let clock = RealClock::new();

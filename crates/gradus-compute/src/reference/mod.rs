@@ -9,7 +9,9 @@ mod loss;
 mod matmul;
 mod norm;
 
-use crate::device::{AdamW, Attention, CrossEntropy, Device, Embedding, Linear, Norm, Precision, Rope, Rows};
+use crate::device::{
+    AdamW, Attention, CrossEntropy, Device, Embedding, Format, Linear, Norm, Precision, Rope, Rows, Weight,
+};
 use gradus_error::Result;
 use gradus_memory::{Arena, HeapRange, RawRange, SharedHeap, Span};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -69,7 +71,20 @@ impl Reference {
 
     /// Operands of a matrix product, in the precision of this device.
     fn operand(&self, span: Span) -> Vec<f32> {
-        let values = self.get(span);
+        self.rounded(self.get(span))
+    }
+
+    /// Weights as f32; of an odd number in bf16 there is one zero too many.
+    fn get_weight(&self, weight: Weight) -> Vec<f32> {
+        let values = self.get(weight.span);
+        let widen = |bits: u32| [f32::from_bits(bits << 16), f32::from_bits(bits & 0xffff_0000)];
+        match weight.format {
+            Format::F32 => values,
+            Format::Bf16 => values.into_iter().flat_map(|pair| widen(pair.to_bits())).collect(),
+        }
+    }
+
+    fn rounded(&self, values: Vec<f32>) -> Vec<f32> {
         match self.precision {
             Precision::F32 => values,
             Precision::Bf16 => values.into_iter().map(|x| half::bf16::from_f32(x).to_f32()).collect(),
@@ -102,6 +117,12 @@ impl Device for Reference {
         self.put(to, values);
     }
 
+    fn write_bf16(&self, to: Span, values: &[f32]) {
+        let bits = |x: Option<&f32>| x.map_or(0, |x| u32::from(half::bf16::from_f32(*x).to_bits()));
+        let pair = |pair: &[f32]| f32::from_bits(bits(pair.first()) | bits(pair.get(1)) << 16);
+        self.put(to, &values.chunks(2).map(pair).collect::<Vec<_>>());
+    }
+
     fn read(&self, from: Span, values: &mut [f32]) {
         values.copy_from_slice(&self.get(from));
     }
@@ -124,9 +145,9 @@ impl Device for Reference {
         self.put_rows(to, rows, width, &values);
     }
 
-    fn embedding_forward(&self, shape: Embedding, table: Span, position_table: Option<Span>, out: Span) {
-        let positions = position_table.map(|span| self.get(span));
-        let values = elementwise::embed(shape, &self.get(table), positions.as_deref());
+    fn embedding_forward(&self, shape: Embedding, table: Weight, position_table: Option<Weight>, out: Span) {
+        let positions = position_table.map(|table| self.get_weight(table));
+        let values = elementwise::embed(shape, &self.get_weight(table), positions.as_deref());
         self.put(out, &values);
     }
 
@@ -187,12 +208,14 @@ impl Device for Reference {
         &self,
         shape: Linear,
         x: Span,
-        weight: Span,
+        weight: Weight,
         bias: Option<Span>,
         residual: Option<Span>,
         out: Span,
     ) {
-        let mut product = matmul::forward(shape, &self.operand(x), &self.operand(weight));
+        let mut weight = self.rounded(self.get_weight(weight));
+        weight.truncate(shape.outputs * shape.inputs);
+        let mut product = matmul::forward(shape, &self.operand(x), &weight);
         if let Some(bias) = bias.map(|span| self.get(span)) {
             product.chunks_exact_mut(shape.outputs).for_each(|row| elementwise::accumulate(row, &bias));
         }

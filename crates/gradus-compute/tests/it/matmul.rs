@@ -1,7 +1,7 @@
 //! Matrix products of all shapes.
 
 use crate::devices::{assert_close, cpu, get, kernels, put, reference, uniform};
-use gradus_compute::{CpuDevice, Device, Linear, Precision};
+use gradus_compute::{CpuDevice, Device, Format, Linear, Precision, Weight};
 use gradus_host::random::Stream;
 use gradus_memory::Span;
 
@@ -11,7 +11,7 @@ const LARGEST: usize = 130;
 /// Room for the operands and results of one shape after another.
 struct Tensors<'a> {
     device: &'a dyn Device,
-    spans: [Span; 7],
+    spans: [Span; 8],
 }
 
 impl<'a> Tensors<'a> {
@@ -19,11 +19,11 @@ impl<'a> Tensors<'a> {
         Self { device, spans: std::array::from_fn(|_| device.allocate(largest * largest).unwrap()) }
     }
 
-    /// All uses of a linear layer of this shape: forward plain, with bias, with residual, in place; gradients of the
-    /// input, set and added to; gradients of weight and bias.
+    /// All uses of a linear layer of this shape: forward plain, with bias, with residual, in place, with weights in bf16;
+    /// gradients of the input, set and added to; gradients of weight and bias.
     fn run(&self, shape: Linear) -> Vec<Vec<f32>> {
         let Linear { rows, inputs, outputs } = shape;
-        let [x, weight, d_out, bias, out, d_x, d_weight] = self.spans;
+        let [x, weight, d_out, bias, out, d_x, d_weight, halves] = self.spans;
         let (x, weight) = (x.part(0, rows * inputs), weight.part(0, outputs * inputs));
         let (d_out, bias, out) =
             (d_out.part(0, rows * outputs), bias.part(0, outputs), out.part(0, rows * outputs));
@@ -36,9 +36,13 @@ impl<'a> Tensors<'a> {
         for (bias, residual) in
             [(None, None), (Some(bias), None), (Some(bias), Some(d_out)), (None, Some(out))]
         {
-            self.device.linear_forward(shape, x, weight, bias, residual, out);
+            self.device.linear_forward(shape, x, weight.into(), bias, residual, out);
             results.push(get(self.device, out));
         }
+        let halves = Weight { span: halves.part(0, Format::Bf16.places(weight.len)), format: Format::Bf16 };
+        self.device.write_bf16(halves.span, &uniform(1, weight.len));
+        self.device.linear_forward(shape, x, halves, Some(bias), None, out);
+        results.push(get(self.device, out));
         self.device.linear_backward_input(shape, d_out, weight, d_x, true);
         results.push(get(self.device, d_x));
         self.device.linear_backward_input(shape, d_out, weight, d_x, false);
@@ -137,7 +141,7 @@ fn a_residual_of_nan_or_a_foreign_column_stays_out() {
             device.fill(x, 0.5);
             device.fill(weight, 2.0);
             let out = device.allocate(13 * 19).unwrap();
-            device.linear_forward(shape, x, weight, None, None, out);
+            device.linear_forward(shape, x, weight.into(), None, None, out);
             assert_eq!(get(&device, out), vec![17.0; 13 * 19]);
             device.linear_backward_weight(shape, out, x, weight, None);
             assert_eq!(get(&device, weight), vec![2.0 + 13.0 * 17.0 / 2.0; 19 * 17]);

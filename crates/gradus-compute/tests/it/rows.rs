@@ -1,7 +1,9 @@
 //! Operations on rows and elements.
 
 use crate::devices::{all_f32, compare, get, put, uniform};
-use gradus_compute::{AdamW, CrossEntropy, Device, Embedding, IGNORED, Norm, NormKind, Rope, Rows};
+use gradus_compute::{
+    AdamW, CrossEntropy, Device, Embedding, Format, IGNORED, Norm, NormKind, Rope, Rows, Weight,
+};
 
 /// Lengths around the vectors of all families, and one that is shared out among threads.
 const LENGTHS: [usize; 12] = [1, 2, 7, 8, 9, 15, 16, 17, 64, 100, 1000, 300_001];
@@ -150,11 +152,19 @@ fn embeddings_and_their_gradients() {
                 (put(device, &uniform(1, 13 * width)), put(device, &uniform(2, 10 * width)));
             let d_out = put(device, &uniform(3, rows * width));
             let (a, b) = (device.allocate(rows * width).unwrap(), device.allocate(rows * width).unwrap());
-            device.embedding_forward(shape, table, None, a);
-            device.embedding_forward(shape, table, Some(places), b);
+            device.embedding_forward(shape, table.into(), None, a);
+            device.embedding_forward(shape, table.into(), Some(places.into()), b);
+            let halves = |purpose: u64, len: usize| {
+                let span = device.allocate(Format::Bf16.places(len)).unwrap();
+                device.write_bf16(span, &uniform(purpose, len));
+                Weight { span, format: Format::Bf16 }
+            };
+            let c = device.allocate(rows * width).unwrap();
+            let place_halves = halves(2, 10 * width);
+            device.embedding_forward(shape, halves(1, 13 * width), Some(place_halves), c);
             device.embedding_backward(shape, d_out, table, Some(places));
             device.embedding_backward(shape, d_out, table, None);
-            [a, b, table, places].map(|span| get(device, span)).to_vec()
+            [a, b, c, table, places].map(|span| get(device, span)).to_vec()
         });
     }
 }

@@ -19,12 +19,12 @@ fn step(device: &dyn Device) -> Vec<Vec<f32>> {
         (put(device, &uniform(1, vocabulary * width)), put(device, &uniform(2, len * width)));
     let (x, normal, statistics) = (zeros(rows * width), zeros(rows * width), zeros(2 * rows));
     let (weight, qkv_weight) = (put(device, &uniform(3, width)), put(device, &uniform(4, 3 * width * width)));
-    device.embedding_forward(embedding, table, Some(places), x);
+    device.embedding_forward(embedding, table.into(), Some(places.into()), x);
     let norm = Norm { kind: NormKind::Layer, epsilon: 1e-5, width };
     device.norm_forward(norm, x, weight, Some(weight), normal, statistics);
     let (qkv, d_qkv) = (zeros(rows * 3 * width), zeros(rows * 3 * width));
     let linear = Linear { rows, inputs: width, outputs: 3 * width };
-    device.linear_forward(linear, normal, qkv_weight, None, None, qkv);
+    device.linear_forward(linear, normal, qkv_weight.into(), None, None, qkv);
     let shape = Attention {
         batch,
         query_len: len,
@@ -43,7 +43,7 @@ fn step(device: &dyn Device) -> Vec<Vec<f32>> {
     let (active, logits, losses) = (zeros(rows * width), zeros(rows * vocabulary), zeros(rows));
     device.gelu_forward(out, active);
     let head = Linear { rows, inputs: width, outputs: vocabulary };
-    device.linear_forward(head, active, table, None, None, logits);
+    device.linear_forward(head, active, table.into(), None, None, logits);
     device.cross_entropy(
         CrossEntropy { targets: &targets, vocabulary, width: vocabulary },
         logits,

@@ -1,7 +1,9 @@
 //! The model against finite differences and against itself.
 
-use gradus_compute::{Device, IGNORED, Precision, Reference};
-use gradus_model::{BackwardObserver, Batch, Family, ModelConfig, PRESETS, Transformer, Workspace};
+use gradus_compute::{CpuDevice, Device, IGNORED, Precision, Reference};
+use gradus_model::{
+    BackwardObserver, Batch, Family, Generator, ModelConfig, PRESETS, Transformer, Workspace,
+};
 use std::cell::RefCell;
 use std::sync::Arc;
 
@@ -151,4 +153,47 @@ fn a_token_beyond_the_vocabulary_is_refused() {
     let tokens = [1, 2, 3, 21, 1, 1, 1, 1, 1, 1];
     let wrong = Batch { tokens: &tokens, ..batch(false) };
     assert_eq!(*model.loss(&workspace, wrong).unwrap_err().kind(), gradus_error::Kind::Invalid);
+}
+
+#[test]
+fn a_model_that_only_runs_keeps_half_and_says_the_same() {
+    for (family, tied, width) in
+        [(Family::Gpt2, true, 8), (Family::Llama, false, 8), (Family::Gpt2, false, 9)]
+    {
+        let heads = if width == 9 { 3 } else { 2 };
+        let config =
+            ModelConfig { width, heads, kv_heads: heads, head_size: width / heads, ..small(family, tied) };
+        let masters = model(config.clone());
+        let devices: [Arc<dyn Device>; 2] = [
+            Arc::new(Reference::new(Precision::Bf16, 1 << 20).unwrap()),
+            Arc::new(CpuDevice::new(2, Precision::Bf16, 1 << 20).unwrap()),
+        ];
+        for device in devices {
+            let learns = Transformer::new(config.clone(), Arc::clone(&device)).unwrap();
+            let before = device.allocated();
+            let runs = Transformer::for_inference(config.clone(), Arc::clone(&device)).unwrap();
+            let kept = device.allocated() - before;
+            let all = learns.parameters().layout.len();
+            assert!(if width == 9 { kept == all } else { kept < all * 3 / 4 }, "{kept} of {all}");
+            for tensor in learns.parameters().layout.tensors() {
+                // Products round them anyway, looking up tokens does not.
+                let round = |x: &f32| half::bf16::from_f32(*x).to_f32();
+                let values: Vec<f32> = masters.get(tensor.span()).iter().map(round).collect();
+                learns.put(tensor.span(), &values);
+                runs.put(tensor.span(), &values);
+            }
+            let logits = |model: &Transformer| {
+                let mut generator = Generator::new(model, 8).unwrap();
+                let whole = generator.logits(model, &TOKENS[..7]).unwrap();
+                (whole, generator.stepwise_logits(model, &TOKENS[..7]).unwrap())
+            };
+            let ((a, b), (c, d)) = (logits(&learns), logits(&runs));
+            // The same products, of a few rows in another order: where a sum then rounds to the next bf16, that is 2^-8 of it.
+            let norm = |x: &mut dyn Iterator<Item = f32>| x.map(|x| f64::from(x * x)).sum::<f64>().sqrt();
+            let close = |a: &[f32], b: &[f32]| {
+                norm(&mut a.iter().zip(b).map(|(a, b)| a - b)) <= norm(&mut a.iter().copied()) / 128.0
+            };
+            assert!(close(&a, &c) && close(&b, &d), "{family:?} on {}", device.describe());
+        }
+    }
 }

@@ -54,7 +54,7 @@ pub struct GenerateArguments {
 /// What is wrong with the folder, by file and tensor.
 pub fn load(folder: &Path, threads: usize, precision: Precision) -> Result<Transformer> {
     let config = hugging_face::read_config(folder)?;
-    let model = Transformer::new(config, Arc::new(open_device(threads, 1, precision)?))?;
+    let model = Transformer::for_inference(config, Arc::new(open_device(threads, 1, precision)?))?;
     read_weights(folder, &model)?;
     Ok(model)
 }

@@ -40,7 +40,7 @@ impl Operation for Run<'_> {
 
 impl Case {
     fn operand(values: &[f32], lines: usize, depth: usize, along: bool) -> Operand {
-        Operand { start: values.as_ptr(), stride: if along { depth } else { lines }, along }
+        if along { Operand::along(values.as_ptr(), depth) } else { Operand::across(values.as_ptr(), lines) }
     }
 
     /// Element (`line`, `depth`) of an operand.

@@ -169,7 +169,7 @@ unsafe fn pack_lines<S: Simd, D: Dot>(
 ) {
     let kernel = Kernel::<S, D>::new(s);
     let layout = if rows { PanelLayout::rows(kernel) } else { PanelLayout::columns(kernel) };
-    let (operand, units) = (Operand { start: from, stride, along: true }, size.div_ceil(D::GROUP));
+    let (operand, units) = (Operand::along(from, stride), size.div_ceil(D::GROUP));
     assert!(to.len() >= layout.len(lines, units), "panels must fit their piece of scratch");
     // SAFETY: as the caller says, and as asserted.
     unsafe { pack(s, layout, operand, lines, size, units, to.as_mut_ptr(), std::ptr::null_mut()) };
@@ -215,7 +215,7 @@ unsafe fn deepen<S: Simd, D: Dot>(
     }
     let units = rows.div_ceil(D::GROUP);
     assert!(to.len() >= layout.len(size, units), "panels must fit their piece of scratch");
-    let operand = Operand { start: from, stride, along: false };
+    let operand = Operand::across(from, stride);
     // SAFETY: as the caller says, and as asserted.
     unsafe { pack(s, layout, operand, size, rows, units, to.as_mut_ptr(), std::ptr::null_mut()) };
     Deep { start: to.as_ptr(), panel: layout.width * units, stride: layout.width }

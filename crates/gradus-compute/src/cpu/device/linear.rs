@@ -2,11 +2,11 @@
 
 use super::{LINE, optional, sized};
 use crate::cpu::elementwise::{Function, Map};
-use crate::cpu::gemm::{FEW_ROWS, FewRows, Operand, Product};
+use crate::cpu::gemm::{FEW_ROWS, FewRows, Mode, Operand, PairRows, Product};
 use crate::cpu::memory::{Elements, resolve, unless_in_place};
 use crate::cpu::simd::Simd;
 use crate::cpu::{CpuDevice, Working};
-use crate::device::Linear;
+use crate::device::{Format, Linear, Weight};
 use gradus_memory::Span;
 
 /// Rounds elements to bf16.
@@ -21,13 +21,18 @@ impl Function<1> for Round {
 }
 
 /// `out = x * w^T`, nothing added.
-pub fn forward_product(shape: Linear, x: Elements, weight: Elements, out: Elements) -> Product {
+pub fn forward_product(
+    shape: Linear,
+    x: Elements,
+    (weight, format): (Elements, Format),
+    out: Elements,
+) -> Product {
     Product {
         rows: shape.rows,
         columns: shape.outputs,
         depth: shape.inputs,
-        left: Operand { start: x.at(0), stride: shape.inputs, along: true },
-        right: Operand { start: weight.at(0), stride: shape.inputs, along: true },
+        left: Operand::along(x.at(0), shape.inputs),
+        right: Operand { half: format == Format::Bf16, ..Operand::along(weight.at(0), shape.inputs) },
         target: out.at(0),
         stride: shape.outputs,
         bias: std::ptr::null(),
@@ -39,22 +44,29 @@ pub fn forward_product(shape: Linear, x: Elements, weight: Elements, out: Elemen
 
 impl CpuDevice {
     /// A few rows against all weights.
-    fn few_rows(&self, shape: Linear, [x, weight, bias, residual, out]: [Elements; 5]) {
+    fn few_rows(&self, shape: Linear, format: Format, [x, weight, bias, residual, out]: [Elements; 5]) {
         let Working { engine, shared, .. } = &mut *self.working();
+        let (rows, depth, width) = (shape.rows, shape.inputs, shape.outputs);
         let round = engine.rounds();
         let mut x = x;
         if round {
-            let rounded = Elements::of_mut(&mut shared.at_least(x.len())[..x.len()]);
-            engine.family.run(Map { f: Round, inputs: [x], out: rounded, range: 0..x.len() });
+            // Pairs of a row of an odd length end with half a pair.
+            let len = rows * depth.next_multiple_of(2);
+            let rounded = Elements::of_mut(&mut shared.at_least(len)[..len]);
+            match format {
+                Format::F32 => {
+                    engine.family.run(Map { f: Round, inputs: [x], out: rounded, range: 0..x.len() });
+                }
+                Format::Bf16 => engine.family.run(PairRows { rows, depth, x, out: rounded }),
+            }
             x = rounded;
         }
-        let (rows, depth, width) = (shape.rows, shape.inputs, shape.outputs);
         engine.each(width, LINE, rows * depth, |columns| FewRows {
             rows,
             depth,
             width,
             columns,
-            round,
+            mode: Mode::of(format, round),
             x,
             weight,
             bias,
@@ -68,13 +80,13 @@ impl CpuDevice {
         &self,
         shape: Linear,
         x: Span,
-        weight: Span,
+        Weight { span: weight, format }: Weight,
         bias: Option<Span>,
         residual: Option<Span>,
         out: Span,
     ) {
         sized("x", x, shape.rows * shape.inputs);
-        sized("weight", weight, shape.outputs * shape.inputs);
+        sized("weight", weight, format.places(shape.outputs * shape.inputs));
         sized("out", out, shape.rows * shape.outputs);
         let bias = optional("bias", bias, shape.outputs);
         let residual = optional("residual", residual, out.len);
@@ -83,12 +95,12 @@ impl CpuDevice {
             resolve(&self.arena, [out], [x, weight, bias, residual_apart]);
         let residual = if residual == out { to } else { residual_apart };
         if (1..=FEW_ROWS).contains(&shape.rows) {
-            return self.few_rows(shape, [x, weight, bias, residual, to]);
+            return self.few_rows(shape, format, [x, weight, bias, residual, to]);
         }
         let product = Product {
             bias: bias.or_null(),
             residual: residual.or_null(),
-            ..forward_product(shape, x, weight, to)
+            ..forward_product(shape, x, (weight, format), to)
         };
         // SAFETY: sizes were checked, and the lock keeps other operations out.
         unsafe { self.working().engine.product(product) };
@@ -111,8 +123,8 @@ impl CpuDevice {
             rows: shape.rows,
             columns: shape.inputs,
             depth: shape.outputs,
-            left: Operand { start: d_out.at(0), stride: shape.outputs, along: true },
-            right: Operand { start: weight.at(0), stride: shape.inputs, along: false },
+            left: Operand::along(d_out.at(0), shape.outputs),
+            right: Operand::across(weight.at(0), shape.inputs),
             target: d_x.at(0),
             stride: shape.inputs,
             bias: std::ptr::null(),
@@ -142,8 +154,8 @@ impl CpuDevice {
             rows: shape.outputs,
             columns: shape.inputs,
             depth: shape.rows,
-            left: Operand { start: d_out.at(0), stride: shape.outputs, along: false },
-            right: Operand { start: x.at(0), stride: shape.inputs, along: false },
+            left: Operand::across(d_out.at(0), shape.outputs),
+            right: Operand::across(x.at(0), shape.inputs),
             target: d_weight.at(0),
             stride: shape.inputs,
             bias: std::ptr::null(),

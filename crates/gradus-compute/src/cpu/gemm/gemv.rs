@@ -5,6 +5,7 @@
 
 use crate::cpu::memory::Elements;
 use crate::cpu::simd::{Operation, Simd};
+use crate::device::Format;
 use std::ops::Range;
 
 /// Rows up to which this is used.
@@ -12,6 +13,31 @@ pub const FEW_ROWS: usize = 8;
 
 /// Weights (rows of `w[N, K]`) that are streamed side by side.
 const SIDE_BY_SIDE: usize = 2;
+
+/// How weights are read and multiplied.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mode {
+    /// f32 as they are.
+    Single,
+    /// f32, rounded to bf16.
+    Rounded,
+    /// bf16, widened to f32.
+    Widened,
+    /// bf16, in pairs.
+    Pairs,
+}
+
+impl Mode {
+    /// For weights of a format, where operands are rounded to bf16 or not.
+    pub fn of(format: Format, round: bool) -> Self {
+        match (format, round) {
+            (Format::F32, false) => Self::Single,
+            (Format::F32, true) => Self::Rounded,
+            (Format::Bf16, false) => Self::Widened,
+            (Format::Bf16, true) => Self::Pairs,
+        }
+    }
+}
 
 /// `out[M, N] = x[M, K] * w[N, K]^T`, plus bias and residual, for columns `columns` and `M <= FEW_ROWS`.
 #[derive(Clone)]
@@ -24,11 +50,11 @@ pub struct FewRows {
     pub width: usize,
     /// Columns to compute.
     pub columns: Range<usize>,
-    /// Operands are rounded to bf16.
-    pub round: bool,
-    /// `[M, K]`, rounded already where `round`.
+    /// How weights are read.
+    pub mode: Mode,
+    /// `[M, K]`, rounded already where weights are; as [`PairRows`] leaves them for [`Mode::Pairs`].
     pub x: Elements,
-    /// `[N, K]`.
+    /// `[N, K]`, in f32 or bf16.
     pub weight: Elements,
     /// `[N]` or empty.
     pub bias: Elements,
@@ -45,29 +71,48 @@ impl Operation for FewRows {
     fn run<S: Simd>(self, s: S) {
         // SAFETY: the ranges have these sizes, and this call alone writes these columns, by the word of the device.
         unsafe {
-            match self.rows {
-                1 => self.columns::<S, 1>(s),
-                2 => self.columns::<S, 2>(s),
-                3 => self.columns::<S, 3>(s),
-                4 => self.columns::<S, 4>(s),
-                5 => self.columns::<S, 5>(s),
-                6 => self.columns::<S, 6>(s),
-                7 => self.columns::<S, 7>(s),
-                _ => self.columns::<S, 8>(s),
+            match self.mode {
+                Mode::Single => self.rows::<S, SINGLE>(s),
+                Mode::Rounded => self.rows::<S, ROUNDED>(s),
+                Mode::Widened => self.rows::<S, WIDENED>(s),
+                Mode::Pairs => self.rows::<S, PAIRS>(s),
             }
         }
     }
 }
 
+/// [`Mode`], for compiled kernels.
+const SINGLE: u8 = 0;
+const ROUNDED: u8 = 1;
+const WIDENED: u8 = 2;
+const PAIRS: u8 = 3;
+
 impl FewRows {
     #[inline(always)]
-    unsafe fn columns<S: Simd, const ROWS: usize>(&self, s: S) {
+    unsafe fn rows<S: Simd, const MODE: u8>(&self, s: S) {
+        // SAFETY: passed on.
+        unsafe {
+            match self.rows {
+                1 => self.columns::<S, MODE, 1>(s),
+                2 => self.columns::<S, MODE, 2>(s),
+                3 => self.columns::<S, MODE, 3>(s),
+                4 => self.columns::<S, MODE, 4>(s),
+                5 => self.columns::<S, MODE, 5>(s),
+                6 => self.columns::<S, MODE, 6>(s),
+                7 => self.columns::<S, MODE, 7>(s),
+                _ => self.columns::<S, MODE, 8>(s),
+            }
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn columns<S: Simd, const MODE: u8, const ROWS: usize>(&self, s: S) {
         let last = self.columns.end - 1;
         for column in self.columns.clone().step_by(SIDE_BY_SIDE) {
             // At an odd end the last column is computed twice, to the same value, and stored once.
             let neighbours: [usize; SIDE_BY_SIDE] = std::array::from_fn(|j| (column + j).min(last));
             // SAFETY: columns below the end.
-            let sums = unsafe { self.dots::<S, ROWS>(s, neighbours) };
+            let sums = unsafe { self.dots::<S, MODE, ROWS>(s, neighbours) };
             for (j, column) in neighbours.into_iter().enumerate() {
                 if j > 0 && column == neighbours[j - 1] {
                     break;
@@ -81,47 +126,62 @@ impl FewRows {
     }
 
     #[inline(always)]
-    unsafe fn dots<S: Simd, const ROWS: usize>(
+    unsafe fn dots<S: Simd, const MODE: u8, const ROWS: usize>(
         &self,
         s: S,
         columns: [usize; SIDE_BY_SIDE],
     ) -> [[S::V; SIDE_BY_SIDE]; ROWS] {
         let mut sums = [[s.splat(0.0); SIDE_BY_SIDE]; ROWS];
-        let weights = columns.map(|column| self.weight.at(column * self.depth));
-        let whole = self.depth / S::LANES * S::LANES;
-        for depth in (0..whole).step_by(S::LANES) {
+        let bytes = if MODE == WIDENED || MODE == PAIRS { 2 } else { 4 };
+        let step = if MODE == PAIRS { 2 * S::LANES } else { S::LANES };
+        let mut weights = [self.weight.at(0).cast_const(); SIDE_BY_SIDE];
+        for (weight, column) in weights.iter_mut().zip(columns) {
+            *weight = weight.wrapping_byte_add(column * self.depth * bytes);
+        }
+        let whole = self.depth / step * step;
+        for depth in (0..whole).step_by(step) {
             // SAFETY: a whole vector of the depth.
-            unsafe { self.step::<S, ROWS>(s, weights, depth, S::LANES, &mut sums) };
+            unsafe { self.step::<S, MODE, ROWS>(s, weights, depth, step, &mut sums) };
         }
         if whole < self.depth {
             // SAFETY: the rest of the depth.
-            unsafe { self.step::<S, ROWS>(s, weights, whole, self.depth - whole, &mut sums) };
+            unsafe { self.step::<S, MODE, ROWS>(s, weights, whole, self.depth - whole, &mut sums) };
         }
         sums
     }
 
     #[inline(always)]
-    unsafe fn step<S: Simd, const ROWS: usize>(
+    unsafe fn step<S: Simd, const MODE: u8, const ROWS: usize>(
         &self,
         s: S,
-        weights: [*mut f32; SIDE_BY_SIDE],
+        weights: [*const f32; SIDE_BY_SIDE],
         depth: usize,
         count: usize,
         sums: &mut [[S::V; SIDE_BY_SIDE]; ROWS],
     ) {
-        // SAFETY: count elements from depth on of these weights and of each row of x.
+        // SAFETY: count elements from depth on of these weights and of each row of x, whose pairs are as many units.
         unsafe {
             let mut w = [s.splat(0.0); SIDE_BY_SIDE];
             for (w, weight) in w.iter_mut().zip(weights) {
-                *w = s.load_up_to(weight.add(depth), count);
-                if self.round {
-                    *w = s.round_bf16(*w);
-                }
+                *w = match MODE {
+                    SINGLE => s.load_up_to(weight.add(depth), count),
+                    ROUNDED => s.round_bf16(s.load_up_to(weight.add(depth), count)),
+                    WIDENED => s.widen(weight.cast::<u16>().add(depth), count),
+                    _ => s.load_pairs(weight.cast::<u16>().add(depth), count),
+                };
             }
             for (row, sums) in sums.iter_mut().enumerate() {
-                let x = s.load_up_to(self.x.at(row * self.depth + depth), count);
-                for (sum, w) in sums.iter_mut().zip(w) {
-                    *sum = s.mul_add(x, w, *sum);
+                if MODE == PAIRS {
+                    let units = self.depth.div_ceil(2);
+                    let x = s.load_up_to(self.x.at(row * units + depth / 2), count.div_ceil(2));
+                    for (sum, w) in sums.iter_mut().zip(w) {
+                        *sum = s.dot_pairs(x, w, *sum);
+                    }
+                } else {
+                    let x = s.load_up_to(self.x.at(row * self.depth + depth), count);
+                    for (sum, w) in sums.iter_mut().zip(w) {
+                        *sum = s.mul_add(x, w, *sum);
+                    }
                 }
             }
         }
@@ -139,6 +199,42 @@ impl FewRows {
                 sum += *self.residual.at(at);
             }
             *self.out.at(at) = sum;
+        }
+    }
+}
+
+/// Rows of f32 as pairs of bf16, each row from a place of its own on.
+pub struct PairRows {
+    /// `M`.
+    pub rows: usize,
+    /// `K`.
+    pub depth: usize,
+    /// `[M, K]`.
+    pub x: Elements,
+    /// `[M, K / 2]`, rounded up.
+    pub out: Elements,
+}
+
+impl Operation for PairRows {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let units = self.depth.div_ceil(2);
+        for row in 0..self.rows {
+            for unit in (0..units).step_by(S::LANES) {
+                let left = self.depth - 2 * unit;
+                let from = self.x.at(row * self.depth + 2 * unit);
+                // SAFETY: left elements of the row are readable from there on, and its units writable; both are the
+                // operation's own.
+                unsafe {
+                    let first = s.load_up_to(from, left.min(S::LANES));
+                    let rest = left.saturating_sub(S::LANES).min(S::LANES);
+                    let second = s.load_up_to(from.wrapping_add(S::LANES), rest);
+                    let count = S::LANES.min(units - unit);
+                    s.store_up_to(self.out.at(row * units + unit), count, s.pair_adjacent(first, second));
+                }
+            }
         }
     }
 }

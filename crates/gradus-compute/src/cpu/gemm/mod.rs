@@ -13,7 +13,7 @@ mod gemv;
 mod pack;
 mod tile;
 
-pub use gemv::{FEW_ROWS, FewRows};
+pub use gemv::{FEW_ROWS, FewRows, Mode, PairRows};
 pub use pack::{Operand, PanelLayout, pack, units_of};
 pub use tile::{Dot, Pairs, Single, Target, TileKernel, Units, Vectors, finish};
 

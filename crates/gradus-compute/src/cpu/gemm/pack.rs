@@ -17,13 +17,31 @@ pub struct Operand {
     pub stride: usize,
     /// Whether a line's elements are neighbours in memory.
     pub along: bool,
+    /// Whether elements are bf16 in memory, two in the place of one f32; only along the depth.
+    pub half: bool,
 }
 
 impl Operand {
+    /// A matrix of f32 whose lines run along the depth, `stride` elements apart.
+    pub fn along(start: *const f32, stride: usize) -> Self {
+        Self { start, stride, along: true, half: false }
+    }
+
+    /// A matrix of f32 whose lines run across the depth, which is `stride` elements from one to the next.
+    pub fn across(start: *const f32, stride: usize) -> Self {
+        Self { start, stride, along: false, half: false }
+    }
+
     /// The same matrix from line `line` and depth `depth` on.
     pub fn from(self, line: usize, depth: usize) -> Self {
         let offset = if self.along { line * self.stride + depth } else { depth * self.stride + line };
-        Self { start: self.start.wrapping_add(offset), ..self }
+        Self { start: self.start.wrapping_byte_add(offset * self.bytes()), ..self }
+    }
+
+    /// Bytes of an element.
+    #[inline(always)]
+    fn bytes(self) -> usize {
+        if self.half { 2 } else { 4 }
     }
 }
 
@@ -106,20 +124,26 @@ impl Operation for Panels {
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        match (self.operand.along, self.layout.group, self.layout.round) {
-            (true, 1, false) => self.each::<S, true, 1, false>(s),
-            (true, 1, true) => self.each::<S, true, 1, true>(s),
-            (true, _, _) => self.each::<S, true, 2, true>(s),
-            (false, 1, false) => self.each::<S, false, 1, false>(s),
-            (false, 1, true) => self.each::<S, false, 1, true>(s),
-            (false, _, _) => self.each::<S, false, 2, true>(s),
+        match (self.operand.along, self.layout.group, self.layout.round, self.operand.half) {
+            (true, 1, _, true) => self.each::<S, true, 1, true, true>(s),
+            (true, _, _, true) => self.each::<S, true, 2, true, true>(s),
+            (true, 1, false, _) => self.each::<S, true, 1, false, false>(s),
+            (true, 1, true, _) => self.each::<S, true, 1, true, false>(s),
+            (true, _, _, _) => self.each::<S, true, 2, true, false>(s),
+            (false, _, _, true) => unreachable!("bf16 is packed along the depth only"),
+            (false, 1, false, _) => self.each::<S, false, 1, false, false>(s),
+            (false, 1, true, _) => self.each::<S, false, 1, true, false>(s),
+            (false, _, _, _) => self.each::<S, false, 2, true, false>(s),
         }
     }
 }
 
 impl Panels {
     #[inline(always)]
-    fn each<S: Simd, const ALONG: bool, const GROUP: usize, const ROUND: bool>(&self, s: S) {
+    fn each<S: Simd, const ALONG: bool, const GROUP: usize, const ROUND: bool, const HALF: bool>(
+        &self,
+        s: S,
+    ) {
         let turn = if ALONG { self.units.max(1) } else { TURN };
         for unit in (0..self.units).step_by(turn) {
             for index in 0..self.lines.div_ceil(self.layout.lines) {
@@ -128,7 +152,7 @@ impl Panels {
                 // SAFETY: by the contract of pack.
                 unsafe {
                     if ALONG {
-                        panel.along::<S, GROUP, ROUND>(s, units);
+                        panel.along::<S, GROUP, ROUND, HALF>(s, units);
                     } else {
                         panel.across::<S, GROUP, ROUND>(s, units);
                     }
@@ -165,11 +189,24 @@ struct Panel {
 impl Panel {
     /// One vector of units from `LANES * GROUP` depth elements of one line, zero beyond `left` if `EDGE`.
     #[inline(always)]
-    unsafe fn units_along<S: Simd, const GROUP: usize, const ROUND: bool, const EDGE: bool>(
+    unsafe fn units_along<
+        S: Simd,
+        const GROUP: usize,
+        const ROUND: bool,
+        const EDGE: bool,
+        const HALF: bool,
+    >(
         s: S,
         from: *const f32,
         left: usize,
     ) -> S::V {
+        if HALF {
+            let count = if EDGE { left.min(GROUP * S::LANES) } else { GROUP * S::LANES };
+            // SAFETY: left elements are readable by the caller's word, and no more are read.
+            return unsafe {
+                if GROUP == 1 { s.widen(from.cast(), count) } else { s.load_pairs(from.cast(), count) }
+            };
+        }
         // SAFETY: left elements are readable by the caller's word, and no more are read.
         unsafe {
             let first =
@@ -185,7 +222,11 @@ impl Panel {
 
     /// Lines along the depth.
     #[inline(always)]
-    unsafe fn along<S: Simd, const GROUP: usize, const ROUND: bool>(&self, s: S, units: Range<usize>) {
+    unsafe fn along<S: Simd, const GROUP: usize, const ROUND: bool, const HALF: bool>(
+        &self,
+        s: S,
+        units: Range<usize>,
+    ) {
         for line in (0..self.layout.width).step_by(S::LANES) {
             let whole =
                 if line + S::LANES <= self.lines { self.depth / (S::LANES * GROUP) * S::LANES } else { 0 };
@@ -193,8 +234,8 @@ impl Panel {
                 // SAFETY: units from unit on, and lines from line on, are inside the panel.
                 unsafe {
                     let square = match unit < whole {
-                        true => self.square_along::<S, GROUP, ROUND, false>(s, unit, line),
-                        false => self.square_along::<S, GROUP, ROUND, true>(s, unit, line),
+                        true => self.square_along::<S, GROUP, ROUND, false, HALF>(s, unit, line),
+                        false => self.square_along::<S, GROUP, ROUND, true, HALF>(s, unit, line),
                     };
                     self.put_lines(s, unit, units.end, line, square);
                 }
@@ -204,7 +245,13 @@ impl Panel {
 
     /// `LANES` units of `LANES` lines. Lines beyond the operand's last repeat it: nothing reads what comes of them.
     #[inline(always)]
-    unsafe fn square_along<S: Simd, const GROUP: usize, const ROUND: bool, const EDGE: bool>(
+    unsafe fn square_along<
+        S: Simd,
+        const GROUP: usize,
+        const ROUND: bool,
+        const EDGE: bool,
+        const HALF: bool,
+    >(
         &self,
         s: S,
         unit: usize,
@@ -214,12 +261,13 @@ impl Panel {
         let (left, last) = (self.depth.saturating_sub(unit * GROUP), self.lines - 1);
         let line = if EDGE { line.min(last) } else { line };
         // Of an empty rest nothing is read, wherever it would be.
-        let mut from = self.operand.start.wrapping_add(line * stride + unit * GROUP);
+        let bytes = if HALF { 2 } else { 4 };
+        let mut from = self.operand.start.wrapping_byte_add((line * stride + unit * GROUP) * bytes);
         let mut square = s.square();
         for (i, v) in square.as_mut().iter_mut().enumerate() {
             // SAFETY: a line of the operand, of which left elements remain.
-            *v = unsafe { Self::units_along::<S, GROUP, ROUND, EDGE>(s, from, left) };
-            from = from.wrapping_add(if EDGE && line + i >= last { 0 } else { stride });
+            *v = unsafe { Self::units_along::<S, GROUP, ROUND, EDGE, HALF>(s, from, left) };
+            from = from.wrapping_byte_add(if EDGE && line + i >= last { 0 } else { stride * bytes });
         }
         square
     }

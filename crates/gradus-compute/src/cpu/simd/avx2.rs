@@ -201,6 +201,36 @@ unsafe impl Simd for Avx2 {
     }
 
     #[inline(always)]
+    unsafe fn widen(self, from: *const u16, count: usize) -> __m256 {
+        let mut part = [0u16; 8];
+        // SAFETY: count elements are readable by the caller's word, and there is room for eight.
+        unsafe {
+            let from = if count == 8 {
+                from
+            } else {
+                std::ptr::copy_nonoverlapping(from.cast::<u8>(), part.as_mut_ptr().cast(), 2 * count);
+                part.as_ptr()
+            };
+            let wide = _mm256_cvtepu16_epi32(_mm_loadu_si128(from.cast()));
+            _mm256_castsi256_ps(_mm256_slli_epi32::<16>(wide))
+        }
+    }
+    #[inline(always)]
+    unsafe fn load_pairs(self, from: *const u16, count: usize) -> __m256 {
+        let mut part = [0u16; 16];
+        // SAFETY: count elements are readable by the caller's word, and there is room for sixteen.
+        unsafe {
+            let from = if count == 16 {
+                from
+            } else {
+                std::ptr::copy_nonoverlapping(from.cast::<u8>(), part.as_mut_ptr().cast(), 2 * count);
+                part.as_ptr()
+            };
+            _mm256_loadu_ps(from.cast())
+        }
+    }
+
+    #[inline(always)]
     fn dot_pairs(self, a: __m256, b: __m256, sums: __m256) -> __m256 {
         proven!({
             let low = |x: __m256| _mm256_castsi256_ps(_mm256_slli_epi32::<16>(_mm256_castps_si256(x)));

@@ -204,6 +204,25 @@ unsafe impl<const BF16: bool> Simd for Avx512<BF16> {
     }
 
     #[inline(always)]
+    unsafe fn widen(self, from: *const u16, count: usize) -> __m512 {
+        // SAFETY: masked elements are not read.
+        unsafe {
+            let halves = _mm256_maskz_loadu_epi16(first(count), from.cast());
+            _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(halves)))
+        }
+    }
+    #[inline(always)]
+    unsafe fn load_pairs(self, from: *const u16, count: usize) -> __m512 {
+        // SAFETY: masked elements are not read.
+        unsafe {
+            if count == 32 {
+                return _mm512_loadu_ps(from.cast());
+            }
+            _mm512_castsi512_ps(_mm512_maskz_loadu_epi16((1u32 << count) - 1, from.cast()))
+        }
+    }
+
+    #[inline(always)]
     fn dot_pairs(self, a: __m512, b: __m512, sums: __m512) -> __m512 {
         if BF16 {
             // SAFETY: self proves AVX512-BF16; the casts keep bits.

@@ -105,6 +105,17 @@ pub unsafe trait Simd: Copy + Send + Sync + 'static {
     /// As [`Simd::pair`] for the elements `2i` and `2i + 1` of `first` followed by `second`.
     fn pair_adjacent(self, first: Self::V, second: Self::V) -> Self::V;
 
+    /// bf16 `from[0..count]` as f32, zero in the other lanes; at any alignment.
+    ///
+    /// # Safety
+    /// They are readable, and `count <= LANES`.
+    unsafe fn widen(self, from: *const u16, count: usize) -> Self::V;
+    /// bf16 `from[0..count]` as pairs of neighbours, zero in the other places; at any alignment.
+    ///
+    /// # Safety
+    /// They are readable, and `count <= 2 * LANES`.
+    unsafe fn load_pairs(self, from: *const u16, count: usize) -> Self::V;
+
     /// `sums[i] + a[2i] * b[2i] + a[2i+1] * b[2i+1]` of pairs of bf16 (subnormals may count as zero).
     fn dot_pairs(self, a: Self::V, b: Self::V, sums: Self::V) -> Self::V;
 

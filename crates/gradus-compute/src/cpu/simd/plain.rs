@@ -135,6 +135,19 @@ unsafe impl Simd for Plain {
     }
 
     #[inline(always)]
+    unsafe fn widen(self, from: *const u16, count: usize) -> Self::V {
+        // SAFETY: count elements are readable by the caller's word.
+        let at = |i: usize| unsafe { from.add(i).read_unaligned() };
+        each(|i| if i < count { f32::from_bits(u32::from(at(i)) << 16) } else { 0.0 })
+    }
+    #[inline(always)]
+    unsafe fn load_pairs(self, from: *const u16, count: usize) -> Self::V {
+        // SAFETY: count elements are readable by the caller's word.
+        let at = |i: usize| if i < count { u32::from(unsafe { from.add(i).read_unaligned() }) } else { 0 };
+        each(|i| f32::from_bits(at(2 * i) | at(2 * i + 1) << 16))
+    }
+
+    #[inline(always)]
     fn dot_pairs(self, a: Self::V, b: Self::V, sums: Self::V) -> Self::V {
         let low = |x: f32| f32::from_bits(x.to_bits() << 16);
         let high = |x: f32| f32::from_bits(x.to_bits() & 0xffff_0000);

@@ -189,6 +189,24 @@ impl Operation for Halves {
                 same(adjacent[i], row[2 * i], row[2 * i + 1]);
             }
         }
+        // From an odd address on.
+        let bytes: Vec<u8> =
+            std::iter::once(0).chain((0..32u16).flat_map(|i| (0x3f80 + i).to_le_bytes())).collect();
+        let (halves, at) = (
+            bytes[1..].as_ptr().cast::<u16>(),
+            |i: usize, count| if i < count { 0x3f80 + i as u32 } else { 0 },
+        );
+        for count in 0..=2 * S::LANES {
+            // SAFETY: count elements of 32.
+            let pairs = unsafe { lanes.numbers(s.load_pairs(halves, count)) };
+            assert_same(
+                &pairs,
+                (0..S::LANES).map(|i| f32::from_bits(at(2 * i, count) | at(2 * i + 1, count) << 16)),
+            );
+            // SAFETY: as above.
+            let wide = unsafe { lanes.numbers(s.widen(halves, count.min(S::LANES))) };
+            assert_same(&wide, (0..S::LANES).map(|i| f32::from_bits(at(i, count) << 16)));
+        }
         let small: [f32; 16] = std::array::from_fn(|i| i as f32 - 5.0);
         let (a, b) = (s.pair(lanes.vector(&small), s.splat(2.0)), s.pair(s.splat(3.0), s.splat(-4.0)));
         let got = lanes.numbers(s.dot_pairs(a, b, s.splat(0.5)));

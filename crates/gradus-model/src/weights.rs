@@ -1,0 +1,99 @@
+//! Where a model's weights are, and how they are kept.
+//!
+//! What learns keeps f32: the masters that the optimizer changes. What only runs may keep matrices as its device multiplies
+//! them, in bf16: half the memory, and half of what each token written costs to read. Vectors (norms, biases) stay f32.
+
+use crate::parameters::Parameters;
+use gradus_compute::{Device, Format, Weight};
+use gradus_error::Result;
+use gradus_memory::Span;
+
+/// The weights of one model.
+#[derive(Debug, Clone)]
+pub(crate) enum Weights {
+    /// The layout as it is, in f32.
+    Masters(Span),
+    /// Matrices in bf16, vectors in f32.
+    Halves {
+        /// The layout at half its size; where its vectors would be, nothing is.
+        matrices: Span,
+        /// Each vector's range of the layout, and its place, in the order of the layout.
+        vectors: Vec<(Span, Span)>,
+    },
+}
+
+impl Weights {
+    /// Room for f32.
+    pub(crate) fn masters(device: &dyn Device, parameters: &Parameters) -> Result<Self> {
+        Ok(Self::Masters(device.allocate(parameters.layout.len())?))
+    }
+
+    /// Room for matrices in bf16.
+    pub(crate) fn halves(device: &dyn Device, parameters: &Parameters) -> Result<Self> {
+        let matrices = device.allocate(Format::Bf16.places(parameters.layout.len()))?;
+        let vectors = parameters.layout.tensors().iter().filter(|tensor| tensor.shape.len() == 1);
+        let place = |span: Span| Ok((span, device.allocate(span.len)?));
+        Ok(Self::Halves {
+            matrices,
+            vectors: vectors.map(|tensor| place(tensor.span())).collect::<Result<_>>()?,
+        })
+    }
+
+    /// The f32 of the whole layout; `None` where matrices are not kept so.
+    pub(crate) fn span(&self) -> Option<Span> {
+        match self {
+            Self::Masters(span) => Some(*span),
+            Self::Halves { .. } => None,
+        }
+    }
+
+    /// A matrix of the layout.
+    pub(crate) fn matrix(&self, tensor: Span) -> Weight {
+        match self {
+            Self::Masters(all) => all.part(tensor.start, tensor.len).into(),
+            Self::Halves { matrices, .. } => Weight { span: halved(*matrices, tensor), format: Format::Bf16 },
+        }
+    }
+
+    /// The f32 of a matrix, which its input's gradient is made from.
+    ///
+    /// # Panics
+    /// If matrices are not kept so: whoever runs backward has masters.
+    pub(crate) fn master(&self, tensor: Span) -> Span {
+        self.span().expect("a model that learns keeps f32").part(tensor.start, tensor.len)
+    }
+
+    /// A vector of the layout.
+    pub(crate) fn vector(&self, tensor: Span) -> Span {
+        match self {
+            Self::Masters(all) => all.part(tensor.start, tensor.len),
+            Self::Halves { vectors, .. } => {
+                vector_of(vectors, tensor).expect("a norm's weight or a bias is a vector of the layout")
+            }
+        }
+    }
+
+    /// Sets a range of the layout that lies in one tensor and, in a matrix, begins with an even element of it.
+    pub(crate) fn put(&self, device: &dyn Device, span: Span, values: &[f32]) {
+        match self {
+            Self::Masters(all) => device.write(all.part(span.start, span.len), values),
+            Self::Halves { matrices, vectors } => match vector_of(vectors, span) {
+                Some(place) => device.write(place, values),
+                None => device.write_bf16(halved(*matrices, span), values),
+            },
+        }
+    }
+}
+
+/// The places of a range of matrices.
+fn halved(matrices: Span, span: Span) -> Span {
+    assert!(span.start.is_multiple_of(2), "a range of bf16 begins with an even element");
+    matrices.part(span.start / 2, Format::Bf16.places(span.len))
+}
+
+/// The place of a range of a vector, if it lies in one.
+fn vector_of(vectors: &[(Span, Span)], span: Span) -> Option<Span> {
+    let before = vectors.partition_point(|(tensor, _)| tensor.start <= span.start);
+    let (tensor, place) = vectors[..before].last()?;
+    (span.end() <= tensor.end()).then(|| place.part(span.start - tensor.start, span.len))
+}
