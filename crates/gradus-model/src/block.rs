@@ -185,23 +185,22 @@ impl Block<'_> {
     fn sized(&self) -> BlockSaved {
         let (pass, config, saved) = (&self.pass, self.pass.config, &self.saved);
         BlockSaved {
-            attention_normal: pass.matrix(saved.attention_normal, config.width),
             attention_statistics: pass.matrix(saved.attention_statistics, 2),
             qkv: pass.matrix(saved.qkv, config.qkv_width()),
             attention: pass.matrix(saved.attention, config.query_width()),
             log_sum_exp: pass.matrix(saved.log_sum_exp, config.heads),
             middle: pass.matrix(saved.middle, config.width),
-            feed_forward_normal: pass.matrix(saved.feed_forward_normal, config.width),
             feed_forward_statistics: pass.matrix(saved.feed_forward_statistics, 2),
             up: pass.matrix(saved.up, config.up_width()),
+            normal: pass.matrix(saved.normal, config.width),
             activated: pass.matrix(saved.activated, config.feed_forward),
         }
     }
 
     fn attention_forward(&self, saved: &BlockSaved, x: Span, cache: Option<(&KeyValueCache, usize)>) {
         let (pass, tensors) = (&self.pass, self.tensors);
-        pass.norm_forward(tensors.attention_norm, x, saved.attention_normal, saved.attention_statistics);
-        pass.linear_forward(tensors.qkv, saved.attention_normal, pass.config.width, None, saved.qkv);
+        self.attention_norm(saved, x);
+        pass.linear_forward(tensors.qkv, saved.normal, pass.config.width, None, saved.qkv);
         pass.rope(saved.qkv, false);
         let [q, mut k, mut v] = pass.split(saved.qkv);
         let mut shape = pass.attention(pass.sequence, pass.sequence);
@@ -219,19 +218,28 @@ impl Block<'_> {
 
     fn feed_forward_forward(&self, saved: &BlockSaved, out: Span) {
         let (pass, tensors) = (&self.pass, self.tensors);
-        pass.norm_forward(
-            tensors.feed_forward_norm,
-            saved.middle,
-            saved.feed_forward_normal,
-            saved.feed_forward_statistics,
-        );
-        pass.linear_forward(tensors.up, saved.feed_forward_normal, pass.config.width, None, saved.up);
+        self.feed_forward_norm(saved);
+        pass.linear_forward(tensors.up, saved.normal, pass.config.width, None, saved.up);
+        self.activate(saved);
+        let width = pass.config.feed_forward;
+        pass.linear_forward(tensors.down, saved.activated, width, Some(saved.middle), out);
+    }
+
+    fn attention_norm(&self, saved: &BlockSaved, x: Span) {
+        self.pass.norm_forward(self.tensors.attention_norm, x, saved.normal, saved.attention_statistics);
+    }
+
+    fn feed_forward_norm(&self, saved: &BlockSaved) {
+        let (norm, statistics) = (self.tensors.feed_forward_norm, saved.feed_forward_statistics);
+        self.pass.norm_forward(norm, saved.middle, saved.normal, statistics);
+    }
+
+    fn activate(&self, saved: &BlockSaved) {
+        let pass = &self.pass;
         match pass.config.family {
             Family::Gpt2 => pass.device.gelu_forward(saved.up, saved.activated),
             Family::Llama => pass.device.swiglu_forward(pass.rows(), saved.up, saved.activated),
         }
-        let width = pass.config.feed_forward;
-        pass.linear_forward(tensors.down, saved.activated, width, Some(saved.middle), out);
     }
 
     /// The gradients of all that this block's linear layers put out, and of its norms' weights; `slot.out` holds the
@@ -273,16 +281,19 @@ impl Block<'_> {
         pass.observer.between_operations();
     }
 
-    /// Adds the gradients of this block's linear layers, from what [`Block::backward_input`] left in `slot`.
-    pub fn backward_weight(&self, slot: &BlockGradients, gradients: Span) {
+    /// Adds the gradients of this block's linear layers, from its input `x` and what [`Block::backward_input`] left in `slot`.
+    pub fn backward_weight(&self, x: Span, slot: &BlockGradients, gradients: Span) {
         let (pass, saved, config) = (&self.pass, self.sized(), self.pass.config);
         let slot = self.sized_gradients(slot);
         let tensors = self.tensors;
+        self.activate(&saved);
         pass.linear_backward_weight(tensors.down, slot.out, saved.activated, config.feed_forward, gradients);
-        pass.linear_backward_weight(tensors.up, slot.up, saved.feed_forward_normal, config.width, gradients);
+        self.feed_forward_norm(&saved);
+        pass.linear_backward_weight(tensors.up, slot.up, saved.normal, config.width, gradients);
         let width = config.query_width();
         pass.linear_backward_weight(tensors.attention_out, slot.middle, saved.attention, width, gradients);
-        pass.linear_backward_weight(tensors.qkv, slot.qkv, saved.attention_normal, config.width, gradients);
+        self.attention_norm(&saved, x);
+        pass.linear_backward_weight(tensors.qkv, slot.qkv, saved.normal, config.width, gradients);
     }
 
     fn sized_gradients(&self, slot: &BlockGradients) -> BlockGradients {

@@ -359,7 +359,7 @@ impl Transformer {
                 block.forward(x, workspace.input(layer + 1, rows, width), None);
             }
             block.backward_input(x, &slot, gradients);
-            block.backward_weight(&slot, gradients);
+            block.backward_weight(x, &slot, gradients);
             std::mem::swap(&mut slot.out, &mut slot.input);
             pass.observer.final_up_to(self.parameters.end_of_block(layer));
         }

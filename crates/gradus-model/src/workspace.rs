@@ -10,36 +10,42 @@ use gradus_memory::Span;
 /// Logits of one chunk of rows: 2^21 elements are 8 MiB, which stay in cache between loss and gradients.
 const LOGITS_CHUNK: usize = 1 << 21;
 
-/// What a block's forward leaves for its backward, besides its input.
+/// What a block's forward leaves for its backward, besides its input; and two matrices that all blocks share, for they are
+/// made again when they are needed: a norm or an activation takes a hundredth of the products around it.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct BlockSaved {
-    pub attention_normal: Span,
     pub attention_statistics: Span,
     pub qkv: Span,
     pub attention: Span,
     pub log_sum_exp: Span,
     pub middle: Span,
-    pub feed_forward_normal: Span,
     pub feed_forward_statistics: Span,
     pub up: Span,
+    /// What comes out of one norm after the other.
+    pub normal: Span,
+    /// What the feed-forward part's activation puts out.
     pub activated: Span,
 }
 
 impl BlockSaved {
-    fn allocate(device: &dyn Device, config: &ModelConfig, rows: usize) -> Result<Self> {
+    /// One for each of `blocks` blocks.
+    fn allocate(device: &dyn Device, config: &ModelConfig, rows: usize, blocks: usize) -> Result<Vec<Self>> {
         let matrix = |width: usize| device.allocate(rows * width);
-        Ok(Self {
-            attention_normal: matrix(config.width)?,
-            attention_statistics: matrix(2)?,
-            qkv: matrix(config.qkv_width())?,
-            attention: matrix(config.query_width())?,
-            log_sum_exp: matrix(config.heads)?,
-            middle: matrix(config.width)?,
-            feed_forward_normal: matrix(config.width)?,
-            feed_forward_statistics: matrix(2)?,
-            up: matrix(config.up_width())?,
-            activated: matrix(config.feed_forward)?,
-        })
+        let (normal, activated) = (matrix(config.width)?, matrix(config.feed_forward)?);
+        let block = || {
+            Ok(Self {
+                attention_statistics: matrix(2)?,
+                qkv: matrix(config.qkv_width())?,
+                attention: matrix(config.query_width())?,
+                log_sum_exp: matrix(config.heads)?,
+                middle: matrix(config.width)?,
+                feed_forward_statistics: matrix(2)?,
+                up: matrix(config.up_width())?,
+                normal,
+                activated,
+            })
+        };
+        (0..blocks).map(|_| block()).collect()
     }
 }
 
@@ -128,7 +134,7 @@ impl Workspace {
             rows,
             recompute: false,
             inputs: (0..inputs).map(|_| device.allocate(rows * config.width)).collect::<Result<_>>()?,
-            saved: (0..saved).map(|_| BlockSaved::allocate(device, config, rows)).collect::<Result<_>>()?,
+            saved: BlockSaved::allocate(device, config, rows, saved)?,
             gradients: None,
             normal: device.allocate(rows * config.width)?,
             statistics: device.allocate(rows * 2)?,
