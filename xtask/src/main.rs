@@ -10,6 +10,7 @@ mod environment;
 mod fuzz;
 mod machine;
 mod readme;
+mod sanitize;
 mod shell;
 mod simulate;
 
@@ -53,6 +54,10 @@ enum Task {
     Sim(simulate::Simulation),
     /// Foreign bytes: every target that takes some, with altered inputs, for a bounded time.
     Fuzz(fuzz::Inputs),
+    /// The kernels' tests under AddressSanitizer.
+    Sanitize,
+    /// The worker pool in every order in which its threads can meet.
+    Model,
     /// What CI runs.
     Ci,
 }
@@ -80,6 +85,8 @@ fn run(task: Task) -> Result<()> {
         Task::Bench(bench) => bench::run(bench),
         Task::Sim(simulation) => simulate::run(&simulation),
         Task::Fuzz(inputs) => fuzz::run(&inputs),
+        Task::Sanitize => sanitize::address(),
+        Task::Model => sanitize::model(),
         Task::Ci => ci::all(),
     }
 }

@@ -51,6 +51,7 @@ impl Arena {
         // SAFETY: the range was mapped just above. Huge pages only make it faster: a refusal is no failure.
         let _ = unsafe { mm::madvise(start, bytes, Advice::LinuxHugepage) };
         let start = NonNull::new(start.cast()).ok_or_else(|| Error::internal("mmap returned null"))?;
+        red_zone::poison(start.as_ptr(), capacity);
         Ok(Self { region: Arc::new(Region { start, capacity }), used: AtomicUsize::new(0) })
     }
 
@@ -64,7 +65,10 @@ impl Arena {
             used.checked_add(rounded).filter(|end| *end <= self.region.capacity)
         });
         match taken {
-            Ok(start) => Ok(Span::new(start, len)),
+            Ok(start) => {
+                red_zone::open(self.region.start.as_ptr().wrapping_add(start), len);
+                Ok(Span::new(start, len))
+            }
             Err(used) => Err(Error::exhausted(format!(
                 "no room for {len} more elements: {used} of the {} reserved are in use; choose a smaller model or batch",
                 self.region.capacity
@@ -131,8 +135,40 @@ impl Arena {
 impl Drop for Region {
     fn drop(&mut self) {
         let bytes = self.capacity.max(1) * size_of::<f32>();
+        // Whoever is given these addresses next knows nothing of us.
+        red_zone::open(self.start.as_ptr(), self.capacity);
         // SAFETY: the mapping was made by reserve with this size; slices borrow the arena, ranges hold the region: both are gone.
         let _ = unsafe { mm::munmap(self.start.as_ptr().cast::<c_void>(), bytes) };
+    }
+}
+
+/// For AddressSanitizer (`cargo x sanitize`), which knows nothing of what is handed out here: all that is not handed out, up
+/// to the next cache line behind each range too, is poison.
+mod red_zone {
+    #[cfg(gradus_asan)]
+    unsafe extern "C" {
+        fn __asan_poison_memory_region(start: *const std::ffi::c_void, bytes: usize);
+        fn __asan_unpoison_memory_region(start: *const std::ffi::c_void, bytes: usize);
+    }
+
+    /// Nobody may touch these elements.
+    pub(super) fn poison(start: *const f32, len: usize) {
+        #[cfg(gradus_asan)]
+        // SAFETY: the sanitizer only takes note of it.
+        unsafe {
+            __asan_poison_memory_region(start.cast(), len * size_of::<f32>());
+        }
+        let _ = (start, len);
+    }
+
+    /// These may be touched from now on.
+    pub(super) fn open(start: *const f32, len: usize) {
+        #[cfg(gradus_asan)]
+        // SAFETY: as above.
+        unsafe {
+            __asan_unpoison_memory_region(start.cast(), len * size_of::<f32>());
+        }
+        let _ = (start, len);
     }
 }
 
@@ -173,6 +209,24 @@ mod tests {
         drop(arena);
         // SAFETY: the range keeps its addresses, arena or not.
         assert_eq!(unsafe { range.start().cast::<f32>().read() }, 3.0);
+    }
+
+    /// The sanitizer sees what is not handed out; the process that shows it ends by that.
+    #[cfg(gradus_asan)]
+    #[test]
+    fn one_element_too_far_is_found() {
+        if std::env::var_os("GRADUS_ONE_TOO_FAR").is_some() {
+            let arena = Arena::reserve(64).unwrap();
+            let raw = arena.raw(arena.allocate(5).unwrap());
+            // SAFETY: it is not safe: that is what is shown.
+            std::hint::black_box(unsafe { raw.start.add(5).read_volatile() });
+            return;
+        }
+        let mut again = std::process::Command::new(std::env::current_exe().unwrap());
+        again.args(["--exact", "arena::tests::one_element_too_far_is_found"]).env("GRADUS_ONE_TOO_FAR", "1");
+        let output = again.output().unwrap();
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(!output.status.success() && said.contains("use-after-poison"), "{said}");
     }
 
     #[test]

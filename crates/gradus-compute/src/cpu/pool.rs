@@ -7,16 +7,26 @@
 //! Invariant: `run` returns, or panics, only when no worker touches the job any more.
 
 use gradus_error::{IoContext, Result};
+#[cfg(loom)]
+use loom::{
+    sync::atomic::{AtomicU64, AtomicUsize, Ordering},
+    sync::{Arc, Condvar, Mutex, MutexGuard},
+    thread::{self, JoinHandle},
+};
 use std::any::Any;
 use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::thread::JoinHandle;
+use std::sync::PoisonError;
+#[cfg(not(loom))]
+use std::{
+    sync::atomic::{AtomicU64, AtomicUsize, Ordering},
+    sync::{Arc, Condvar, Mutex, MutexGuard},
+    thread::{self, JoinHandle},
+};
 
 /// Looks at the generation before a thread sleeps: about 20 microseconds, the time of a short operation between two
 /// parallel ones.
-const SPINS: u32 = 1000;
+const SPINS: u32 = if cfg!(loom) { 1 } else { 1000 };
 
 /// Part `index` of `len` things cut into `parts` runs of whole `granule`s, as even as granules allow.
 pub fn part(len: usize, granule: usize, parts: usize, index: usize) -> Range<usize> {
@@ -70,11 +80,16 @@ impl Pool {
     /// # Errors
     /// `Unavailable` when the system starts no more threads.
     pub fn new(threads: usize) -> Result<Self> {
-        let spins = if threads <= gradus_host::processors::available() { SPINS } else { 0 };
-        let mut pool = Self { shared: Arc::default(), workers: Vec::new(), spins };
+        let fit = threads <= gradus_host::processors::available();
+        Self::with_spins(threads, if fit { SPINS } else { 0 })
+    }
+
+    /// A pool whose threads look so many times before they sleep.
+    fn with_spins(threads: usize, spins: u32) -> Result<Self> {
+        let mut pool = Self { shared: Arc::new(Shared::default()), workers: Vec::new(), spins };
         for index in 1..threads {
             let shared = Arc::clone(&pool.shared);
-            let worker = std::thread::Builder::new()
+            let worker = thread::Builder::new()
                 .name(format!("compute-{index}"))
                 .spawn(move || work(&shared, index, spins))
                 .context(|| format!("cannot start compute thread {index} of {threads}"))?;
@@ -146,7 +161,10 @@ impl Drop for Pool {
 fn spin_while(spins: u32, condition: impl Fn() -> bool) {
     let mut left = spins;
     while left > 0 && condition() {
+        #[cfg(not(loom))]
         std::hint::spin_loop();
+        #[cfg(loom)]
+        loom::hint::spin_loop();
         left -= 1;
     }
 }
@@ -179,7 +197,69 @@ fn work(shared: &Shared, index: usize, spins: u32) {
     }
 }
 
-#[cfg(test)]
+/// Every order in which threads can meet here, within bounds (Norris and Demsky 2013): `cargo x model`.
+#[cfg(all(test, loom))]
+mod models {
+    use super::*;
+
+    /// The pool as it runs, spinning or not.
+    fn explore(threads: usize, preemptions: usize, body: impl Fn(Pool) + Sync + Send + Clone + 'static) {
+        for spins in [0, SPINS] {
+            let body = body.clone();
+            let mut builder = loom::model::Builder::new();
+            builder.preemption_bound = Some(preemptions);
+            builder.check(move || body(Pool::with_spins(threads, spins).unwrap()));
+        }
+    }
+
+    /// Numbers that are not atomic: that each is touched by one thread after the other is what is checked.
+    #[derive(Default)]
+    struct Cells([loom::cell::UnsafeCell<u32>; 2]);
+
+    // SAFETY: index i counts in cell i only, and nobody reads while a job runs; loom finds it if that were not so.
+    unsafe impl Sync for Cells {}
+
+    impl Cells {
+        fn count(&self, index: usize) {
+            // SAFETY: as above.
+            self.0[index].with_mut(|cell| unsafe { *cell += 1 });
+        }
+
+        fn counts(&self) -> [u32; 2] {
+            // SAFETY: as above.
+            [0, 1].map(|index: usize| self.0[index].with(|cell| unsafe { *cell }))
+        }
+    }
+
+    #[test]
+    fn each_job_runs_once_on_each_index_and_is_seen_when_run_returns() {
+        explore(2, 3, |mut pool| {
+            let cells = Cells::default();
+            for round in 1..=2 {
+                pool.run(&|index| cells.count(index));
+                assert_eq!(cells.counts(), [round; 2]);
+            }
+        });
+    }
+
+    #[test]
+    fn three_threads_end_their_job_and_their_pool() {
+        explore(3, 2, |mut pool| {
+            let count = AtomicUsize::new(0);
+            pool.run(&|_| {
+                count.fetch_add(1, Ordering::Relaxed);
+            });
+            assert_eq!(count.load(Ordering::Relaxed), 3);
+        });
+    }
+
+    #[test]
+    fn a_pool_that_was_never_used_ends() {
+        explore(3, 2, drop);
+    }
+}
+
+#[cfg(all(test, not(loom)))]
 mod tests {
     use super::*;
 

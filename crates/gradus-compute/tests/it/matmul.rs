@@ -16,7 +16,8 @@ struct Tensors<'a> {
 
 impl<'a> Tensors<'a> {
     fn new(device: &'a dyn Device, largest: usize) -> Self {
-        Self { device, spans: std::array::from_fn(|_| device.allocate(largest * largest).unwrap()) }
+        // One more than fits: the end of an operand is the end of what was handed out, and no multiple of a cache line.
+        Self { device, spans: std::array::from_fn(|_| device.allocate(largest * largest + 1).unwrap()) }
     }
 
     /// All uses of a linear layer of this shape: forward plain, with bias, with residual, in place, with weights in bf16;
@@ -24,10 +25,11 @@ impl<'a> Tensors<'a> {
     fn run(&self, shape: Linear) -> Vec<Vec<f32>> {
         let Linear { rows, inputs, outputs } = shape;
         let [x, weight, d_out, bias, out, d_x, d_weight, halves] = self.spans;
-        let (x, weight) = (x.part(0, rows * inputs), weight.part(0, outputs * inputs));
+        let last = |span: Span, len: usize| span.part(span.len - len, len);
+        let (x, weight) = (last(x, rows * inputs), last(weight, outputs * inputs));
         let (d_out, bias, out) =
-            (d_out.part(0, rows * outputs), bias.part(0, outputs), out.part(0, rows * outputs));
-        let (d_x, d_weight) = (d_x.part(0, rows * inputs), d_weight.part(0, outputs * inputs));
+            (last(d_out, rows * outputs), last(bias, outputs), last(out, rows * outputs));
+        let (d_x, d_weight) = (last(d_x, rows * inputs), last(d_weight, outputs * inputs));
         for (i, span) in [x, weight, d_out, bias, d_x, d_weight].into_iter().enumerate() {
             self.device.write(span, &uniform(i as u64, span.len));
         }
@@ -39,7 +41,7 @@ impl<'a> Tensors<'a> {
             self.device.linear_forward(shape, x, weight.into(), bias, residual, out);
             results.push(get(self.device, out));
         }
-        let halves = Weight { span: halves.part(0, Format::Bf16.places(weight.len)), format: Format::Bf16 };
+        let halves = Weight { span: last(halves, Format::Bf16.places(weight.len)), format: Format::Bf16 };
         self.device.write_bf16(halves.span, &uniform(1, weight.len));
         self.device.linear_forward(shape, x, halves, Some(bias), None, out);
         results.push(get(self.device, out));
