@@ -66,6 +66,7 @@ pub fn connect(
         trust,
         wish,
         transport: kind,
+        node: &settings.node_id,
         fingerprint,
         levels: settings.priority_levels,
         timeout: Duration::from_secs(settings.rendezvous_timeout_s),
@@ -100,7 +101,7 @@ pub(crate) fn join_world(
         host::step_to(place_among_neighbours(&table, rank));
     }
     tracing::debug!(rank, world_size = table.members.len(), spin, "all ranks have come");
-    let surroundings = Surroundings { hosts: table.hosts(), timeouts: terms.timeouts, alarm };
+    let surroundings = Surroundings { nodes: table.nodes(), timeouts: terms.timeouts, alarm };
     if shares_memory(terms.transport, &table.members)? {
         let trust = terms.trust.towards(Purpose::Memory);
         let shared = SharedMemory::connect(trust, &mut table, settings, spin, surroundings, (clock, until))?;
@@ -156,15 +157,23 @@ fn place_among_neighbours(table: &Table, rank: usize) -> usize {
 
 /// Every rank comes to the same answer: all have the same table.
 fn shares_memory(kind: TransportKind, members: &[Member]) -> Result<bool> {
-    let first = &members[0].host;
-    let stranger = members.iter().position(|member| first.is_empty() || member.host != *first);
+    let first = &members[0];
+    let stranger = members.iter().position(|member| !first.shares_memory_with(member));
     match (kind, stranger) {
         (TransportKind::Tcp, _) => Ok(false),
         (TransportKind::Auto, stranger) => Ok(stranger.is_none()),
         (TransportKind::SharedMemory, None) => Ok(true),
-        (TransportKind::SharedMemory, Some(rank)) => Err(Error::invalid(format!(
-            "ranks 0 and {rank} cannot share memory: they run on different hosts, in different network namespaces or \
-             as different users; choose transport tcp or auto"
-        ))),
+        (TransportKind::SharedMemory, Some(rank)) => Err(strangers(first, rank, &members[rank])),
     }
+}
+
+/// Why a rank shares no memory with rank 0.
+fn strangers(first: &Member, rank: usize, member: &Member) -> Error {
+    let why = if !first.host.is_empty() && first.host == member.host {
+        let [one, other] = [first, member].map(|member| host::shown(&member.node));
+        format!("they lie on different nodes, {one} and {other} (network.node_id, launch.logical_nodes)")
+    } else {
+        "they run on different hosts, in different network namespaces or as different users".to_owned()
+    };
+    Error::invalid(format!("ranks 0 and {rank} cannot share memory: {why}; choose transport tcp or auto"))
 }
