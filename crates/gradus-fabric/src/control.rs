@@ -156,6 +156,7 @@ impl Failure {
 }
 
 /// What lines know of the world around them.
+#[derive(Clone)]
 pub(crate) struct Surroundings {
     /// The nodes of all ranks, for a person.
     pub(crate) nodes: Vec<String>,

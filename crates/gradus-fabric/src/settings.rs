@@ -26,10 +26,10 @@ pub(crate) const INTERFACE: &str = "network.interface";
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum TransportKind {
-    /// Shared memory if all ranks are on one host and can share it, TCP otherwise.
+    /// Shared memory between ranks that lie on one node and can share it, TCP between others.
     #[default]
     Auto,
-    /// Shared memory: all ranks on one host.
+    /// Shared memory: all ranks on one node.
     SharedMemory,
     /// TCP between every two ranks.
     Tcp,
