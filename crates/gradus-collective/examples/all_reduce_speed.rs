@@ -1,5 +1,8 @@
 //! Our arms of `cargo x bench collective`: all-reduce of f32 sums in place between processes of this host, and the limit
-//! that memory sets: `all_reduce_speed RANKS shared-memory|registered|tcp|limit BYTES,BYTES,...`.
+//! that memory sets: `all_reduce_speed RANKS shared-memory|registered|tcp|nodes|nodes-tcp|limit BYTES,BYTES,...`.
+//!
+//! *Nodes* are logical ones of two ranks each, with shared memory inside and TCP across; *nodes-tcp* are the same with TCP
+//! everywhere.
 //!
 //! Rank 0 prints a line of JSON for each size: `{"bytes", "us", "turns", "wrong"}`: the median time of one call, how many
 //! turns it is the median of, and how many elements of its last result were wrong; and `"predicted_us"`, what was predicted
@@ -43,12 +46,15 @@ struct Request {
 fn main() -> Result<()> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let request = parse(&arguments).ok_or_else(|| {
-        Error::invalid("usage: all_reduce_speed RANKS shared-memory|registered|tcp|limit BYTES,...")
+        Error::invalid(
+            "usage: all_reduce_speed RANKS shared-memory|registered|tcp|nodes|nodes-tcp|limit BYTES,...",
+        )
     })?;
     match (std::env::var_os(RANK), request.transport.as_str()) {
         (_, "limit") => request.sizes.iter().for_each(|bytes| limit(*bytes)),
         (None, _) => launch(&request, &arguments)?,
-        (Some(_), "tcp") => rank(&request, TransportKind::Tcp)?,
+        (Some(_), "tcp" | "nodes-tcp") => rank(&request, TransportKind::Tcp)?,
+        (Some(_), "nodes") => rank(&request, TransportKind::Auto)?,
         (Some(_), _) => rank(&request, TransportKind::SharedMemory)?,
     }
     Ok(())
@@ -57,7 +63,8 @@ fn main() -> Result<()> {
 fn parse(arguments: &[String]) -> Option<Request> {
     let [ranks, transport, sizes] = arguments else { return None };
     let sizes = sizes.split(',').map(|size| size.parse().ok()).collect::<Option<_>>()?;
-    let known = ["shared-memory", "registered", "tcp", "limit"].contains(&transport.as_str());
+    let known = ["shared-memory", "registered", "tcp", "nodes", "nodes-tcp", "limit"];
+    let known = known.contains(&transport.as_str());
     known.then_some(Request { ranks: ranks.parse().ok()?, transport: transport.clone(), sizes })
 }
 
@@ -89,9 +96,12 @@ fn launch(request: &Request, arguments: &[String]) -> Result<()> {
 fn rank(request: &Request, kind: TransportKind) -> Result<()> {
     let launch = Launch::from_environment(&|name| std::env::var(name).ok())?.unwrap_or_else(Launch::alone);
     take_a_processor(launch.rank);
-    let transport = connect(&launch, kind, &NetworkSettings::default(), "all_reduce_speed")?;
+    let of_a_node = if request.transport.starts_with("nodes") { 2 } else { request.ranks };
+    let node_id = launch.node_id("", request.ranks.div_ceil(of_a_node))?;
+    let settings = NetworkSettings { node_id, ..NetworkSettings::default() };
+    let transport = connect(&launch, kind, &settings, "all_reduce_speed")?;
     let mut communicator = Communicator::new(transport, Duration::from_secs(60));
-    communicator.measure_links(&Nodes::even(request.ranks, request.ranks))?;
+    communicator.measure_links(&Nodes::even(request.ranks, of_a_node))?;
     for bytes in &request.sizes {
         if request.transport == "registered" {
             measure_registered(&mut communicator, *bytes)?;

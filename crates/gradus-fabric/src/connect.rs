@@ -1,6 +1,7 @@
 //! From a launch to a transport.
 
 use crate::alarm::Alarm;
+use crate::circle::Circle;
 use crate::control::Surroundings;
 use crate::doors::Member;
 use crate::handshake::Purpose;
@@ -8,6 +9,7 @@ use crate::holders::Holder;
 use crate::host;
 use crate::interface::{self, interface_of};
 use crate::launch::Launch;
+use crate::nodes::Nodes;
 use crate::rendezvous::{Occasion, Table, Terms, meet};
 use crate::settings::{NetworkSettings, TransportKind};
 use crate::shm::SharedMemory;
@@ -17,6 +19,7 @@ use crate::transport::{Alone, Transport};
 use crate::trust::Trust;
 use gradus_error::{Error, Result};
 use gradus_host::RealClock;
+use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 use std::time::Duration;
@@ -66,6 +69,7 @@ pub fn connect(
         trust,
         wish,
         transport: kind,
+        node: &settings.node_id,
         fingerprint,
         levels: settings.priority_levels,
         timeout: Duration::from_secs(settings.rendezvous_timeout_s),
@@ -92,7 +96,7 @@ pub(crate) fn join_world(
     alarm: Option<Arc<Alarm>>,
 ) -> Result<Joined> {
     let (rank, clock) = (terms.launch.rank, terms.clock);
-    let mut table = meet(terms)?;
+    let table = meet(terms)?;
     show(rank, &table);
     let until = clock.now() + terms.timeout;
     let spin = has_processor_each(&table, rank);
@@ -100,15 +104,52 @@ pub(crate) fn join_world(
         host::step_to(place_among_neighbours(&table, rank));
     }
     tracing::debug!(rank, world_size = table.members.len(), spin, "all ranks have come");
-    let surroundings = Surroundings { hosts: table.hosts(), timeouts: terms.timeouts, alarm };
-    if shares_memory(terms.transport, &table.members)? {
+    let surroundings = Surroundings { nodes: table.nodes(), timeouts: terms.timeouts, alarm };
+    Links { terms, settings, spin, surroundings, until }.join(table)
+}
+
+/// What connections are made with.
+struct Links<'a> {
+    terms: &'a Terms<'a>,
+    settings: &'a NetworkSettings,
+    spin: bool,
+    surroundings: Surroundings,
+    until: Duration,
+}
+
+impl Links<'_> {
+    fn join(&self, mut table: Table) -> Result<Joined> {
+        let (rank, world_size) = (self.terms.launch.rank, table.members.len());
+        let circle = Circle::around(rank, &table.members);
+        match way(self.terms.transport, &table.members)? {
+            Way::Inside => {
+                let inside = self.inside(&mut table, &circle)?;
+                Ok(Joined { holders: inside.holders()?, transport: Box::new(inside) })
+            }
+            Way::Across => {
+                let across = self.across(table, &Circle::alone(rank, world_size))?;
+                Ok(Joined { holders: Vec::new(), transport: Box::new(across) })
+            }
+            Way::Both => {
+                let inside = (circle.len() > 1).then(|| self.inside(&mut table, &circle)).transpose()?;
+                let nodes = Nodes::new(inside, self.across(table, &circle)?);
+                Ok(Joined { holders: nodes.holders()?, transport: Box::new(nodes) })
+            }
+        }
+    }
+
+    fn inside(&self, table: &mut Table, circle: &Circle) -> Result<SharedMemory> {
+        let Self { terms, settings, spin, surroundings, until } = self;
         let trust = terms.trust.towards(Purpose::Memory);
-        let shared = SharedMemory::connect(trust, &mut table, settings, spin, surroundings, (clock, until))?;
-        Ok(Joined { holders: shared.holders()?, transport: Box::new(shared) })
-    } else {
+        let times = (terms.clock, *until);
+        SharedMemory::connect(trust, table, circle, settings, *spin, surroundings.clone(), times)
+    }
+
+    fn across(&self, table: Table, circle: &Circle) -> Result<Tcp> {
+        let Self { terms, settings, spin, surroundings, until } = self;
         let trust = terms.trust.towards(Purpose::Stream);
-        let tcp = Tcp::connect(trust, table, settings, spin, surroundings, (clock, until))?;
-        Ok(Joined { transport: Box::new(tcp), holders: Vec::new() })
+        let times = (terms.clock, *until);
+        Tcp::connect(trust, table, circle, settings, *spin, surroundings.clone(), times)
     }
 }
 
@@ -154,17 +195,43 @@ fn place_among_neighbours(table: &Table, rank: usize) -> usize {
     neighbours(table, rank).filter(alike).count()
 }
 
+/// How the ranks of a world reach each other.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Way {
+    /// All by shared memory.
+    Inside,
+    /// All by TCP.
+    Across,
+    /// Those of a node by shared memory, others by TCP.
+    Both,
+}
+
 /// Every rank comes to the same answer: all have the same table.
-fn shares_memory(kind: TransportKind, members: &[Member]) -> Result<bool> {
-    let first = &members[0].host;
-    let stranger = members.iter().position(|member| first.is_empty() || member.host != *first);
+fn way(kind: TransportKind, members: &[Member]) -> Result<Way> {
+    let first = &members[0];
+    let stranger = members.iter().position(|member| !first.shares_memory_with(member));
     match (kind, stranger) {
-        (TransportKind::Tcp, _) => Ok(false),
-        (TransportKind::Auto, stranger) => Ok(stranger.is_none()),
-        (TransportKind::SharedMemory, None) => Ok(true),
-        (TransportKind::SharedMemory, Some(rank)) => Err(Error::invalid(format!(
-            "ranks 0 and {rank} cannot share memory: they run on different hosts, in different network namespaces or \
-             as different users; choose transport tcp or auto"
-        ))),
+        (TransportKind::Tcp, _) => Ok(Way::Across),
+        (TransportKind::Auto | TransportKind::SharedMemory, None) => Ok(Way::Inside),
+        (TransportKind::SharedMemory, Some(rank)) => Err(strangers(first, rank, &members[rank])),
+        (TransportKind::Auto, Some(_)) if some_share_memory(members) => Ok(Way::Both),
+        (TransportKind::Auto, Some(_)) => Ok(Way::Across),
     }
+}
+
+/// Whether there are two that share memory.
+fn some_share_memory(members: &[Member]) -> bool {
+    let mut nodes = BTreeSet::new();
+    members.iter().filter(|member| !member.host.is_empty()).any(|one| !nodes.insert((&one.host, &one.node)))
+}
+
+/// Why a rank shares no memory with rank 0.
+fn strangers(first: &Member, rank: usize, member: &Member) -> Error {
+    let why = if !first.host.is_empty() && first.host == member.host {
+        let [one, other] = [first, member].map(|member| host::shown(&member.node));
+        format!("they lie on different nodes, {one} and {other} (network.node_id, launch.logical_nodes)")
+    } else {
+        "they run on different hosts, in different network namespaces or as different users".to_owned()
+    };
+    Error::invalid(format!("ranks 0 and {rank} cannot share memory: {why}; choose transport tcp or auto"))
 }

@@ -156,9 +156,10 @@ impl Failure {
 }
 
 /// What lines know of the world around them.
+#[derive(Clone)]
 pub(crate) struct Surroundings {
-    /// The hosts of all ranks, for a person.
-    pub(crate) hosts: Vec<String>,
+    /// The nodes of all ranks, for a person.
+    pub(crate) nodes: Vec<String>,
     /// How long to bear silence.
     pub(crate) timeouts: Timeouts,
     /// What ends all waiting when it is raised.
@@ -255,8 +256,8 @@ impl Lines {
 
     /// A rank as a person knows it.
     fn name(&self, rank: usize) -> String {
-        match self.surroundings.hosts.get(rank) {
-            Some(host) => format!("rank {rank} on {host}"),
+        match self.surroundings.nodes.get(rank) {
+            Some(node) => format!("rank {rank} on {node}"),
             None => format!("rank {rank}"),
         }
     }

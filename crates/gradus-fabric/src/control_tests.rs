@@ -6,9 +6,9 @@ fn stream(socket: UnixStream) -> Stream {
 }
 
 fn surroundings(alarm: Option<Arc<Alarm>>) -> Surroundings {
-    let hosts = ["near", "far", "further"].map(str::to_owned).into();
+    let nodes = ["near", "far", "further"].map(str::to_owned).into();
     let timeouts = Timeouts::from(Duration::from_secs(10)).unwrap();
-    Surroundings { hosts, timeouts, alarm }
+    Surroundings { nodes, timeouts, alarm }
 }
 
 /// Lines of rank 0 to ranks 1 and 2, and the other ends.

@@ -15,12 +15,22 @@ pub(crate) struct Member {
     pub(crate) address: SocketAddr,
     /// What a person calls its host.
     pub(crate) name: String,
-    /// Which ranks it can share memory with: those with the same one, not empty.
+    /// Which ranks it can share memory with: those with the same one, not empty, on the same node.
     pub(crate) host: String,
+    /// The node that it lies on, if that is not the host itself.
+    #[serde(default)]
+    pub(crate) node: String,
     /// Its processors.
     pub(crate) processors: String,
     /// Name of its Unix socket in the abstract namespace, empty if it has none.
     pub(crate) socket: String,
+}
+
+impl Member {
+    /// Whether the two can share memory. A rank that can share none does so with nobody, itself included.
+    pub(crate) fn shares_memory_with(&self, other: &Self) -> bool {
+        !self.host.is_empty() && self.host == other.host && self.node == other.node
+    }
 }
 
 /// The sockets at which a rank's peers find it.
@@ -32,6 +42,7 @@ pub(crate) struct Doors {
     pub(crate) local: Option<UnixListener>,
     socket: String,
     host: String,
+    node: String,
 }
 
 impl Doors {
@@ -50,16 +61,17 @@ impl Doors {
         let address = dial::own_address(&tcp)?;
         let host = if terms.transport == TransportKind::Tcp { String::new() } else { host::identity() };
         let (local, socket) = if host.is_empty() { (None, String::new()) } else { dial::local_door()? };
-        Ok(Self { tcp, address, local, socket, host })
+        Ok(Self { tcp, address, local, socket, host, node: terms.node.to_owned() })
     }
 
     /// What others are told of them.
     pub(crate) fn member(&self) -> Member {
-        let Self { address, host, socket, .. } = self;
+        let Self { address, host, node, socket, .. } = self;
         Member {
             address: *address,
             name: host::name(),
             host: host.clone(),
+            node: node.clone(),
             processors: host::processors(),
             socket: socket.clone(),
         }

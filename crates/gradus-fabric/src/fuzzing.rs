@@ -100,8 +100,7 @@ fn frames(data: &[u8]) -> bool {
 }
 
 fn framed() -> Vec<Vec<u8>> {
-    let member =
-        r#"{"address":"10.0.0.1:29500","name":"node-1","host":"ab","processors":"3","socket":"gradus-1"}"#;
+    let member = r#"{"address":"10.0.0.1:29500","name":"node-1","host":"ab","node":"a.1","processors":"3","socket":"gradus-1"}"#;
     let bodies = [
         format!(
             r#"{{"version":"0.1.0","occasion":{{"group":"g","epoch":1}},"rank":1,"world_size":2,"fingerprint":"a\nb","transport":"auto","priority_levels":2,"member":{member}}}"#

@@ -1,5 +1,6 @@
 //! How ranks of one host hand each other the files of their shared memory: over Unix sockets, once.
 
+use crate::circle::Circle;
 use crate::dial;
 use crate::mesh::Mesh;
 use crate::rendezvous::Table;
@@ -7,7 +8,7 @@ use crate::stream::Stream;
 use crate::trust::Trust;
 use gradus_error::{Error, IoContext, Result};
 use gradus_host::Clock;
-use gradus_memory::{PeerHeap, Segment, SharedHeap};
+use gradus_memory::Segment;
 use rustix::io::Errno;
 use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer,
@@ -15,16 +16,17 @@ use rustix::net::{
 };
 use std::io::{IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
-use std::os::fd::OwnedFd;
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::time::Duration;
 
-/// Connects to all ranks of the table on this host; the sockets by peer.
+/// Connects to all ranks of a circle; the sockets by peer.
 ///
 /// # Errors
 /// `PeerLost` or `Unavailable` naming a rank that does not take part.
 pub(crate) fn connect_sockets(
     trust: Trust,
     table: &mut Table,
+    circle: &Circle,
     clock: &dyn Clock,
     until: Duration,
 ) -> Result<Vec<Vec<OwnedFd>>> {
@@ -32,7 +34,7 @@ pub(crate) fn connect_sockets(
     let Some(listener) = table.doors.local.take() else {
         return Err(Error::unavailable(format!("rank {rank} has no socket to hand out shared memory")));
     };
-    let mesh = Mesh { rank, world_size: table.members.len(), job: &table.job, trust, lines: 1, clock, until };
+    let mesh = Mesh { rank, job: &table.job, trust, lines: circle.lines_inside(1), clock, until };
     let streams = mesh.connect(listener.into(), &|peer| {
         let socket = dial::reach_local(&table.members[peer].socket, until.saturating_sub(clock.now()));
         socket.map_err(|error| dial::unreachable(rank, peer, "on this host", error.into()))
@@ -41,11 +43,11 @@ pub(crate) fn connect_sockets(
     Ok(streams.into_iter().map(plain).collect())
 }
 
-/// Sends the files of inbox and heap along with one byte, which carries them.
-pub(crate) fn hand_over(socket: &OwnedFd, inbox: &Segment, heap: &SharedHeap) -> Result<()> {
+/// Sends the file of an inbox, and another one, along with one byte, which carries them.
+pub(crate) fn hand_over(socket: &OwnedFd, inbox: &Segment, beside: BorrowedFd) -> Result<()> {
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(2))];
     let mut ancillary = SendAncillaryBuffer::new(&mut space);
-    let files = [inbox.file(), heap.file()];
+    let files = [inbox.file(), beside];
     assert!(ancillary.push(SendAncillaryMessage::ScmRights(&files)), "the space holds two files");
     let sent = rustix::net::sendmsg(socket, &[IoSlice::new(&[1])], &mut ancillary, SendFlags::NOSIGNAL);
     sent.map(|_| ()).context(|| "cannot hand over shared memory".to_owned())
@@ -54,7 +56,8 @@ pub(crate) fn hand_over(socket: &OwnedFd, inbox: &Segment, heap: &SharedHeap) ->
 /// What a peer has handed over.
 pub(crate) struct Handed {
     pub(crate) inbox: Segment,
-    pub(crate) heap: PeerHeap,
+    /// The other file.
+    pub(crate) beside: OwnedFd,
 }
 
 /// Receives the files of a peer and maps its inbox.
@@ -79,8 +82,8 @@ pub(crate) fn take_over(socket: &OwnedFd, len: usize, clock: &dyn Clock, until: 
         _ => None,
     });
     let mut files = files.flatten();
-    let (Some(inbox), Some(heap)) = (files.next(), files.next()) else {
+    let (Some(inbox), Some(beside)) = (files.next(), files.next()) else {
         return Err(Error::unavailable("no shared memory arrived"));
     };
-    Ok(Handed { inbox: Segment::open(inbox, len)?, heap: PeerHeap::open(heap)? })
+    Ok(Handed { inbox: Segment::open(inbox, len)?, beside })
 }

@@ -38,15 +38,15 @@ pub(crate) fn shown(name: &str) -> String {
     if name.is_empty() { "unnamed".to_owned() } else { name }
 }
 
-/// A number that processes share exactly if they share a kernel and a network namespace: between them lies no network. Where
-/// the system does not tell, it is nobody else's.
-pub fn host_mark() -> u64 {
+/// A number that processes share exactly if they share a kernel and a network namespace, and lie on nodes of one name:
+/// between them lies no network, and is none made believe. Where the system does not tell, it is nobody else's.
+pub fn node_mark(node_id: &str) -> u64 {
     let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
     let network = std::fs::read_link("/proc/self/ns/net").unwrap_or_default();
     if boot.is_empty() || network.as_os_str().is_empty() {
         return random::seed_from_system();
     }
-    let digest = Sha256::digest(format!("{} {}", boot.trim(), network.display()));
+    let digest = Sha256::digest(format!("{} {} {node_id}", boot.trim(), network.display()));
     u64::from_le_bytes(*digest.first_chunk().expect("a digest has 32 bytes"))
 }
 
@@ -101,7 +101,8 @@ mod tests {
 
     #[test]
     fn this_process_has_a_host_and_processors() {
-        assert_eq!((identity(), host_mark()), (identity(), host_mark()));
+        assert_eq!((identity(), node_mark("a")), (identity(), node_mark("a")));
+        assert_ne!(node_mark(""), node_mark("a"));
         assert!(!identity().is_empty() && enough_processors(&[&processors()]));
     }
 

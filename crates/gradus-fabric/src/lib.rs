@@ -7,7 +7,7 @@
 //! - [`membership`] is who belongs to a group as of when, kept by a coordinator in a file or in etcd ([`EtcdAddress`]).
 //! - [`simulated`] is a transport in virtual time, on which everything that goes wrong follows from a seed.
 //! - A [`Transport`] is ordered streams of bytes from each rank to each other, one for each level of priority, over shared
-//!   memory or TCP, moved without blocking, so that one executor serves all of them.
+//!   memory, TCP or both, moved without blocking, so that one executor serves all of them.
 //!
 //! [`connect`] goes the whole way once; a [`Session`] goes it anew for every epoch of a group. Invariants: nothing that comes from outside is believed or waited for without bound;
 //! a rank that dies is noticed by all others in bounded time and named; one interface is listened on, beyond loopback only
@@ -16,6 +16,7 @@
 mod alarm;
 mod bell;
 mod board;
+mod circle;
 mod connect;
 mod control;
 mod credentials;
@@ -30,11 +31,14 @@ mod handover;
 mod handshake;
 mod holders;
 mod host;
+mod inbox;
 mod interface;
 mod launch;
 pub mod membership;
 mod mesh;
 mod neighbours;
+mod node;
+mod nodes;
 mod private;
 mod rendezvous;
 mod ring;
@@ -54,7 +58,7 @@ mod trust;
 pub use board::{HEADER_WORDS, NOTE_WORDS, Note, STAGING_BYTES, STAGING_SLOTS};
 pub use connect::connect;
 pub use etcd::EtcdAddress;
-pub use host::host_mark;
+pub use host::node_mark;
 pub use interface::interface_of;
 pub use launch::{COORDINATOR, Launch, RENDEZVOUS_FD};
 pub use neighbours::{Location, Neighbours};

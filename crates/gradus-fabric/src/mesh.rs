@@ -1,4 +1,4 @@
-//! Connections between every two ranks of a table.
+//! Connections between ranks of a table: between every two, or those that meet here.
 //!
 //! Each rank first calls all ranks below it, proves itself, says who it is and hears the answer, then lets in all above
 //! it. Who is waited for is always of a lower rank, so nobody waits in a circle. That both ends know the run's secret is
@@ -28,17 +28,16 @@ pub(crate) struct Introduction {
 /// What a mesh is made from.
 pub(crate) struct Mesh<'a> {
     pub(crate) rank: usize,
-    pub(crate) world_size: usize,
     pub(crate) job: &'a str,
     pub(crate) trust: Trust,
-    /// Connections between every two ranks.
-    pub(crate) lines: usize,
+    /// Connections to each rank of the world, as many as it wants of us: none to those that are not met.
+    pub(crate) lines: Vec<usize>,
     pub(crate) clock: &'a dyn Clock,
     pub(crate) until: Duration,
 }
 
 impl Mesh<'_> {
-    /// Connects; the connections by peer and line (none to ourselves).
+    /// Connects; the connections by peer and line.
     ///
     /// # Errors
     /// `PeerLost` or `Unavailable` naming the rank that cannot be reached or does not call, `Denied` when it is not
@@ -49,7 +48,7 @@ impl Mesh<'_> {
         call: &dyn Fn(usize) -> Result<OwnedFd>,
     ) -> Result<Vec<Vec<Stream>>> {
         let mut streams: Vec<Vec<Option<Stream>>> =
-            (0..self.world_size).map(|_| (0..self.lines).map(|_| None).collect()).collect();
+            self.lines.iter().map(|lines| (0..*lines).map(|_| None).collect()).collect();
         for (peer, lines) in streams.iter_mut().enumerate().take(self.rank) {
             for (line, stream) in lines.iter_mut().enumerate() {
                 *stream = Some(self.introduce(peer, line, call(peer)?)?);
@@ -98,7 +97,8 @@ impl Mesh<'_> {
     /// The rank above us and the line that a caller speaks for, if it belongs here.
     fn recognise(&self, body: &[u8]) -> Option<(usize, usize)> {
         let Introduction { job, rank, line } = frame::decode(body).ok()?;
-        let expected = job == self.job && rank > self.rank && rank < self.world_size && line < self.lines;
+        let expected =
+            job == self.job && rank > self.rank && self.lines.get(rank).is_some_and(|lines| line < *lines);
         expected.then_some((rank, line))
     }
 

@@ -18,6 +18,7 @@ fn meet_at(door: &TcpListener, rank: usize, epoch: u64, clock: &dyn Clock) -> Re
         trust,
         wish: None,
         transport: TransportKind::Tcp,
+        node: "",
         fingerprint: "",
         levels: 1,
         timeout: PATIENCE,

@@ -75,9 +75,11 @@ pub(crate) struct Table {
 }
 
 impl Table {
-    /// What a person calls the hosts of all ranks.
-    pub(crate) fn hosts(&self) -> Vec<String> {
-        self.members.iter().map(|member| host::shown(&member.name)).collect()
+    /// What a person calls the nodes of all ranks.
+    pub(crate) fn nodes(&self) -> Vec<String> {
+        let name =
+            |member: &Member| host::shown(if member.node.is_empty() { &member.name } else { &member.node });
+        self.members.iter().map(name).collect()
     }
 }
 
@@ -91,6 +93,8 @@ pub(crate) struct Terms<'a> {
     /// What is wished about interfaces, and where.
     pub(crate) wish: Option<(Wish, &'static str)>,
     pub(crate) transport: TransportKind,
+    /// The node that this rank lies on, if it has a name of its own.
+    pub(crate) node: &'a str,
     pub(crate) fingerprint: &'a str,
     /// Levels of priority.
     pub(crate) levels: usize,

@@ -19,6 +19,7 @@ fn terms<'a>(launch: &'a Launch, timeout: Duration, clock: &'a RealClock) -> Ter
         trust,
         wish: None,
         transport: TransportKind::Auto,
+        node: "",
         fingerprint: "",
         levels: 1,
         timeout,
@@ -51,6 +52,7 @@ fn hello() -> Hello {
         address: "127.0.0.1:1".parse().unwrap(),
         name: String::new(),
         host: String::new(),
+        node: String::new(),
         processors: String::new(),
         socket: String::new(),
     };

@@ -3,6 +3,7 @@
 use crate::interface::Wish;
 use crate::launch::INTERFACES;
 use crate::membership::Timeouts;
+use crate::node::check_id;
 use crate::tls::TlsSettings;
 use crate::transport::MOST_LEVELS;
 use gradus_error::{Error, Result};
@@ -25,10 +26,10 @@ pub(crate) const INTERFACE: &str = "network.interface";
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum TransportKind {
-    /// Shared memory if all ranks are on one host and can share it, TCP otherwise.
+    /// Shared memory between ranks that lie on one node and can share it, TCP between others.
     #[default]
     Auto,
-    /// Shared memory: all ranks on one host.
+    /// Shared memory: all ranks on one node.
     SharedMemory,
     /// TCP between every two ranks.
     Tcp,
@@ -70,6 +71,9 @@ pub struct NetworkSettings {
     /// Interfaces to be reached at: names between commas, each the beginning of one (`eth`), exactly (`=eth0`) or all but
     /// these (`^lo,docker`); empty: as `NCCL_SOCKET_IFNAME` says, else the one that leads to rank 0.
     pub interface: String,
+    /// The node that this rank lies on, as letters, digits, `.`, `-` and `_`, 64 at most; empty: its host. Ranks share memory
+    /// inside a node only. May differ from rank to rank.
+    pub node_id: String,
     /// TLS on every TCP connection.
     pub tls: TlsSettings,
 }
@@ -84,6 +88,7 @@ impl Default for NetworkSettings {
             priority_levels: 1,
             socket_buffer_bytes: 1 << 20,
             interface: String::new(),
+            node_id: String::new(),
             tls: TlsSettings::default(),
         }
     }
@@ -122,6 +127,7 @@ impl NetworkSettings {
         if !self.interface.is_empty() {
             Wish::parse(&self.interface, INTERFACE)?;
         }
+        check_id(&self.node_id)?;
         self.tls.check()
     }
 
@@ -181,6 +187,7 @@ mod tests {
             ("failure_detection", NetworkSettings { failure_detection: Duration::ZERO, ..default() }),
             ("failure_detection", NetworkSettings { failure_detection: Duration::MAX, ..default() }),
             ("network.interface", NetworkSettings { interface: "^".into(), ..default() }),
+            ("network.node_id", NetworkSettings { node_id: "a node".into(), ..default() }),
             ("network.tls.certificate", NetworkSettings { tls, ..default() }),
             ("rendezvous_timeout_s", NetworkSettings { rendezvous_timeout_s: 0, ..default() }),
             ("rendezvous_timeout_s", NetworkSettings { rendezvous_timeout_s: u64::MAX, ..default() }),

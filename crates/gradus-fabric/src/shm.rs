@@ -1,22 +1,24 @@
-//! Ranks of one host, over shared memory.
+//! Ranks of one node, over shared memory: all of a world, or those of a [`Circle`] whose other peers are reached by TCP
+//! ([`crate::nodes`]).
 //!
-//! Every rank owns an inbox, a memfd segment that all peers map: a bell in its first page, then the counters of one
-//! ring for each lane, then the rings' bytes. Rank `p` produces into its rings in the inbox of `r`, and `r` consumes them
-//! there. Inboxes are handed over Unix sockets in the abstract namespace, which leave nothing behind; the sockets then
-//! stay open as lines of life.
+//! Every rank owns an inbox, a memfd segment that its peers map ([`crate::inbox`]). Rank `p` produces into its rings in the
+//! inbox of `r`, and `r` consumes them there. Inboxes are handed over Unix sockets in the abstract namespace, which leave
+//! nothing behind; the sockets then stay open as lines of life.
 //!
-//! Beside the streams each inbox holds its owner's boards, one for each level of priority, for what ranks do without a
-//! stream: see [`Neighbours`].
+//! Where the circle is the whole world each inbox also holds its owner's boards, one for each level of priority, for what
+//! ranks do without a stream: see [`Neighbours`]. Else it goes with a cord for its bell.
 
-use crate::bell::Bell;
-use crate::board::{Board, HEADER_WORDS, Note};
+use crate::bell::{self, Bell};
+use crate::board::{HEADER_WORDS, Note};
+use crate::circle::Circle;
 use crate::control::{Line, Lines, Surroundings};
 use crate::credentials::Credentials;
-use crate::handover::{connect_sockets, hand_over, take_over};
+use crate::handover::{Handed, connect_sockets, hand_over, take_over};
 use crate::holders::Holder;
+use crate::inbox::Plan;
 use crate::neighbours::{Location, Neighbour, Neighbours};
 use crate::rendezvous::Table;
-use crate::ring::{COUNTER_BYTES, Consumer, Place, Producer};
+use crate::ring::{Consumer, Producer};
 use crate::settings::{NetworkSettings, PeerMemory};
 use crate::stream::Stream;
 use crate::transport::{Direction, Interest, Lane, Transport};
@@ -24,18 +26,11 @@ use crate::trust::Trust;
 use gradus_error::{Error, Result};
 use gradus_host::{Clock, RealClock};
 use gradus_memory::{PeerHeap, Segment, SharedHeap};
+use rustix::event::{PollFd, PollFlags};
 use std::net::SocketAddr;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Duration;
-
-const PAGE: usize = 4096;
-
-/// All rings of an inbox together, by default, and the bounds of one: beyond a megabyte a ring falls out of the cache
-/// that both sides should find it in.
-const INBOX_BYTES: usize = 16 << 20;
-const SMALLEST_RING: usize = 64 << 10;
-const LARGEST_RING: usize = 1 << 20;
 
 /// How long to spin before sleeping. Waking a rank on another processor takes some 50 microseconds; who spins for less
 /// falls asleep while its peer wakes, and so on in turns.
@@ -50,82 +45,6 @@ const YIELDS: usize = 20;
 /// The longest wait, while ranks meet, without a look at the time.
 const LONGEST_WAIT: Duration = Duration::from_secs(1);
 
-/// Bytes of a ring when none were asked for: a power of two.
-fn ring_bytes(asked: usize, world_size: usize) -> usize {
-    if asked == 0 {
-        let share = INBOX_BYTES / world_size.saturating_sub(1).max(1);
-        return (1 << share.ilog2()).clamp(SMALLEST_RING, LARGEST_RING);
-    }
-    asked
-}
-
-/// Where things lie in an inbox.
-#[derive(Clone, Copy)]
-struct Plan {
-    world_size: usize,
-    levels: usize,
-    ring_bytes: usize,
-}
-
-impl Plan {
-    fn rings(&self) -> usize {
-        self.world_size.saturating_sub(1) * self.levels
-    }
-
-    fn data(&self) -> usize {
-        PAGE + (self.rings() * COUNTER_BYTES).next_multiple_of(PAGE)
-    }
-
-    fn board(&self, level: usize) -> usize {
-        let first = self.data() + (self.rings() * self.ring_bytes).next_multiple_of(PAGE);
-        first + level * Board::len(self.world_size)
-    }
-
-    fn len(&self) -> usize {
-        self.board(self.levels)
-    }
-
-    /// The board of a level in an inbox.
-    fn board_in(&self, inbox: &Arc<Segment>, level: usize) -> Board {
-        Board::new(Arc::clone(inbox), self.board(level), self.world_size)
-    }
-
-    /// What this rank does with its neighbours, at each level, before it has met any.
-    fn neighbours(
-        &self,
-        rank: usize,
-        inbox: &Arc<Segment>,
-        heap: &SharedHeap,
-        spin: bool,
-    ) -> Vec<Neighbours> {
-        let level =
-            |level| Neighbours::new(rank, self.board_in(inbox, level), heap.clone(), self.world_size, spin);
-        (0..self.levels).map(level).collect()
-    }
-
-    /// Maps what `rank` touches of a peer's inbox, all at once.
-    fn populate(&self, inbox: &Arc<Segment>, rank: usize, peer: usize) {
-        inbox.populate(0, self.data());
-        for level in 0..self.levels {
-            let ring = self.place(inbox, peer, rank, level);
-            inbox.populate(ring.data, ring.capacity);
-        }
-        inbox.populate(self.board(0), self.len() - self.board(0));
-    }
-
-    /// The ring from `sender` in the inbox of `owner`.
-    fn place(&self, segment: &Arc<Segment>, owner: usize, sender: usize, level: usize) -> Place {
-        let peer = if sender < owner { sender } else { sender - 1 };
-        let slot = Lane { peer, level }.index(self.world_size - 1);
-        Place {
-            segment: Arc::clone(segment),
-            counters: PAGE + slot * COUNTER_BYTES,
-            data: self.data() + slot * self.ring_bytes,
-            capacity: self.ring_bytes,
-        }
-    }
-}
-
 /// The ends of one lane.
 struct Ends {
     producer: Producer,
@@ -138,9 +57,10 @@ pub(crate) struct SharedMemory {
     rank: usize,
     address: SocketAddr,
     world_size: usize,
-    /// By [`Lane::index`]; none to ourselves.
+    levels: usize,
+    /// By [`Lane::index`]; none to ourselves, nor to ranks that are not of the circle.
     ends: Vec<Option<Ends>>,
-    /// By level.
+    /// By level; none where others of the world share no memory with us.
     neighbours: Vec<Neighbours>,
     bell: Bell,
     lines: Lines,
@@ -150,7 +70,7 @@ pub(crate) struct SharedMemory {
 }
 
 impl SharedMemory {
-    /// Exchanges inboxes with all ranks of the table.
+    /// Exchanges inboxes with the ranks of the circle, which is around this one.
     ///
     /// # Errors
     /// `Exhausted` when memory is short, `PeerLost` or `Unavailable` naming a rank that does not take part, `Invalid`
@@ -158,66 +78,95 @@ impl SharedMemory {
     pub(crate) fn connect(
         trust: Trust,
         table: &mut Table,
+        circle: &Circle,
         settings: &NetworkSettings,
         spin: bool,
         surroundings: Surroundings,
         (clock, until): (&dyn Clock, Duration),
     ) -> Result<Self> {
-        let (rank, world_size) = (trust.rank, table.members.len());
-        let ring_bytes = ring_bytes(settings.ring_bytes, world_size);
-        let plan = Plan { world_size, levels: settings.priority_levels, ring_bytes };
+        let rank = trust.rank;
+        let plan = Plan::new(circle, settings);
         let inbox = Arc::new(Segment::create(&format!("gradus-inbox-{rank}"), plan.len())?);
         inbox.populate(0, plan.len());
-        let heap = SharedHeap::create(&format!("gradus-heap-{rank}"))?;
-        let sockets = connect_sockets(trust, table, clock, until)?;
+        let own = Own::new(rank, circle)?;
+        let sockets = connect_sockets(trust, table, circle, clock, until)?;
         for (peer, lines) in sockets.iter().enumerate() {
             for socket in lines {
-                hand_over(socket, &inbox, &heap).map_err(|error| error.within(format!("rank {peer}")))?;
+                let handed = hand_over(socket, &inbox, own.beside());
+                handed.map_err(|error| error.within(format!("rank {peer}")))?;
             }
         }
-        let mut transport = Self {
-            rank,
-            address: table.doors.address,
-            world_size,
-            ends: (0..world_size * plan.levels).map(|_| None).collect(),
-            neighbours: plan.neighbours(rank, &inbox, &heap, spin),
-            bell: Bell(inbox),
-            lines: Lines::new(rank, Vec::new(), surroundings),
-            spin,
-            clock: RealClock::new(),
-        };
-        let mut lines = Vec::with_capacity(world_size);
+        let mut transport = Self::new(rank, table, plan, own, inbox, spin, surroundings);
+        let mut lines = Vec::with_capacity(sockets.len());
         for (peer, socket) in sockets.into_iter().map(|lines| lines.into_iter().next()).enumerate() {
-            let line = socket.map(|socket| transport.take_over(plan, peer, socket, clock, until));
+            let line = socket.map(|socket| transport.take_over(plan, circle, peer, socket, (clock, until)));
             lines.push(line.transpose()?);
         }
         // Nobody hears a goodbye of a rank that did not come so far.
         transport.lines.fill(lines);
-        if transport.try_peer_memory(settings.peer_memory, (clock, until))? {
+        if circle.is_whole() && transport.try_peer_memory(settings.peer_memory, (clock, until))? {
             transport.neighbours.iter_mut().for_each(Neighbours::allow_private);
         }
         Ok(transport)
+    }
+
+    /// One that has met nobody yet.
+    fn new(
+        rank: usize,
+        table: &Table,
+        plan: Plan,
+        own: Own,
+        inbox: Arc<Segment>,
+        spin: bool,
+        surroundings: Surroundings,
+    ) -> Self {
+        let world_size = table.members.len();
+        let (neighbours, bell) = match own {
+            Own::Heap(heap) => (plan.neighbours(rank, &inbox, &heap, spin), Bell::new(inbox)),
+            Own::Cord(cord) => (Vec::new(), Bell::with_cord(inbox, cord)),
+        };
+        Self {
+            rank,
+            address: table.doors.address,
+            world_size,
+            levels: plan.levels,
+            ends: (0..world_size * plan.levels).map(|_| None).collect(),
+            neighbours,
+            bell,
+            lines: Lines::new(rank, Vec::new(), surroundings),
+            spin,
+            clock: RealClock::new(),
+        }
     }
 
     /// Maps what a peer hands over; the line to it.
     fn take_over(
         &mut self,
         plan: Plan,
+        circle: &Circle,
         peer: usize,
         socket: OwnedFd,
-        clock: &dyn Clock,
-        until: Duration,
+        (clock, until): (&dyn Clock, Duration),
     ) -> Result<Line> {
         let rank = self.rank;
         let handed = take_over(&socket, plan.len(), clock, until).map_err(|error| {
             error.within(format!("rank {rank} cannot take over the inbox of rank {peer}"))
         })?;
-        let theirs = Arc::new(handed.inbox);
-        plan.populate(&theirs, rank, peer);
+        let Handed { inbox, beside } = handed;
+        let (theirs, places) = (Arc::new(inbox), [rank, peer].map(|rank| circle.place(rank)));
+        plan.populate(&theirs, places[0], places[1]);
+        let bell = if circle.is_whole() {
+            let heap = PeerHeap::open(beside)?;
+            for (level, neighbours) in self.neighbours.iter_mut().enumerate() {
+                neighbours.meet(peer, neighbour(plan, level, &theirs, heap.again(), &socket));
+            }
+            Bell::new(theirs)
+        } else {
+            Bell::with_cord(theirs, beside)
+        };
         for level in 0..plan.levels {
             let lane = Lane { peer, level };
-            self.ends[lane.index(self.world_size)] = Some(Ends::new(plan, rank, lane, &self.bell.0, &theirs));
-            self.neighbours[level].meet(peer, neighbour(plan, level, &theirs, handed.heap.again(), &socket));
+            self.ends[lane.index(self.world_size)] = Some(Ends::new(plan, places, level, &self.bell, &bell));
         }
         Ok(Line::to_local_process(Stream::plain(socket)?))
     }
@@ -232,7 +181,7 @@ impl SharedMemory {
         (clock, until): (&dyn Clock, Duration),
     ) -> Result<bool> {
         let others: Vec<usize> = (0..self.world_size()).filter(|peer| *peer != self.rank).collect();
-        let inbox = Location::Private(self.bell.0.at(0, 1).addr());
+        let inbox = Location::Private(self.bell.inbox().at(0, 1).addr());
         // One level finds out for all.
         for peer in &others {
             self.neighbours[0].signal(*peer, &probe(inbox.to_word()), &[0; HEADER_WORDS]);
@@ -278,13 +227,23 @@ impl SharedMemory {
         self.lines.holders()
     }
 
+    /// Looks, without waiting, whether anybody died or gave up.
+    ///
+    /// # Errors
+    /// `PeerLost` naming who died; what a peer gave up with.
+    pub(crate) fn check(&mut self) -> Result<()> {
+        self.lines.check()
+    }
+
     fn ends(&mut self, lane: Lane) -> &mut Ends {
-        self.ends[lane.index(self.world_size)].as_mut().expect("a rank has no stream to itself")
+        self.ends[lane.index(self.world_size)].as_mut().expect("only ranks of a circle have streams in it")
     }
 
     fn is_ready(&self, interest: &Interest) -> Result<bool> {
         let Interest { lane, direction } = *interest;
-        let ends = self.ends[lane.index(self.world_size)].as_ref().expect("a rank has no stream to itself");
+        let ends = self.ends[lane.index(self.world_size)]
+            .as_ref()
+            .expect("only ranks of a circle have streams in it");
         match direction {
             Direction::Send => ends.producer.has_room(),
             Direction::Receive => Ok(ends.consumer.available()? > 0),
@@ -292,7 +251,12 @@ impl SharedMemory {
         }
     }
 
-    fn any_ready(&self, interests: &[Interest]) -> Result<bool> {
+    /// Whether this is how a rank is reached.
+    pub(crate) fn reaches(&self, rank: usize) -> bool {
+        self.ends[rank].is_some()
+    }
+
+    pub(crate) fn any_ready(&self, interests: &[Interest]) -> Result<bool> {
         for interest in interests {
             if self.is_ready(interest)? {
                 return Ok(true);
@@ -320,12 +284,84 @@ impl SharedMemory {
     }
 }
 
+/// What a rank hands out beside its inbox.
+enum Own {
+    /// In a circle that is the whole world.
+    Heap(SharedHeap),
+    /// In another.
+    Cord(OwnedFd),
+}
+
+impl Own {
+    fn new(rank: usize, circle: &Circle) -> Result<Self> {
+        if circle.is_whole() {
+            return SharedHeap::create(&format!("gradus-heap-{rank}")).map(Self::Heap);
+        }
+        bell::cord().map(Self::Cord)
+    }
+
+    fn beside(&self) -> BorrowedFd<'_> {
+        match self {
+            Self::Heap(heap) => heap.file(),
+            Self::Cord(cord) => cord.as_fd(),
+        }
+    }
+}
+
 impl Ends {
-    fn new(plan: Plan, rank: usize, lane: Lane, ours: &Arc<Segment>, theirs: &Arc<Segment>) -> Self {
+    /// The ends at the first of two places of a lane to the second.
+    fn new(plan: Plan, [own, peer]: [usize; 2], level: usize, ours: &Bell, theirs: &Bell) -> Self {
         Self {
-            producer: Producer::new(plan.place(theirs, lane.peer, rank, lane.level)),
-            consumer: Consumer::new(plan.place(ours, rank, lane.peer, lane.level)),
-            bell: Bell(Arc::clone(theirs)),
+            producer: Producer::new(plan.place(theirs.inbox(), peer, own, level)),
+            consumer: Consumer::new(plan.place(ours.inbox(), own, peer, level)),
+            bell: theirs.clone(),
+        }
+    }
+}
+
+// In the parts of a wait, which are also those of a wait for more than this.
+impl SharedMemory {
+    /// Looks for a while before it is worth sleeping; whether it was worth it.
+    pub(crate) fn is_ready_early(&self, interests: &[Interest]) -> Result<bool> {
+        if self.spin && self.ready_soon(interests)? {
+            return Ok(true);
+        }
+        for _ in 0..YIELDS {
+            if self.any_ready(interests)? {
+                return Ok(true);
+            }
+            rustix::thread::sched_yield();
+        }
+        Ok(false)
+    }
+
+    /// Sleeps, unless an interest is ready: `doze` returns, after a nap at most, once there is news of what it is given.
+    pub(crate) fn sleep_beside(
+        &self,
+        interests: &[Interest],
+        doze: impl FnOnce(Vec<PollFd<'_>>) -> Result<()>,
+    ) -> Result<()> {
+        self.bell.sleep_by_cord(
+            || self.any_ready(interests),
+            |cord| {
+                let mut watched = self.lines.watched();
+                watched.push(PollFd::from_borrowed_fd(cord, PollFlags::IN));
+                doze(watched)
+            },
+        )
+    }
+
+    /// After a sleep: whether somebody is gone who is needed.
+    pub(crate) fn look_around(&mut self, interests: &[Interest]) -> Result<()> {
+        if self.any_ready(interests)? {
+            return Ok(());
+        }
+        self.lines.check()?;
+        // What a peer sent before its goodbye is in the ring by now: look once more before missing it.
+        let gone = interests.iter().find(|interest| self.lines.has_left(interest.lane.peer));
+        match gone {
+            Some(gone) if !self.is_ready(gone)? => Err(self.lines.left_too_early(gone.lane.peer)),
+            _ => Ok(()),
         }
     }
 }
@@ -344,7 +380,7 @@ impl Transport for SharedMemory {
     }
 
     fn levels(&self) -> usize {
-        self.neighbours.len()
+        self.levels
     }
 
     fn address(&self) -> Option<SocketAddr> {
@@ -372,26 +408,11 @@ impl Transport for SharedMemory {
 
     fn wait(&mut self, interests: &[Interest], limit: Duration) -> Result<()> {
         self.lines.heed()?;
-        if self.spin && self.ready_soon(interests)? {
+        if self.is_ready_early(interests)? {
             return Ok(());
-        }
-        for _ in 0..YIELDS {
-            if self.any_ready(interests)? {
-                return Ok(());
-            }
-            rustix::thread::sched_yield();
         }
         self.bell.sleep(limit, || self.any_ready(interests))?;
-        if self.any_ready(interests)? {
-            return Ok(());
-        }
-        self.lines.check()?;
-        // What a peer sent before its goodbye is in the ring by now: look once more before missing it.
-        let gone = interests.iter().find(|interest| self.lines.has_left(interest.lane.peer));
-        match gone {
-            Some(gone) if !self.is_ready(gone)? => Err(self.lines.left_too_early(gone.lane.peer)),
-            _ => Ok(()),
-        }
+        self.look_around(interests)
     }
 
     fn fence(&mut self, lost: &[usize]) -> Result<()> {
@@ -403,7 +424,7 @@ impl Transport for SharedMemory {
     }
 
     fn neighbours(&mut self, level: usize) -> Option<&mut Neighbours> {
-        Some(&mut self.neighbours[level])
+        if self.neighbours.is_empty() { None } else { Some(&mut self.neighbours[level]) }
     }
 }
 
@@ -419,7 +440,7 @@ fn neighbour(plan: Plan, level: usize, inbox: &Arc<Segment>, heap: PeerHeap, soc
     let process = Credentials::behind(socket).and_then(|theirs| theirs.process);
     Neighbour {
         board: plan.board_in(inbox, level),
-        bell: Bell(Arc::clone(inbox)),
+        bell: Bell::new(Arc::clone(inbox)),
         heap,
         process: process.map(|process| process.as_raw_nonzero().get()),
         signalled: 0,

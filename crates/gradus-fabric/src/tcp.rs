@@ -1,4 +1,5 @@
-//! Ranks anywhere, over TCP: a connection for each lane between every two ranks, and one as a line of life.
+//! Ranks anywhere, over TCP: a connection for each lane between every two ranks, and one as a line of life. Ranks that
+//! are reached by shared memory ([`crate::nodes`]) are left out.
 //!
 //! What arrives is read into a bounded buffer for each lane and handed out from there, or straight into the caller's memory;
 //! what is sent goes straight from the caller's memory to the kernel. Signals are never raised: a closed connection is an
@@ -9,6 +10,7 @@
 //! before it. It yields no processor then: two ranks that begin on one processor and yield to each other never stay off it
 //! long enough for the system to move one of them away.
 
+use crate::circle::Circle;
 use crate::control::{Line, Lines, Surroundings};
 use crate::dial;
 use crate::gate::timespec;
@@ -78,7 +80,7 @@ pub(crate) struct Tcp {
     rank: usize,
     address: SocketAddr,
     world_size: usize,
-    /// By [`Lane::index`]; none to ourselves.
+    /// By [`Lane::index`]; none to ourselves, nor to ranks that are reached another way.
     ends: Vec<Option<End>>,
     lines: Lines,
     spins: usize,
@@ -87,13 +89,14 @@ pub(crate) struct Tcp {
 }
 
 impl Tcp {
-    /// Connects to all ranks of the table.
+    /// Connects to all ranks of the table that are not of the circle around this one.
     ///
     /// # Errors
     /// `PeerLost` or `Unavailable` naming a rank that does not take part.
     pub(crate) fn connect(
         trust: Trust,
         table: Table,
+        circle: &Circle,
         settings: &NetworkSettings,
         spin: bool,
         surroundings: Surroundings,
@@ -102,7 +105,8 @@ impl Tcp {
         let rank = trust.rank;
         let (world_size, address) = (table.members.len(), table.doors.address);
         let levels = settings.priority_levels;
-        let mesh = Mesh { rank, world_size, job: &table.job, trust, lines: levels + 1, clock, until };
+        let lines = circle.lines_outside(levels + 1);
+        let mesh = Mesh { rank, job: &table.job, trust, lines, clock, until };
         let streams = mesh.connect(table.doors.tcp.into(), &|peer| {
             let address = table.members[peer].address;
             let socket = dial::try_once(address, clock, until).map(OwnedFd::from);
@@ -140,7 +144,9 @@ impl Tcp {
     }
 
     fn end(&mut self, lane: Lane) -> &mut End {
-        self.ends[lane.index(self.world_size)].as_mut().expect("a rank has no stream to itself")
+        self.ends[lane.index(self.world_size)]
+            .as_mut()
+            .expect("only ranks outside the circle have connections")
     }
 
     /// Moves what streams hold.
@@ -152,12 +158,61 @@ impl Tcp {
         Ok(())
     }
 
-    /// Sleeps until there is news, `limit` at most; whether there was any about the interests, and about the lines.
-    fn look(&self, interests: &[Interest], limit: &Timespec) -> Result<(bool, bool)> {
+    /// Before a wait: whether the alarm was raised, and what streams hold is moved.
+    ///
+    /// # Errors
+    /// What it was raised with; a stream's failure.
+    pub(crate) fn prepare(&mut self) -> Result<()> {
+        self.lines.heed()?;
+        self.flush()
+    }
+
+    /// Whether it is too early to sleep: who waits is to try again.
+    ///
+    /// # Errors
+    /// As [`Tcp::check`].
+    pub(crate) fn is_early(&mut self, interests: &[Interest]) -> Result<bool> {
+        let looks = self.fruitless;
+        self.fruitless += 1;
+        if looks >= self.spins + YIELDS {
+            return Ok(false);
+        }
+        if looks >= self.spins {
+            rustix::thread::sched_yield();
+        }
+        // Where there are few, who called us tries again: that is as good as a look.
+        let few = interests.len() <= FEW_STREAMS;
+        if !few && self.look(interests, Vec::new(), &timespec(Duration::ZERO))?.1 {
+            self.lines.check()?;
+        }
+        Ok(true)
+    }
+
+    /// Something has moved: from now on it is early again.
+    pub(crate) fn stir(&mut self) {
+        self.fruitless = 0;
+    }
+
+    /// Looks, without waiting, whether anybody died or gave up.
+    ///
+    /// # Errors
+    /// `PeerLost` naming who died; what a peer gave up with.
+    pub(crate) fn check(&mut self) -> Result<()> {
+        self.lines.check()
+    }
+
+    /// Sleeps until there is news, also of what else is `watched`, `limit` at most; whether there was any about the interests,
+    /// and about the rest.
+    pub(crate) fn look<'a>(
+        &'a self,
+        interests: &[Interest],
+        watched: Vec<PollFd<'a>>,
+        limit: &Timespec,
+    ) -> Result<(bool, bool)> {
         let mut sockets: Vec<PollFd> = Vec::with_capacity(interests.len() + self.ends.len());
         for Interest { lane, direction } in interests {
             let end = self.ends[lane.index(self.world_size)].as_ref();
-            let end = end.expect("a rank has no stream to itself");
+            let end = end.expect("only ranks outside the circle have connections");
             if *direction == Direction::Receive && !end.filled.is_empty() {
                 return Ok((true, false));
             }
@@ -166,6 +221,7 @@ impl Tcp {
         }
         let wanted = sockets.len();
         sockets.extend(self.lines.watched());
+        sockets.extend(watched);
         let holding = self.ends.iter().flatten().filter(|end| end.stream.is_holding());
         sockets.extend(holding.map(|end| PollFd::new(&end.stream, PollFlags::OUT)));
         match poll(&mut sockets, Some(limit)) {
@@ -256,7 +312,7 @@ impl Transport for Tcp {
         self.sent(lane.peer, moved)
     }
 
-    fn turn_bytes(&self) -> usize {
+    fn turn_bytes(&self, _lane: Lane) -> usize {
         TURN_BYTES
     }
 
@@ -309,20 +365,12 @@ impl Transport for Tcp {
     }
 
     fn wait(&mut self, interests: &[Interest], limit: Duration) -> Result<()> {
-        self.lines.heed()?;
-        self.flush()?;
-        let looks = self.fruitless;
-        self.fruitless += 1;
-        if looks < self.spins + YIELDS {
-            if looks >= self.spins {
-                rustix::thread::sched_yield();
-            }
-            // Where there are few, who called us tries again: that is as good as a look.
-            let found = interests.len() > FEW_STREAMS && self.look(interests, &timespec(Duration::ZERO))?.1;
-            return if found { self.lines.check() } else { Ok(()) };
+        self.prepare()?;
+        if self.is_early(interests)? {
+            return Ok(());
         }
-        self.look(interests, &timespec(limit.min(NAP)))?;
-        self.lines.check()
+        self.look(interests, Vec::new(), &timespec(limit.min(NAP)))?;
+        self.check()
     }
 
     fn abort(&mut self, reason: &Error) {

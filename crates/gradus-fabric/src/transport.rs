@@ -86,8 +86,8 @@ pub trait Transport: Send {
     /// If there is no such lane: its peer is this rank or none of the world, or its level none of this transport.
     fn try_send(&mut self, lane: Lane, bytes: &[u8]) -> Result<usize>;
 
-    /// Bytes that are best moved in one call, where there are so many: what is worked on then stays in a cache.
-    fn turn_bytes(&self) -> usize {
+    /// Bytes that are best moved on a lane in one call, where there are so many: what is worked on then stays in a cache.
+    fn turn_bytes(&self, _lane: Lane) -> usize {
         128 << 10
     }
 
@@ -158,7 +158,7 @@ pub trait Transport: Send {
         Ok(())
     }
 
-    /// What ranks do without streams, if all of them share this host's memory: at each level by itself.
+    /// What ranks do without streams, if all of the world share memory: at each level by itself.
     ///
     /// # Panics
     /// If `level` is none of this transport, where ranks share memory.

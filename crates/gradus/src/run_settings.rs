@@ -2,7 +2,7 @@
 
 use crate::settings::parse_duration;
 use gradus_error::{Error, Result};
-use gradus_fabric::{NetworkSettings, TransportKind};
+use gradus_fabric::{Launch, NetworkSettings, TransportKind};
 use gradus_model::{Family, ModelConfig, ModelSettings, hugging_face};
 use gradus_store::PrepareSettings;
 use gradus_train::{CheckpointSettings, OptimizerSettings, RunSettings, SampleSettings, TrainSettings};
@@ -63,6 +63,8 @@ impl Default for RunSection {
 pub struct LaunchSection {
     /// Local ranks that `gradus train` starts itself; also `--nproc-per-node`.
     pub nproc_per_node: usize,
+    /// Logical nodes onto which the local ranks are dealt, in even runs.
+    pub logical_nodes: usize,
     /// `auto`, `shm` or `tcp`.
     pub transport: String,
     /// Time without any progress after which a collective gives up, such as `300s`; empty: a multiple of
@@ -72,7 +74,7 @@ pub struct LaunchSection {
 
 impl Default for LaunchSection {
     fn default() -> Self {
-        Self { nproc_per_node: 1, transport: "auto".into(), stall_timeout: String::new() }
+        Self { nproc_per_node: 1, logical_nodes: 1, transport: "auto".into(), stall_timeout: String::new() }
     }
 }
 
@@ -195,6 +197,15 @@ impl Settings {
                 "launch.transport is \"{other}\": choose \"auto\", \"shm\" or \"tcp\""
             ))),
         }
+    }
+
+    /// How a rank reaches the others: as set, from the node that it lies on.
+    ///
+    /// # Errors
+    /// `Invalid`, naming the key, for a node that cannot be.
+    pub fn network_of(&self, launch: &Launch) -> Result<NetworkSettings> {
+        let node_id = launch.node_id(&self.network.node_id, self.launch.logical_nodes)?;
+        Ok(NetworkSettings { node_id, ..self.network.clone() })
     }
 
     /// What the trainer needs.

@@ -235,7 +235,7 @@ impl Executor {
     }
 
     fn advance_outgoing(&mut self, lane: Lane, most: usize) -> Result<()> {
-        let mut turn = self.transport.turn_bytes().min(most);
+        let mut turn = self.transport.turn_bytes(lane).min(most);
         while turn > 0 {
             let index = lane.index(self.world_size);
             let Some(job) = self.outgoing[index].queue.front().copied() else { break };
@@ -283,7 +283,7 @@ impl Executor {
             return Ok(());
         }
         let Self { transport, incoming, flights, world_size, .. } = self;
-        let (rank, turn) = (transport.rank(), transport.turn_bytes().min(most));
+        let (rank, turn) = (transport.rank(), transport.turn_bytes(lane).min(most));
         let incoming = &mut incoming[lane.index(*world_size)];
         let mut intake = Intake { incoming, flights, rank, lane, turn, fault: None };
         let received = match intake.straight_from(&mut **transport)? {

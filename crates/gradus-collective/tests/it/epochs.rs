@@ -34,7 +34,17 @@ const ROUNDS: i64 = 8;
 fn plays_a_member() -> bool {
     let Ok(role) = std::env::var(ROLE) else { return false };
     let words: Vec<&str> = role.split(' ').collect();
-    let transport = if words[2] == "tcp" { TransportKind::Tcp } else { TransportKind::SharedMemory };
+    let (transport, node) = match words[2] {
+        "tcp" => (TransportKind::Tcp, ""),
+        // The victim has a neighbour, and a member on another node.
+        "nodes" => (TransportKind::Auto, if words[1] == "c" { "node-2" } else { "node-1" }),
+        _ => (TransportKind::SharedMemory, ""),
+    };
+    let network = NetworkSettings {
+        failure_detection: FAILURE_DETECTION,
+        node_id: node.into(),
+        ..NetworkSettings::default()
+    };
     let settings = SessionSettings {
         coordinator: CoordinatorAddress::At(words[0].into()),
         group: "epochs".into(),
@@ -44,7 +54,7 @@ fn plays_a_member() -> bool {
         secret: Secret::default(),
         coordinator_tls: TlsSettings::default(),
         transport,
-        network: NetworkSettings { failure_detection: FAILURE_DETECTION, ..NetworkSettings::default() },
+        network,
         interfaces: String::new(),
         fingerprint: "tests".into(),
     };
@@ -237,7 +247,10 @@ fn strike(transport: &str, blow: Blow, coordinator: &str) {
         Blow::Leaves => writeln!(victim.orders, "leave").unwrap(),
     }
     let lost = first[VICTIM].rank;
-    let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
+    let host = match transport {
+        "nodes" => "node-1".to_owned(),
+        _ => rustix::system::uname().nodename().to_string_lossy().into_owned(),
+    };
     for survivor in members.values() {
         let error = survivor.expect("error");
         let named = error.contains(&format!("rank {lost} on {host}")) && error.contains("all-reduce number");
@@ -282,7 +295,7 @@ fn survivors_form_a_new_world_in_the_same_processes() {
     if plays_a_member() {
         return;
     }
-    for transport in ["shared-memory", "tcp"] {
+    for transport in ["shared-memory", "tcp", "nodes"] {
         for blow in [Blow::Stopped, Blow::Killed, Blow::Leaves] {
             beside_a_coordinator(|coordinator| strike(transport, blow, coordinator));
         }

@@ -5,8 +5,8 @@
 
 use crate::leaks::{MARK, assert_nothing_left, descriptors, inboxes};
 use crate::namespaces::Namespaces;
-use crate::processes::{Rank, start, transport_as_rank};
-use crate::world::{BOTH, PATIENCE};
+use crate::processes::{KINDS, Rank, start, transport_as_rank};
+use crate::world::PATIENCE;
 use gradus_collective::{Buffer, Collective, Communicator, Memory, Reduction};
 use gradus_error::{Error, Kind};
 use gradus_fabric::TransportKind;
@@ -320,7 +320,7 @@ fn row(test: &str, fault: Fault, kind: TransportKind) {
 fn a_rank_killed_in_any_collective_is_named_by_every_survivor() {
     if !played() {
         let test = "faults::a_rank_killed_in_any_collective_is_named_by_every_survivor";
-        BOTH.into_iter().for_each(|kind| row(test, Fault::Killed, kind));
+        KINDS.into_iter().for_each(|kind| row(test, Fault::Killed, kind));
     }
 }
 
@@ -347,7 +347,7 @@ fn a_rank_stopped_in_any_collective_over_tcp_ends_the_wait_of_all() {
 fn ranks_that_are_all_killed_in_any_collective_leave_nothing() {
     if !played() {
         let test = "faults::ranks_that_are_all_killed_in_any_collective_leave_nothing";
-        BOTH.into_iter().for_each(|kind| row(test, Fault::AllKilled, kind));
+        KINDS.into_iter().for_each(|kind| row(test, Fault::AllKilled, kind));
     }
 }
 

@@ -1,7 +1,7 @@
 //! Links measured over real transports: everybody holds the same figures, and computes right by what they choose.
 
 use crate::parity::exercise;
-use crate::world::{BOTH, connected, run};
+use crate::world::{BOTH, Way, bits, connected, contribution, is_near, reference, run};
 use gradus_collective::algorithm::{Algorithm, AllReduce, Nodes};
 use gradus_collective::cost::{LinkFigures, LinkProfile};
 use gradus_collective::one_sided::OneSided;
@@ -66,6 +66,29 @@ fn thin_links_between_nodes_are_crossed_by_two_levels_where_a_group_lies_on_seve
             assert!(data.iter().enumerate().all(|(i, x)| *x == ranks * i as i32));
         }
     });
+}
+
+#[test]
+fn nodes_that_share_memory_are_crossed_by_two_levels_with_the_bits_of_tcp() {
+    let mut figures = LinkFigures::default();
+    figures.across.bandwidth_bytes_per_s = figures.inside.bandwidth_bytes_per_s / 20.0;
+    let over = |way: Way| {
+        run(4, way, &NetworkSettings::default(), |mut world| {
+            world.use_links(&LinkProfile::uniform(figures), &Nodes::even(4, 2)).unwrap();
+            let choice = world.choice_for_all_reduce(1 << 18, Element::F32, false).unwrap();
+            let mut data = contribution(world.rank(), 1 << 18, 0);
+            world.all_reduce(&mut data).unwrap();
+            assert!(is_near(&data, &reference(4, 1 << 18, 0), 4));
+            (choice.chosen.algorithm, bits(&data))
+        })
+    };
+    let (nodes, tcp) = (over(Way::Nodes), over(TransportKind::Tcp.into()));
+    assert!(nodes[0] == nodes[3] && nodes == tcp);
+    assert!(
+        matches!(nodes[0].0, Scheme::Streams(Algorithm::AllReduce(AllReduce::TwoLevel { .. }))),
+        "{}",
+        nodes[0].0
+    );
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! One suite over every transport: what collectives compute.
 
-use crate::world::{ALL, bits, contribution, is_near, reference, run};
+use crate::world::{ALL, Way, bits, contribution, is_near, reference, run};
 use gradus_collective::Communicator;
 use gradus_fabric::{NetworkSettings, TransportKind};
 use gradus_memory::RawRange;
@@ -77,6 +77,13 @@ fn threads_agree_to_the_bit_over_every_transport() {
             assert!(results.iter().all(|bits| *bits == results[0]), "{kind:?} {world_size}");
         }
     }
+}
+
+#[test]
+fn nodes_come_to_the_bits_of_tcp() {
+    let over =
+        |way: Way| run(4, way, &NetworkSettings::default(), |mut communicator| exercise(&mut communicator));
+    assert!(over(Way::Nodes) == over(TransportKind::Tcp.into()));
 }
 
 #[test]

@@ -279,7 +279,7 @@ proptest! {
     #[test]
     fn any_program_over_levels_comes_to_what_it_comes_to_without(
         world_size in 1usize..=4,
-        way in 0usize..3,
+        way in 0usize..4,
         tasks in proptest::collection::vec((0usize..40_000, 0usize..4, any::<bool>()), 1..9),
     ) {
         let results = run(world_size, ALL[way], &levels(4), |mut world| {

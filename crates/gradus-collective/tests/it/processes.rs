@@ -1,7 +1,7 @@
 //! Ranks as processes: this test binary, started again with an environment that makes a test play one rank.
 
 use crate::parity::exercise;
-use crate::world::{BOTH, communicator};
+use crate::world::{communicator, node_of};
 use gradus_collective::Communicator;
 use gradus_fabric::{Launch, NetworkSettings, RENDEZVOUS_FD, Secret, Transport, TransportKind, connect};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -13,6 +13,9 @@ use std::process::{Child, ChildStdout, Command, ExitStatus, Stdio};
 
 /// The variable that turns a test into a rank, and says over which transport.
 const ROLE: &str = "GRADUS_TEST_RANK";
+
+/// How processes of one host reach each other; those of one left to choose lie on nodes of two.
+pub const KINDS: [TransportKind; 3] = [TransportKind::SharedMemory, TransportKind::Tcp, TransportKind::Auto];
 
 /// A rank that does not outlive its test.
 pub struct Rank {
@@ -55,7 +58,11 @@ impl Rank {
 }
 
 fn name(kind: TransportKind) -> &'static str {
-    if kind == TransportKind::Tcp { "tcp" } else { "shared-memory" }
+    match kind {
+        TransportKind::SharedMemory => "shared-memory",
+        TransportKind::Tcp => "tcp",
+        TransportKind::Auto => "nodes",
+    }
 }
 
 /// Starts the ranks of a world on this host.
@@ -83,12 +90,16 @@ fn as_rank() -> Option<Communicator> {
 
 /// The transport of this process, if it was started as a rank.
 pub fn transport_as_rank() -> Option<Box<dyn Transport>> {
-    let kind =
-        if std::env::var(ROLE).ok()? == "tcp" { TransportKind::Tcp } else { TransportKind::SharedMemory };
+    let role = std::env::var(ROLE).ok()?;
+    let kind = KINDS.into_iter().find(|kind| name(*kind) == role).unwrap();
     let variable = |name: &str| std::env::var(name).ok();
     let launch = Launch::from_environment(&variable).unwrap().unwrap();
     let launch = Launch { secret: Secret::from_environment(&variable).unwrap(), ..launch };
-    Some(connect(&launch, kind, &NetworkSettings::default(), "tests").unwrap())
+    let mut settings = NetworkSettings::default();
+    if kind == TransportKind::Auto {
+        settings.node_id = node_of(launch.rank);
+    }
+    Some(connect(&launch, kind, &settings, "tests").unwrap())
 }
 
 #[test]
@@ -102,7 +113,7 @@ fn processes_agree_to_the_bit_over_every_transport() {
         assert_eq!(own[0], f64::from(hash) * communicator.world_size() as f64);
         return;
     }
-    for kind in BOTH {
+    for kind in KINDS {
         for world_size in 2..=5 {
             let mut ranks =
                 start("processes::processes_agree_to_the_bit_over_every_transport", world_size, kind, &[]);

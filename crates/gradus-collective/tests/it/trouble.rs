@@ -1,6 +1,6 @@
 //! What goes wrong, and that everybody is told.
 
-use crate::world::{ALL, BOTH, run};
+use crate::world::{ALL, BOTH, Way, run};
 use gradus_collective::{Collective, Communicator, Reduction, bf16, f16};
 use gradus_error::{Error, Kind};
 use gradus_fabric::{NetworkSettings, TransportKind, connect};
@@ -187,8 +187,8 @@ fn what_cannot_be_is_refused_before_it_starts() {
 fn a_cancelled_collective_ends_everywhere_with_a_word() {
     for world_size in [2, 4] {
         // Where messages take their time, the word of who gives up may overtake what it has sent before.
-        for kind in BOTH {
-            let errors = run(world_size, kind, &NetworkSettings::default(), |mut communicator| {
+        for way in [BOTH[0].into(), BOTH[1].into(), Way::Nodes] {
+            let errors = run(world_size, way, &NetworkSettings::default(), |mut communicator| {
                 communicator.barrier().unwrap();
                 if communicator.rank() != 0 {
                     return communicator.all_reduce(&mut [0f32; 100]).unwrap_err();

@@ -13,12 +13,19 @@ pub const BOTH: [TransportKind; 2] = [TransportKind::SharedMemory, TransportKind
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Way {
     Real(TransportKind),
+    /// Shared memory inside nodes of two ranks, TCP across; in worlds of two, shared memory.
+    Nodes,
     /// In virtual time, on a network in order; ranks must not wait for each other by other means.
     Simulated,
 }
 
-pub const ALL: [Way; 3] =
-    [Way::Real(TransportKind::SharedMemory), Way::Real(TransportKind::Tcp), Way::Simulated];
+pub const ALL: [Way; 4] =
+    [Way::Real(TransportKind::SharedMemory), Way::Real(TransportKind::Tcp), Way::Nodes, Way::Simulated];
+
+/// The name of the node of a rank where nodes have two.
+pub fn node_of(rank: usize) -> String {
+    format!("node-{}", rank / 2)
+}
 
 impl From<TransportKind> for Way {
     fn from(kind: TransportKind) -> Self {
@@ -41,8 +48,8 @@ pub fn run<T: Send>(
     body: impl Fn(Communicator) -> T + Sync,
 ) -> Vec<T> {
     match way.into() {
-        Way::Real(kind) => {
-            with_transports(world_size, kind, settings, |transport| body(communicator(transport)))
+        way @ (Way::Real(_) | Way::Nodes) => {
+            with_transports(world_size, way, settings, |transport| body(communicator(transport)))
         }
         Way::Simulated => {
             let conditions =
@@ -61,12 +68,12 @@ pub fn connected<T: Send>(
     kind: TransportKind,
     body: impl Fn(Box<dyn Transport>) -> T + Sync,
 ) -> Vec<T> {
-    with_transports(world_size, kind, &NetworkSettings::default(), body)
+    with_transports(world_size, kind.into(), &NetworkSettings::default(), body)
 }
 
 fn with_transports<T: Send>(
     world_size: usize,
-    kind: TransportKind,
+    way: Way,
     settings: &NetworkSettings,
     body: impl Fn(Box<dyn Transport>) -> T + Sync,
 ) -> Vec<T> {
@@ -78,7 +85,15 @@ fn with_transports<T: Send>(
             scope.spawn(move || {
                 let mut launch = Launch::local(rank, world_size, port);
                 launch.rendezvous_fd = (rank == 0).then(|| listener.as_raw_fd());
-                body(connect(&launch, kind, settings, "tests").unwrap())
+                let mut settings = settings.clone();
+                let kind = match way {
+                    Way::Real(kind) => kind,
+                    _ => {
+                        settings.node_id = node_of(rank);
+                        TransportKind::Auto
+                    }
+                };
+                body(connect(&launch, kind, &settings, "tests").unwrap())
             })
         };
         let ranks: Vec<_> = (0..world_size).map(start).collect();

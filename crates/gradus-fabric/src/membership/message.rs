@@ -50,7 +50,8 @@ pub struct Identity {
     pub name: String,
     /// Which life of that name: a later one is greater.
     pub incarnation: u64,
-    /// The host it runs on, for a person and for keeping ranks of one host together.
+    /// The node it lies on, as a person calls it (its host, if it has no name of its own), and by which ranks of one node are
+    /// kept together.
     pub host: String,
     /// Where other members reach it; what it means is their affair.
     pub address: String,

@@ -120,7 +120,7 @@ impl Session {
             name: settings.name.clone(),
             // A process that comes back has started later.
             incarnation: u64::try_from(clock.calendar().as_nanos()).unwrap_or(u64::MAX),
-            host: host::name(),
+            host: node_name(&settings.network),
             address: dial::own_address(&door)?.to_string(),
         };
         let watch = Arc::new(Watch::default());
@@ -322,6 +322,7 @@ impl Session {
             trust,
             wish: network.wish(&self.settings.interfaces, place.ip().is_loopback())?,
             transport: self.settings.transport,
+            node: &network.node_id,
             fingerprint,
             levels: network.priority_levels,
             timeout: patience.min(until.saturating_sub(self.clock.now())),
@@ -330,6 +331,11 @@ impl Session {
         };
         join_world(&terms, network, Some(Arc::clone(alarm)))
     }
+}
+
+/// What a person calls the node of this process: by it members of one node are dealt ranks side by side.
+fn node_name(network: &NetworkSettings) -> String {
+    if network.node_id.is_empty() { host::name() } else { network.node_id.clone() }
 }
 
 fn fenced(group: &str) -> Error {

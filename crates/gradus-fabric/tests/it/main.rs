@@ -8,6 +8,7 @@ mod etcd;
 mod etcd_server;
 mod meeting;
 mod membership;
+mod nodes;
 mod parity;
 mod roles;
 mod session;

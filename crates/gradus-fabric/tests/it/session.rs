@@ -1,6 +1,7 @@
 //! Members of a group as threads of this process, from world to world.
 
 use crate::beside;
+use crate::world::{pattern, receive, send_all};
 use gradus_error::{Error, Kind, Result};
 use gradus_fabric::membership::{CoordinatorAddress, Engine, Epoch, GroupSettings};
 use gradus_fabric::{
@@ -41,16 +42,26 @@ fn two<T: Send>(
     change: impl Fn(usize, &mut SessionSettings) + Sync,
     body: impl Fn(usize, Session) -> T + Sync,
 ) -> Vec<T> {
+    together(2, change, body)
+}
+
+/// Runs `body` as each of so many members.
+fn together<T: Send>(
+    members: usize,
+    change: impl Fn(usize, &mut SessionSettings) + Sync,
+    body: impl Fn(usize, Session) -> T + Sync,
+) -> Vec<T> {
     beside_a_coordinator(|coordinator| {
         let (change, body) = (&change, &body);
         std::thread::scope(|scope| {
             let member = |number: usize| {
                 let mut settings = settings(coordinator, number);
+                settings.size = GroupSettings::fixed(members as u32);
                 change(number, &mut settings);
                 scope.spawn(move || body(number, Session::join(settings).unwrap()))
             };
             // The last number comes first: ranks follow names, not arrivals.
-            let members: Vec<_> = [1, 0].map(member).into_iter().collect();
+            let members: Vec<_> = (0..members).rev().map(member).collect();
             members.into_iter().map(|member| member.join().unwrap()).rev().collect()
         })
     })
@@ -103,6 +114,49 @@ fn an_epoch_that_one_gives_up_ends_for_all_and_another_follows() {
         },
     );
     assert_eq!(epochs[0], epochs[1]);
+}
+
+#[test]
+fn epochs_follow_each_other_on_several_nodes() {
+    // Members 0 and 2 lie on one node, 1 and 3 on the other: ranks are dealt by node, whatever members are called.
+    let on_nodes = |number: usize, settings: &mut SessionSettings| {
+        settings.network.node_id = format!("node-{}", number % 2);
+        settings.order = Order::Dealt;
+    };
+    let seen = together(4, on_nodes, |number, mut session| {
+        let first = session.next_world(LIMIT).unwrap();
+        let hosts: Vec<&str> = first.members.iter().map(|member| member.host.as_str()).collect();
+        assert!(hosts[0] == hosts[1] && hosts[2] == hosts[3] && hosts[0] != hosts[3], "{hosts:?}");
+        assert_eq!(hosts[first.rank], format!("node-{}", number % 2));
+        assert_eq!(first.transport.name(), "shared memory and TCP");
+        let (epoch, mut transport) = (first.epoch, first.transport);
+        if number != 0 {
+            // Nobody sends: the one that leaves is missed, or what it leads to.
+            let peer = (first.rank + 1) % 4;
+            let awaited = Interest { lane: Lane::lowest(peer), direction: Direction::Receive };
+            while transport.wait(&[awaited], LIMIT).is_ok()
+                && transport.try_receive(awaited.lane, &mut |_, len| len).is_ok()
+            {}
+        }
+        drop(transport);
+        let second = session.next_world(LIMIT).unwrap();
+        assert!(second.epoch > epoch);
+        exchange(second.transport);
+        second.epoch
+    });
+    assert!(seen.iter().all(|epoch| *epoch == seen[0]), "{seen:?}");
+}
+
+/// Every rank says a word to every other.
+fn exchange(mut transport: Box<dyn Transport>) {
+    let own = transport.rank();
+    let peers = (0..transport.world_size()).filter(|peer| *peer != own);
+    for peer in peers.clone() {
+        send_all(&mut *transport, peer, &pattern(own, peer, 100)).unwrap();
+    }
+    for peer in peers {
+        assert_eq!(receive(&mut *transport, peer, 100).unwrap(), pattern(peer, own, 100));
+    }
 }
 
 #[test]

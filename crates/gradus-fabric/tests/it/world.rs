@@ -14,11 +14,23 @@ pub enum Way {
     SharedMemory,
     Tcp,
     Tls,
+    /// Shared memory inside nodes of two ranks and TCP across; the first node lacks so many. Worlds that are one node, or of nodes
+    /// of one rank, have shared memory or TCP only.
+    Nodes {
+        lacking: usize,
+    },
     /// In virtual time, on a network in order.
     Simulated,
 }
 
-pub const WAYS: [Way; 4] = [Way::SharedMemory, Way::Tcp, Way::Tls, Way::Simulated];
+pub const WAYS: [Way; 6] = [
+    Way::SharedMemory,
+    Way::Tcp,
+    Way::Tls,
+    Way::Nodes { lacking: 0 },
+    Way::Nodes { lacking: 1 },
+    Way::Simulated,
+];
 
 /// What a rank starts with; tests change it.
 pub struct Start {
@@ -95,8 +107,15 @@ pub fn run_on_levels<T: Send>(
 /// Ranks that go one way, a real one.
 pub fn on(way: Way) -> impl Fn(usize, &mut Start) + Sync {
     let files = (way == Way::Tls).then(|| Authority::new().member());
-    move |_, start| {
-        start.kind = if way == Way::SharedMemory { TransportKind::SharedMemory } else { TransportKind::Tcp };
+    move |rank, start| {
+        start.kind = match way {
+            Way::SharedMemory => TransportKind::SharedMemory,
+            Way::Nodes { .. } => TransportKind::Auto,
+            _ => TransportKind::Tcp,
+        };
+        if let Way::Nodes { lacking } = way {
+            start.settings.node_id = format!("node-{}", (rank + lacking) / 2);
+        }
         if let Some(files) = &files {
             start.settings.tls = files.settings.clone();
         }

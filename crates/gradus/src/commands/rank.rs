@@ -37,9 +37,10 @@ const LONGEST_TERM: usize = 256;
 pub fn run(resolved: &Resolved<Settings>, launch: Option<Launch>, resume: bool) -> Result<u8> {
     let settings = &resolved.settings;
     settings.check(launch.as_ref().map_or(1, |launch| launch.world_size))?;
+    let network = settings.network_of(launch.as_ref().unwrap_or(&Launch::alone()))?;
     // Ranks meet first: one that never comes is missed now, not after the data are prepared.
-    let (_session, mut communicator) = join(settings, launch.as_ref())?;
-    let opened = open(resolved, resume, &mut communicator);
+    let (_session, mut communicator) = join(settings, &network, launch.as_ref())?;
+    let opened = open(resolved, resume, &network.node_id, &mut communicator);
     let opened = opened.inspect_err(|error| communicator.give_up(&as_told(error)))?;
     let Opened { folder, run, nodes, model, dataset, tokenizer, mut observer, peak_flops_per_s, stop } =
         opened;
@@ -67,15 +68,20 @@ struct Opened {
     stop: Arc<AtomicBool>,
 }
 
-fn open(resolved: &Resolved<Settings>, resume: bool, communicator: &mut Communicator) -> Result<Opened> {
+fn open(
+    resolved: &Resolved<Settings>,
+    resume: bool,
+    node_id: &str,
+    communicator: &mut Communicator,
+) -> Result<Opened> {
     let settings = &resolved.settings;
     let first = communicator.rank() == 0;
     let dataset = Dataset::open(&prepare::run(settings)?.folder)?;
     // Others may have more to prepare than we.
     communicator.patient_barrier()?;
-    let seats = seats(communicator)?;
+    let seats = seats(communicator, node_id)?;
     let sharers = seats[communicator.rank()].sharers(&seats);
-    let nodes = Nodes::try_from(Seat::by_host(&seats))?;
+    let nodes = Nodes::try_from(Seat::by_node(&seats))?;
     let device = open_device(settings.train.threads, sharers, settings.train.precision)?;
     agree(communicator, "the data", &dataset.digest())?;
     agree(communicator, "the kernels", &kernels(&device.describe()))?;
@@ -128,16 +134,20 @@ const GROUP: &str = "train";
 
 /// Joins the other ranks. The session, if there is one, is to be dropped after the communicator: a rank leaves its group
 /// when it has done all that it had promised.
-fn join(settings: &Settings, launch: Option<&Launch>) -> Result<(Option<Session>, Communicator)> {
+fn join(
+    settings: &Settings,
+    network: &NetworkSettings,
+    launch: Option<&Launch>,
+) -> Result<(Option<Session>, Communicator)> {
     let Some(launch) = launch else { return Ok((None, Communicator::alone())) };
     let (session, transport) = match &launch.coordinator {
         Some(coordinator) => {
-            let mut session = Session::join(member(settings, launch, coordinator)?)?;
+            let mut session = Session::join(member(settings, network, launch, coordinator)?)?;
             let patience = Duration::from_secs(settings.network.rendezvous_timeout_s);
             let world = session.next_world(patience)?;
             (Some(session), world.transport)
         }
-        None => (None, connect(launch, settings.transport()?, &settings.network, &terms(settings)?)?),
+        None => (None, connect(launch, settings.transport()?, network, &terms(settings)?)?),
     };
     show_place(launch, &*transport);
     let mut communicator = Communicator::new(transport, settings.stall_timeout()?);
@@ -145,7 +155,12 @@ fn join(settings: &Settings, launch: Option<&Launch>) -> Result<(Option<Session>
     Ok((session, communicator))
 }
 
-fn member(settings: &Settings, launch: &Launch, coordinator: &str) -> Result<SessionSettings> {
+fn member(
+    settings: &Settings,
+    network: &NetworkSettings,
+    launch: &Launch,
+    coordinator: &str,
+) -> Result<SessionSettings> {
     let world_size = u32::try_from(launch.world_size).context("the world is too large")?;
     Ok(SessionSettings {
         coordinator: CoordinatorAddress::At(coordinator.to_owned()),
@@ -156,7 +171,7 @@ fn member(settings: &Settings, launch: &Launch, coordinator: &str) -> Result<Ses
         secret: launch.secret.clone(),
         coordinator_tls: TlsSettings::default(),
         transport: settings.transport()?,
-        network: settings.network.clone(),
+        network: network.clone(),
         interfaces: launch.interfaces.clone(),
         fingerprint: terms(settings)?,
     })
@@ -191,11 +206,15 @@ fn record_flight(communicator: &mut Communicator) -> Result<()> {
     Ok(())
 }
 
-/// The settings that all ranks must share, one a line: all but how this rank was started, its own interfaces and its
-/// files of TLS.
+/// The settings that all ranks must share, one a line: all but how this rank was started, its node, its own interfaces and
+/// its files of TLS.
 fn terms(settings: &Settings) -> Result<String> {
-    let network =
-        NetworkSettings { interface: String::new(), tls: TlsSettings::default(), ..settings.network.clone() };
+    let network = NetworkSettings {
+        interface: String::new(),
+        node_id: String::new(),
+        tls: TlsSettings::default(),
+        ..settings.network.clone()
+    };
     let agreed = Settings { launch: Default::default(), network, ..settings.clone() };
     let mut lines = Vec::new();
     let table = toml::Table::try_from(&agreed).context("cannot write the settings as TOML")?;
@@ -207,8 +226,8 @@ fn terms(settings: &Settings) -> Result<String> {
 }
 
 /// Where all ranks compute.
-fn seats(communicator: &mut Communicator) -> Result<Vec<Seat>> {
-    let own = Seat::of_this_process();
+fn seats(communicator: &mut Communicator, node_id: &str) -> Result<Vec<Seat>> {
+    let own = Seat::of_this_process(node_id);
     let mut words = vec![0i64; Seat::WORDS * communicator.world_size()];
     communicator.run(&Collective::all_gather(), &own.to_words(), &mut words)?;
     Ok(words.as_chunks().0.iter().map(Seat::from_words).collect())

@@ -22,6 +22,9 @@ pub struct TrainArguments {
     /// Local ranks to start; overrides launch.nproc_per_node.
     #[arg(long)]
     pub nproc_per_node: Option<usize>,
+    /// Name of the node that this host's ranks lie on; overrides network.node_id.
+    #[arg(long, value_name = "NAME")]
+    pub node_id: Option<String>,
     /// Go on from the newest checkpoint of the newest run in run.dir.
     #[arg(long)]
     pub resume: bool,
@@ -36,6 +39,10 @@ pub fn run(arguments: &TrainArguments, overrides: &[(String, String)]) -> Result
     if let Some(ranks) = arguments.nproc_per_node {
         resolved.settings.launch.nproc_per_node = ranks;
         resolved.origins.insert("launch.nproc_per_node".into(), Origin::CommandLine);
+    }
+    if let Some(name) = &arguments.node_id {
+        resolved.settings.network.node_id.clone_from(name);
+        resolved.origins.insert("network.node_id".into(), Origin::CommandLine);
     }
     prefer_command_line_length(&mut resolved);
     let launch = place_in_the_world()?;
@@ -83,6 +90,7 @@ fn prefer_command_line_length(resolved: &mut Resolved<Settings>) {
 fn launch_ranks(settings: &Settings) -> Result<u8> {
     let ranks = settings.launch.nproc_per_node;
     settings.check(ranks)?;
+    settings.network_of(&Launch::local(0, ranks, 0))?;
     let prepared = prepare::run(settings)?;
     settings.model_config(prepared.manifest.vocabulary)?;
     start_ranks(ranks, Some(settings.network.timeouts()?))

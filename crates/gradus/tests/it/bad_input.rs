@@ -35,6 +35,9 @@ fn settings_that_are_wrong_are_named() {
         &["carrier-pigeon"],
     );
     refused(&place, &train(&["--network.interface", "a,^b"]), 2, &["network.interface", "a,^b"]);
+    refused(&place, &train(&["--node-id", "a node"]), 2, &["network.node_id", "a node"]);
+    let nodes = ["--nproc-per-node", "2", "--launch.logical_nodes", "3"];
+    refused(&place, &train(&nodes), 2, &["launch.logical_nodes is 3", "1 to 2"]);
     refused(&place, &train(&["--network.tls.key", "key.pem"]), 2, &["network.tls.certificate"]);
     refused(&place, &train(&["--resume"]), 2, &["--resume"]);
     refused(&place, &train(&["--nproc-per-node", "0"]), 2, &["launch.nproc_per_node"]);

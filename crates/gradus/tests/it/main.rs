@@ -12,6 +12,7 @@ mod hosts;
 #[path = "../../../gradus-collective/tests/it/namespaces.rs"]
 #[allow(dead_code, reason = "shared with the tests of collectives, which need more of it")]
 mod namespaces;
+mod nodes;
 mod preflight;
 mod program;
 mod ranks;

@@ -37,6 +37,17 @@ fn every_pair_of_a_host_is_measured_and_the_exit_code_is_the_verdict() {
 }
 
 #[test]
+fn logical_nodes_are_told_apart() {
+    let place = Place::new();
+    let arguments =
+        ["preflight", "--nproc-per-node", "2", "--node-id", "here", "--launch.logical_nodes", "2"];
+    let output = place.run(&arguments);
+    let text = String::from_utf8_lossy(&output.stdout);
+    let told = ["over TCP on 2 hosts", "rank 0: here.0 ", "rank 1: here.1 ", "usual between hosts"];
+    assert!(told.iter().all(|words| text.contains(words)), "{text}");
+}
+
+#[test]
 fn what_cannot_be_measured_says_why() {
     let place = Place::new();
     let output = place.run(&["preflight"]);

@@ -12,7 +12,7 @@ use crate::wording::counted;
 use anyhow::Result;
 use gradus_collective::preflight::{Limits, Seated, Survey, Verdict, judge, survey};
 use gradus_error::{Error, IoContext, Kind};
-use gradus_fabric::{Launch, Transport, connect, host_mark};
+use gradus_fabric::{Launch, Transport, connect, node_mark};
 use gradus_host::{RealClock, disk};
 use serde::Serialize;
 use std::path::{Path, PathBuf};
@@ -28,6 +28,9 @@ pub struct PreflightArguments {
     /// Local ranks to start; overrides launch.nproc_per_node.
     #[arg(long)]
     pub nproc_per_node: Option<usize>,
+    /// Name of the node that this host's ranks lie on; overrides network.node_id.
+    #[arg(long, value_name = "NAME")]
+    pub node_id: Option<String>,
     /// Write everything that was measured, and the verdict, as JSON; rank 0 does.
     #[arg(long, value_name = "FILE")]
     pub json: Option<PathBuf>,
@@ -47,13 +50,17 @@ struct Report<'a> {
 /// # Errors
 /// Why ranks could not meet or measure, naming them; `Unavailable` when a link, rank or clock is bad.
 pub fn run(arguments: &PreflightArguments, overrides: &[(String, String)]) -> Result<u8> {
-    let settings = resolve::<Settings>(arguments.file.as_deref(), overrides)?.settings;
+    let mut settings = resolve::<Settings>(arguments.file.as_deref(), overrides)?.settings;
+    settings.network.node_id = arguments.node_id.clone().unwrap_or(settings.network.node_id);
     settings.network.check()?;
     let launch = place_in_the_world()?;
     check_nproc(arguments.nproc_per_node, launch.as_ref())?;
     match (launch, arguments.nproc_per_node.unwrap_or(settings.launch.nproc_per_node)) {
         (Some(launch), _) if launch.world_size > 1 => measure(&settings, &launch, arguments),
-        (None, ranks) if ranks != 1 => start_ranks(ranks, None),
+        (None, ranks) if ranks != 1 => {
+            settings.network_of(&Launch::local(0, ranks, 0))?;
+            start_ranks(ranks, None)
+        }
         _ => Err(Error::invalid(
             "one rank alone has no links: give --nproc-per-node, or start one rank of several by a launcher",
         )
@@ -63,8 +70,9 @@ pub fn run(arguments: &PreflightArguments, overrides: &[(String, String)]) -> Re
 
 fn measure(settings: &Settings, launch: &Launch, arguments: &PreflightArguments) -> Result<u8> {
     let patience = settings.stall_timeout()?;
-    let mut transport = connect(launch, settings.transport()?, &settings.network, TERMS)?;
-    let own = seat(&*transport);
+    let network = settings.network_of(launch)?;
+    let mut transport = connect(launch, settings.transport()?, &network, TERMS)?;
+    let own = seat(&*transport, &network.node_id);
     let found = survey(&mut *transport, &own, &RealClock::new(), patience);
     let Some(survey) = found.inspect_err(|error| transport.abort(error))? else { return Ok(exit::DONE) };
     let verdict = judge(&survey, &Limits::default());
@@ -90,10 +98,11 @@ fn measure(settings: &Settings, launch: &Launch, arguments: &PreflightArguments)
     }
 }
 
-fn seat(transport: &dyn Transport) -> Seated {
+fn seat(transport: &dyn Transport, node_id: &str) -> Seated {
+    let host = || rustix::system::uname().nodename().to_string_lossy().into_owned();
     Seated {
-        host_mark: host_mark(),
-        host: rustix::system::uname().nodename().to_string_lossy().into_owned(),
+        host_mark: node_mark(node_id),
+        host: if node_id.is_empty() { host() } else { node_id.to_owned() },
         address: transport.address().map(|address| address.to_string()).unwrap_or_default(),
     }
 }
