@@ -5,6 +5,7 @@ mod show;
 use super::place_in_the_world;
 use super::train::{check_nproc, start_ranks};
 use crate::exit;
+use crate::launcher::Membership;
 use crate::logging;
 use crate::run_settings::Settings;
 use crate::settings::resolve;
@@ -53,7 +54,7 @@ pub fn run(arguments: &PreflightArguments, overrides: &[(String, String)]) -> Re
     check_nproc(arguments.nproc_per_node, launch.as_ref())?;
     match (launch, arguments.nproc_per_node.unwrap_or(settings.launch.nproc_per_node)) {
         (Some(launch), _) if launch.world_size > 1 => measure(&settings, &launch, arguments),
-        (None, ranks) if ranks != 1 => start_ranks(ranks, None),
+        (None, ranks) if ranks != 1 => start_ranks(ranks, Membership::Nowhere),
         _ => Err(Error::invalid(
             "one rank alone has no links: give --nproc-per-node, or start one rank of several by a launcher",
         )
