@@ -356,3 +356,35 @@ impl Core {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::element::Reduction;
+    use crate::operation::Prepared;
+    use gradus_fabric::Alone;
+    use gradus_host::RealClock;
+
+    #[test]
+    fn a_way_that_stands_in_is_taken_whatever_was_known_before_until_links_are() {
+        let mut core = Core::new(Box::new(Alone), Duration::from_secs(1), Arc::new(RealClock::new()));
+        let mut data = vec![0.0f32; WAYS + 1];
+        let mut of = |len: usize| {
+            let memory = Memory::InPlace(Buffer::of(&mut data[..len]));
+            (Collective::all_reduce(Reduction::Sum).shape(0, 1, &memory).unwrap(), memory)
+        };
+        // As many as are kept, of which this one was asked for last.
+        (1..=WAYS).for_each(|len| drop(core.way(of(len).0)));
+        let (shape, memory) = of(7);
+        core.way(shape.clone());
+        let prepared = Arc::new(Prepared::new(Vec::new()));
+        core.stand_in(shape.clone(), &memory, Way::Streams(Arc::clone(&prepared)));
+        let stands_in = |way: Way| matches!(way, Way::Streams(found) if Arc::ptr_eq(&found, &prepared));
+        assert!(stands_in(core.way(shape.clone())));
+        // Another, for which those that are kept would have to go.
+        core.way(of(WAYS + 1).0);
+        assert!(stands_in(core.way(shape.clone())));
+        core.know(Links::default());
+        assert!(!stands_in(core.way(shape)));
+    }
+}

@@ -113,6 +113,16 @@ fn every_kind_survives_the_wire() {
 }
 
 #[test]
+fn a_reason_too_long_for_a_frame_arrives_as_far_as_one_holds() {
+    let (mut ours, first, _second) = lines();
+    // Each takes six bytes of JSON, more than any other.
+    other_end(1, first).give_up(&Error::invalid("\u{1}".repeat(100_000)));
+    let error = ours.check().unwrap_err();
+    assert!(*error.kind() == Kind::Invalid && error.is_told());
+    assert_eq!(error.to_string().matches('\u{1}').count(), REASON_CHARS);
+}
+
+#[test]
 fn a_line_with_nonsense_is_no_goodbye() {
     let (mut ours, first, _second) = lines();
     frame::send(&mut stream(first), &frame::encode(&"nonsense").unwrap()).unwrap();

@@ -9,6 +9,7 @@
 //!
 //! Reading is pure: the environment comes in as a function.
 
+use crate::host::node_mark;
 use crate::secret::Secret;
 use crate::slurm;
 use gradus_error::{Error, Result};
@@ -29,6 +30,9 @@ pub(crate) const INTERFACES: &str = "NCCL_SOCKET_IFNAME";
 
 /// The variable that overrides every other port.
 const MASTER_PORT: &str = "GRADUS_MASTER_PORT";
+
+/// What torchrun calls every job whose starter has not named it.
+const NO_RUN_ID: &str = "none";
 
 /// A rank's place in its world and the way to rank 0.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -51,6 +55,8 @@ pub struct Launch {
     pub rendezvous_fd: Option<i32>,
     /// Where the coordinator of the ranks' group listens, where their launcher runs one.
     pub coordinator: Option<String>,
+    /// What the launcher calls this job, where it gives it a name or number; the same on all ranks.
+    pub job: Option<String>,
     /// What the ranks prove to each other. Reading a launcher's words leaves it empty, for it may stand in a file:
     /// [`Secret::from_environment`] reads it.
     pub secret: Secret,
@@ -79,9 +85,21 @@ impl Launch {
             master_port,
             rendezvous_fd: None,
             coordinator: None,
+            job: None,
             secret: Secret::default(),
             interfaces: String::new(),
             origin: "this host alone".to_owned(),
+        }
+    }
+
+    /// What tells this job from others, the same on all its ranks: what the launcher calls it, else where its ranks meet.
+    pub fn job_name(&self) -> String {
+        let Self { master_address: address, master_port: port, .. } = self;
+        match &self.job {
+            Some(job) => job.clone(),
+            // Each host has a loopback interface of its own.
+            None if self.meets_on_loopback() => format!("{:016x}/{address}:{port}", node_mark("")),
+            None => format!("{address}:{port}"),
         }
     }
 
@@ -170,7 +188,9 @@ fn torchrun(variables: &Variables) -> Result<Option<Found>> {
         Some(node_rank) => Some(node_rank),
         None => variables.number("NODE_RANK")?,
     };
-    Ok(Some(Found { rank, world_size, local, node_rank, origin: "RANK and WORLD_SIZE", ..Found::default() }))
+    let job = variables.text("TORCHELASTIC_RUN_ID").filter(|id| id != NO_RUN_ID);
+    let origin = "RANK and WORLD_SIZE";
+    Ok(Some(Found { rank, world_size, local, node_rank, job, origin, ..Found::default() }))
 }
 
 fn open_mpi(variables: &Variables) -> Result<Option<Found>> {
@@ -242,6 +262,7 @@ impl Found {
             master_port: self.master_port(variables)?,
             rendezvous_fd: variables.number(RENDEZVOUS_FD)?,
             coordinator: variables.text(COORDINATOR),
+            job: self.job.clone(),
             secret: Secret::default(),
             interfaces: variables.text(INTERFACES).unwrap_or_default(),
             origin: self.origin.to_owned(),

@@ -165,6 +165,21 @@ fn ports_are_given_or_derived_from_the_job() {
 }
 
 #[test]
+fn jobs_are_told_apart_by_what_their_launchers_call_them_or_by_where_they_meet() {
+    let name = |variables: &str| read(variables).unwrap().unwrap().job_name();
+    let torchrun = "RANK=0 WORLD_SIZE=2 MASTER_ADDR=10.0.0.7 MASTER_PORT=29400";
+    assert_eq!(name(torchrun), "10.0.0.7:29400");
+    assert_eq!(name(&format!("{torchrun} TORCHELASTIC_RUN_ID=none")), "10.0.0.7:29400");
+    assert_eq!(name(&format!("{torchrun} TORCHELASTIC_RUN_ID=mine")), "mine");
+    assert_eq!(name("SLURM_PROCID=0 SLURM_NTASKS=2 SLURM_NNODES=1 SLURM_JOB_ID=7 SLURM_STEP_ID=1"), "7.1");
+    let mpi = "OMPI_COMM_WORLD_RANK=0 OMPI_COMM_WORLD_SIZE=2 OMPI_COMM_WORLD_LOCAL_RANK=0 OMPI_COMM_WORLD_LOCAL_SIZE=2";
+    assert_eq!(name(&format!("{mpi} PMIX_NAMESPACE=a")), "a");
+    // Another host's loopback interface is another place.
+    let [near, again] = [(); 2].map(|()| name("RANK=0 WORLD_SIZE=2 MASTER_PORT=29400"));
+    assert!(near.ends_with("/127.0.0.1:29400") && near == again, "{near}");
+}
+
+#[test]
 fn a_handed_on_listener_is_noticed() {
     let launch = read("RANK=0 WORLD_SIZE=2 GRADUS_RENDEZVOUS_FD=0").unwrap().unwrap();
     assert_eq!(launch.rendezvous_fd, Some(0));

@@ -447,3 +447,7 @@ fn neighbour(plan: Plan, level: usize, inbox: &Arc<Segment>, heap: PeerHeap, soc
         heard: 0,
     }
 }
+
+#[cfg(test)]
+#[path = "shm_tests.rs"]
+mod tests;

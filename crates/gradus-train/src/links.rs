@@ -15,7 +15,8 @@ use serde::Serialize;
 use std::path::Path;
 
 /// Has algorithms chosen by the links that rank 0's checkpoint knows, or else by those measured now, if the settings ask for
-/// it; what they are chosen by, as conditions of the run: none by default. All ranks call this.
+/// it, or else by how the ranks lie on several nodes; what they are chosen by, as conditions of the run: none by default. All
+/// ranks call this.
 ///
 /// # Errors
 /// `Corrupt` where the checkpoint's links are none; those of collectives.
@@ -36,9 +37,17 @@ pub(crate) fn settle(
     let profile = match (known == [1], settings.train.measure_links) {
         (true, _) => communicator.use_links(&recorded.unwrap_or_default(), nodes)?,
         (false, true) => communicator.measure_links(nodes)?,
+        // Figures that nobody measured still tell near from far, where both are.
+        (false, false) if has_near_and_far(nodes) => {
+            communicator.use_links(&LinkProfile::default(), nodes)?
+        }
         (false, false) => return Ok(Vec::new()),
     };
     Ok(vec![(LINKS.to_owned(), as_text(&profile)?), (NODES.to_owned(), as_text(nodes)?)])
+}
+
+fn has_near_and_far(nodes: &Nodes) -> bool {
+    nodes.members().len() > 1 && nodes.members().iter().any(|ranks| ranks.len() > 1)
 }
 
 fn as_text(known: &impl Serialize) -> Result<String> {

@@ -2,6 +2,7 @@
 
 use crate::settings::parse_duration;
 use gradus_error::{Error, Result};
+use gradus_fabric::membership::CoordinatorAddress;
 use gradus_fabric::{Launch, NetworkSettings, TransportKind};
 use gradus_model::{Family, ModelConfig, ModelSettings, hugging_face};
 use gradus_store::PrepareSettings;
@@ -16,6 +17,12 @@ const TOKENIZER: &str = "tokenizer.json";
 /// How many times `network.failure_detection` a rank that lives may take no part in a collective: loading, saving or
 /// writing a sample takes a rank longer than dying does.
 const STALLS: u32 = 30;
+
+/// The setting that says where the ranks' coordinator is.
+const RDZV: &str = "launch.rdzv";
+
+/// Characters of what tells a job from others: with what stands before it, a group's name has 128 at most.
+const LONGEST_ID: usize = 120;
 
 /// The whole file.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
@@ -65,6 +72,10 @@ pub struct LaunchSection {
     pub nproc_per_node: usize,
     /// Logical nodes onto which the local ranks are dealt, in even runs.
     pub logical_nodes: usize,
+    /// Where the coordinator of the ranks' group is, `HOST:PORT` or `etcd://...`; also `--rdzv`.
+    pub rdzv: String,
+    /// What tells this job from others there; also `--rdzv-id`.
+    pub rdzv_id: String,
     /// `auto`, `shm` or `tcp`.
     pub transport: String,
     /// Time without any progress after which a collective gives up, such as `300s`; empty: a multiple of
@@ -74,7 +85,14 @@ pub struct LaunchSection {
 
 impl Default for LaunchSection {
     fn default() -> Self {
-        Self { nproc_per_node: 1, logical_nodes: 1, transport: "auto".into(), stall_timeout: String::new() }
+        Self {
+            nproc_per_node: 1,
+            logical_nodes: 1,
+            rdzv: String::new(),
+            rdzv_id: String::new(),
+            transport: "auto".into(),
+            stall_timeout: String::new(),
+        }
     }
 }
 
@@ -149,6 +167,7 @@ impl Settings {
         self.sample.check()?;
         self.checkpoint.check()?;
         self.network.check()?;
+        self.check_discretion()?;
         self.sequence_length()?;
         self.transport()?;
         self.stall_timeout()?;
@@ -182,6 +201,45 @@ impl Settings {
             return Err(Error::invalid("train.duration is no time at all: give one such as 150s"));
         }
         Ok(duration_s)
+    }
+
+    /// Where the coordinator of the ranks' group is, if a person says so; `lookup` reads the environment, for etcd.
+    ///
+    /// # Errors
+    /// `Invalid`, naming the key.
+    pub fn coordinator(&self, lookup: &dyn Fn(&str) -> Option<String>) -> Result<Option<CoordinatorAddress>> {
+        self.check_discretion()?;
+        if self.launch.rdzv.is_empty() {
+            return Ok(None);
+        }
+        let parsed = CoordinatorAddress::parse(&self.launch.rdzv, lookup);
+        parsed.map(Some).map_err(|error| error.within(RDZV))
+    }
+
+    /// A run keeps its settings in a file, which is no place for a password.
+    fn check_discretion(&self) -> Result<()> {
+        if !self.launch.rdzv.contains('@') {
+            return Ok(());
+        }
+        Err(Error::invalid(format!(
+            "{RDZV} has a user in it, and a run writes its settings down: leave USER:PASSWORD@ out, and set ETCDCTL_USER"
+        )))
+    }
+
+    /// The group of a job's ranks; `job` is what its launcher calls it.
+    ///
+    /// # Errors
+    /// `Invalid`, naming the key.
+    pub fn group(&self, job: &str) -> Result<String> {
+        let id = if self.launch.rdzv_id.is_empty() { job } else { &self.launch.rdzv_id };
+        let plain = |byte: u8| byte.is_ascii_graphic() && byte != b'"' && byte != b'\\';
+        if id.len() > LONGEST_ID || !id.bytes().all(plain) {
+            return Err(Error::invalid(format!(
+                "the job is called {id:?}, which is no name of a group: give launch.rdzv_id, at most {LONGEST_ID} printable \
+                 ASCII characters without spaces, quotes and backslashes"
+            )));
+        }
+        Ok(format!("train/{id}"))
     }
 
     /// How gradients travel.

@@ -1,10 +1,13 @@
 //! Processes that live through epochs of a group: this test binary, started again, plays the members.
 
 use crate::beside;
+use crate::namespaces::{Namespaces, address};
 use crate::world::PATIENCE;
 use gradus_collective::Communicator;
 use gradus_error::{Error, Kind};
-use gradus_fabric::membership::{CoordinatorAddress, Engine, GroupSettings};
+use gradus_fabric::membership::{
+    CoordinatorAddress, CoordinatorServer, CoordinatorSettings, Engine, GroupSettings, Timeouts,
+};
 use gradus_fabric::{
     NetworkSettings, Order, Secret, Session, SessionSettings, TlsSettings, TransportKind, World,
 };
@@ -19,7 +22,7 @@ use std::time::Duration;
 /// Long enough that no busy machine makes the living look dead.
 const FAILURE_DETECTION: Duration = Duration::from_secs(6);
 
-/// The variable that makes a test play a member: coordinator, name and transport.
+/// The variable that makes a test play a member: coordinator, name and transport; or `coordinator` and where it listens.
 const ROLE: &str = "GRADUS_TEST_MEMBER";
 
 /// Elements of a sum: more than a ring or a socket holds, so that nobody is done while a peer is missing.
@@ -34,6 +37,10 @@ const ROUNDS: i64 = 8;
 fn plays_a_member() -> bool {
     let Ok(role) = std::env::var(ROLE) else { return false };
     let words: Vec<&str> = role.split(' ').collect();
+    if let ["coordinator", address] = words[..] {
+        serve(address);
+        return true;
+    }
     let (transport, node) = match words[2] {
         "tcp" => (TransportKind::Tcp, ""),
         // The victim has a neighbour, and a member on another node.
@@ -51,7 +58,7 @@ fn plays_a_member() -> bool {
         size: GroupSettings { min_size: 2, max_size: 3, join_window_ms: 0 },
         name: words[1].into(),
         order: Order::Dealt,
-        secret: Secret::default(),
+        secret: secret(),
         coordinator_tls: TlsSettings::default(),
         transport,
         network,
@@ -61,6 +68,25 @@ fn plays_a_member() -> bool {
     let wants_to_leave = listen_for_leave();
     while !live(&settings, &wants_to_leave) {}
     true
+}
+
+/// What processes of several hosts know.
+fn secret() -> Secret {
+    Secret::from_environment(&|name| std::env::var(name).ok()).unwrap()
+}
+
+/// A coordinator that keeps no state, until it is told to leave.
+fn serve(address: &str) {
+    let settings = CoordinatorSettings {
+        listen: address.into(),
+        engine: Engine::Nothing,
+        timeouts: Timeouts::from(FAILURE_DETECTION).unwrap(),
+        secret: secret(),
+        tls: TlsSettings::default(),
+    };
+    let server = CoordinatorServer::open(settings).unwrap();
+    say("listening");
+    server.run(std::io::stdin(), |_| {}).unwrap();
 }
 
 /// Readable, in that something has come or it has ended, once the test wants this member to leave.
@@ -82,6 +108,7 @@ fn live(settings: &SessionSettings, wants_to_leave: &Receiver<()>) -> bool {
         let World { epoch, rank, members, transport, unfenced } = match session.next_world(PATIENCE) {
             Ok(world) => world,
             Err(error) if *error.kind() == Kind::Fenced => {
+                assert_eq!(session.may_act(), None);
                 say("fenced");
                 return false;
             }
@@ -163,6 +190,12 @@ struct Sight {
 impl Member {
     fn start(role: &str) -> Self {
         let mut command = Command::new(std::env::current_exe().unwrap());
+        command.env_remove("GRADUS_SECRET").env_remove("GRADUS_SECRET_FILE");
+        Self::start_as(command, role)
+    }
+
+    /// This test binary as a command starts it.
+    fn start_as(mut command: Command, role: &str) -> Self {
         let test = "epochs::survivors_form_a_new_world_in_the_same_processes";
         command.args(["--exact", test, "--nocapture"]).env(ROLE, role);
         let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
@@ -300,4 +333,57 @@ fn survivors_form_a_new_world_in_the_same_processes() {
             beside_a_coordinator(|coordinator| strike(transport, blow, coordinator));
         }
     }
+}
+
+/// A coordinator on host 3 and members on hosts 0 to 2, which have formed an epoch and go on in it.
+fn on_hosts_of_their_own(hosts: &Namespaces) -> (Member, [Member; 3], [Sight; 3]) {
+    let place = format!("{}:29600", address(3));
+    let start = |host: usize, role: &str| Member::start_as(hosts.command(host, 0, 1, 9), role);
+    let coordinator = start(3, &format!("coordinator {place}"));
+    coordinator.expect("listening");
+    let members = [0, 1, 2].map(|host| start(host, &format!("{place} m{host} tcp")));
+    let first = members.each_ref().map(|member| member.sees(3));
+    let epoch = agreed(&first.iter().collect::<Vec<_>>());
+    members.iter().for_each(|member| member.goes_on_in(epoch));
+    (coordinator, members, first)
+}
+
+#[test]
+fn a_member_that_is_cut_off_is_fenced_and_joins_anew_when_the_cable_is_back() {
+    let Some(hosts) = Namespaces::joined(4) else { return };
+    let (_coordinator, members, first) = on_hosts_of_their_own(&hosts);
+    let [one, victim, two] = &members;
+    hosts.cut(1);
+    let (old, lost) = (first[0].epoch, first[1].rank);
+    for survivor in [one, two] {
+        let error = survivor.expect("error");
+        // Its host vanished without a word: whether membership or the connection tells of it first, it is the one.
+        assert!(error.starts_with(&format!("PeerLost {{ rank: {lost} }}")), "{error}");
+    }
+    let second = [one, two].map(|survivor| survivor.sees(2));
+    let new = agreed(&second.iter().collect::<Vec<_>>());
+    assert!(new > old);
+    one.goes_on_in(new);
+    hosts.mend(1);
+    victim.expect("fenced");
+    let third = members.each_ref().map(|member| member.sees(3));
+    let newest = agreed(&third.iter().collect::<Vec<_>>());
+    assert!(newest > new);
+    members.iter().for_each(|member| member.goes_on_in(newest));
+}
+
+#[test]
+fn members_that_only_a_coordinator_still_reaches_form_epochs_until_they_reach_each_other() {
+    let Some(hosts) = Namespaces::joined(4) else { return };
+    let (_coordinator, members, first) = on_hosts_of_their_own(&hosts);
+    hosts.part(0, 1);
+    // All hear of it, though only two have lost each other: an epoch holds for all its members, or for none.
+    for member in &members {
+        member.expect("error");
+    }
+    hosts.join(0, 1);
+    let second = members.each_ref().map(|member| member.sees(3));
+    let new = agreed(&second.iter().collect::<Vec<_>>());
+    assert!(new > first[0].epoch);
+    members.iter().for_each(|member| member.goes_on_in(new));
 }

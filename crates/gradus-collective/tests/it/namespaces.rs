@@ -97,6 +97,25 @@ impl Namespaces {
     pub fn cut(&self, host: usize) {
         tool(&format!("ip -n {}s link set port{host} down", self.mark));
     }
+
+    /// Puts it back in.
+    pub fn mend(&self, host: usize) {
+        tool(&format!("ip -n {}s link set port{host} up", self.mark));
+    }
+
+    /// Lets nothing go between two hosts that a bridge joins; others reach both.
+    pub fn part(&self, one: usize, two: usize) {
+        for (from, to) in [(one, two), (two, one)] {
+            tool(&format!("ip -n {} route add blackhole {}/32", self.name(from), address(to)));
+        }
+    }
+
+    /// Lets everything go again.
+    pub fn join(&self, one: usize, two: usize) {
+        for (from, to) in [(one, two), (two, one)] {
+            tool(&format!("ip -n {} route del blackhole {}/32", self.name(from), address(to)));
+        }
+    }
 }
 
 impl Drop for Namespaces {

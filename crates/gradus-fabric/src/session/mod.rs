@@ -105,17 +105,27 @@ pub struct Session {
 }
 
 impl Session {
-    /// Reaches the coordinator and begins to join. Blocks for `failure_detection` at most; twice where etcd says where it is.
+    /// Reaches the coordinator and begins to join. Blocks for `failure_detection` and one last try at most.
+    ///
+    /// # Errors
+    /// As [`Session::join_within`].
+    pub fn join(settings: SessionSettings) -> Result<Self> {
+        let limit = settings.network.failure_detection;
+        Self::join_within(settings, limit)
+    }
+
+    /// As [`Session::join`]; a coordinator that is not there yet is tried for as long as `limit`.
     ///
     /// # Errors
     /// `Invalid` when a setting is impossible or others could not reach this process, `Unavailable` when the coordinator cannot be reached, `Denied` when it has
     /// another secret, or this process would be reached beyond loopback without one; the system's failure.
-    pub fn join(settings: SessionSettings) -> Result<Self> {
+    pub fn join_within(settings: SessionSettings, limit: Duration) -> Result<Self> {
         settings.network.check()?;
         settings.size.check()?;
         let timeouts = settings.network.timeouts()?;
         let clock = RealClock::new();
-        let door = door(&settings, &settings.coordinator.place_now(&timeouts, &clock)?)?;
+        let until = clock.now().saturating_add(limit);
+        let door = door(&settings, &settings.coordinator.place_now(limit, &timeouts, &clock)?)?;
         let identity = Identity {
             name: settings.name.clone(),
             // A process that comes back has started later.
@@ -134,7 +144,8 @@ impl Session {
             secret: settings.secret.clone(),
             tls: settings.coordinator_tls.clone(),
         };
-        let client = MembershipClient::join_watched(member, Box::new(move |note| watching.note(note)))?;
+        let left = until.saturating_sub(clock.now());
+        let client = MembershipClient::join_watched(member, left, Box::new(move |note| watching.note(note)))?;
         Ok(Self {
             client,
             watch,
@@ -337,9 +348,11 @@ impl Session {
 fn node_name(network: &NetworkSettings) -> String {
     if network.node_id.is_empty() { host::name() } else { network.node_id.clone() }
 }
+/// Why a group goes on without a process: membership does not say which.
+const FENCED: &str = "which was silent for too long, or whose name another process has taken";
 
 fn fenced(group: &str) -> Error {
-    let message = format!("group {group} goes on without this process, which was silent for too long");
+    let message = format!("group {group} goes on without this process, {FENCED}");
     Error::new(Kind::Fenced, message)
 }
 

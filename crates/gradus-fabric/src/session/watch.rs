@@ -1,5 +1,6 @@
 //! What membership says, brought to the transport of the epoch that it is about, at once and from another thread.
 
+use super::FENCED;
 use crate::alarm::Alarm;
 use crate::membership::{Epoch, Identity, MemberNote};
 use gradus_error::{Error, Kind, Result};
@@ -50,8 +51,8 @@ impl Watch {
                 }
             }
             MemberNote::Fenced => {
-                let message = "the group goes on without this process, which was silent for too long";
-                state.end = Some((Kind::Fenced, message.to_owned()));
+                let message = format!("the group goes on without this process, {FENCED}");
+                state.end = Some((Kind::Fenced, message));
             }
             MemberNote::Refused { message } => state.end = Some((Kind::Invalid, message.clone())),
             MemberNote::Active { .. } | MemberNote::Isolated | MemberNote::Heard => {}

@@ -14,8 +14,10 @@ use gradus_fabric::membership::{
     Epoch, GroupSettings, MemberNote, MembershipClient, Timeouts,
 };
 use gradus_fabric::{
-    EtcdAddress, NetworkSettings, Order, Secret, Session, SessionSettings, TlsSettings, TransportKind,
+    Direction, EtcdAddress, Interest, Lane, NetworkSettings, Order, Secret, Session, SessionSettings,
+    TlsSettings, TransportKind, World,
 };
+use gradus_host::{Clock, RealClock};
 use rustix::process::Signal;
 use std::net::TcpListener;
 use std::os::unix::net::UnixStream;
@@ -361,6 +363,31 @@ fn members_are_told_what_is_advertised() {
     });
 }
 
+/// One of `size` members, by its number.
+fn session_settings(coordinator: &str, size: u32, number: usize) -> SessionSettings {
+    SessionSettings {
+        coordinator: CoordinatorAddress::parse(coordinator, &|_| None).unwrap(),
+        group: "g".into(),
+        size: GroupSettings::fixed(size),
+        name: format!("member-{number}"),
+        order: Order::ByName,
+        secret: Secret::default(),
+        coordinator_tls: TlsSettings::default(),
+        transport: TransportKind::Tcp,
+        network: NetworkSettings { failure_detection: timeouts().detection, ..NetworkSettings::default() },
+        interfaces: String::new(),
+        fingerprint: "same".into(),
+    }
+}
+
+/// Both members' next worlds, which they form together.
+fn worlds_of(sessions: [&mut Session; 2]) -> [World; 2] {
+    std::thread::scope(|scope| {
+        let worlds = sessions.map(|session| scope.spawn(|| session.next_world(LIMIT).unwrap()));
+        worlds.map(|world| world.join().unwrap())
+    })
+}
+
 #[test]
 fn a_session_is_reached_where_it_reaches_the_leader_wherever_etcd_is() {
     if TcpListener::bind("[::1]:0").is_err() {
@@ -368,26 +395,52 @@ fn a_session_is_reached_where_it_reaches_the_leader_wherever_etcd_is() {
     }
     beside_etcd(|_etcd, address| {
         let serving = Serving::start_at("[::1]:0", engine(&address));
-        let settings = SessionSettings {
-            coordinator: CoordinatorAddress::parse(&address, &|_| None).unwrap(),
-            group: "g".into(),
-            size: GroupSettings::fixed(1),
-            name: "alone".into(),
-            order: Order::ByName,
-            secret: Secret::default(),
-            coordinator_tls: TlsSettings::default(),
-            transport: TransportKind::Auto,
-            network: NetworkSettings {
-                failure_detection: timeouts().detection,
-                ..NetworkSettings::default()
-            },
-            interfaces: String::new(),
-            fingerprint: "same".into(),
-        };
-        let mut session = Session::join(settings).unwrap();
+        let mut session = Session::join(session_settings(&address, 1, 0)).unwrap();
         let world = session.next_world(LIMIT).unwrap();
         assert!(world.members[0].address.starts_with("[::1]:"), "{:?}", world.members);
         drop((world, session));
         serving.end().unwrap();
+    });
+}
+
+#[test]
+fn a_session_goes_on_in_its_epoch_when_another_coordinator_takes_over() {
+    beside_etcd(|_etcd, address| {
+        let test = "etcd::a_session_goes_on_in_its_epoch_when_another_coordinator_takes_over";
+        let first = coordinator(test, &address);
+        first.expect("leading 1", &["listening"]);
+        let second = coordinator(test, &address);
+        second.expect("listening", &[]);
+        let join = |number| Session::join(session_settings(&address, 2, number)).unwrap();
+        let (mut one, mut two) = (join(0), join(1));
+        let [mut here, mut there] = worlds_of([&mut one, &mut two]);
+        let epoch = here.epoch;
+        assert_eq!(there.epoch, epoch);
+        first.signal(Signal::KILL);
+        second.expect("leading 2", &[]);
+
+        // Both may act where they did: what one says the other hears, and nothing is newer.
+        let clock = RealClock::new();
+        let wait_until = |what: &dyn Fn() -> bool| {
+            while !what() {
+                assert!(clock.now() < LIMIT * 2, "it does not come");
+                clock.sleep(Duration::from_millis(10));
+            }
+        };
+        wait_until(&|| [&one, &two].iter().all(|session| session.may_act() == Some(epoch)));
+        let lane = Lane::lowest(1);
+        assert_eq!(here.transport.try_send(lane, b"x").unwrap(), 1);
+        let lane = Lane::lowest(0);
+        there.transport.wait(&[Interest { lane, direction: Direction::Receive }], LIMIT).unwrap();
+        assert_eq!(there.transport.try_receive(lane, &mut |_, len| len).unwrap(), 1);
+        assert!(!one.is_outdated(epoch) && !two.is_outdated(epoch));
+
+        // The one who leads now knows them both: it tells of who leaves, and of who comes.
+        drop((there, two));
+        wait_until(&|| one.is_outdated(epoch));
+        drop(here);
+        let mut again = join(1);
+        let [here, there] = worlds_of([&mut one, &mut again]);
+        assert!(here.epoch > epoch && there.epoch == here.epoch);
     });
 }

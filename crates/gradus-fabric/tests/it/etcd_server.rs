@@ -2,7 +2,6 @@
 //!
 //! Where there is none the tests say that they did not run; where `GRADUS_TEST_ETCD` is `required`, as in CI, they fail.
 
-use crate::roles::LIMIT;
 use gradus_fabric::TlsSettings;
 use gradus_host::{Clock, RealClock};
 use std::io::{BufRead, BufReader, Read, Write};
@@ -15,6 +14,9 @@ use std::sync::mpsc::{Receiver, channel};
 use std::thread::JoinHandle;
 use std::time::Duration;
 use tempfile::TempDir;
+
+/// How long to wait for what must come.
+const LIMIT: Duration = Duration::from_secs(120);
 
 /// Whether etcd is there.
 ///

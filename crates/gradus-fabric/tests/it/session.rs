@@ -201,3 +201,9 @@ fn another_life_of_a_name_fences_the_one_before() {
         assert!(first.may_act().is_none() && first.is_outdated(before));
     });
 }
+
+#[test]
+fn who_waits_as_long_as_can_be_gets_its_world() {
+    let ranks = two(|_, _| {}, |_, mut session| session.next_world(Duration::MAX).unwrap().rank);
+    assert_eq!(ranks, [0, 1]);
+}

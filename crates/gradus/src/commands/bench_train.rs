@@ -2,7 +2,7 @@
 //! on one machine. `cargo x bench train` speaks this protocol with us and with PyTorch (python/bench_train.py).
 
 use super::open_device;
-use crate::launcher::{ExitStatusSummary, launch_local};
+use crate::launcher::{ExitStatusSummary, Membership, launch_local};
 use crate::logging;
 use anyhow::{Context, Result, bail};
 use gradus_collective::Communicator;
@@ -84,7 +84,7 @@ pub fn run(arguments: &BenchTrainArguments) -> Result<()> {
 fn launch_ranks(ranks: usize) -> Result<()> {
     let program = std::env::current_exe().context("cannot find this program's own file")?;
     let arguments: Vec<_> = std::env::args_os().skip(1).collect();
-    match launch_local(&program, &arguments, ranks, &[], None)? {
+    match launch_local(&program, &arguments, ranks, &[], Membership::Nowhere)? {
         ExitStatusSummary::Done => Ok(()),
         other => bail!("{other}"),
     }

@@ -1,5 +1,6 @@
 //! `gradus coordinator`: the membership of groups, on its own, for runs that outlive any of their launchers.
 
+use super::environment;
 use crate::logging;
 use crate::settings::{parse_duration, resolve};
 use anyhow::Result;
@@ -56,12 +57,11 @@ struct Network {
 /// What is wrong with an argument, the address, the file or etcd, or another coordinator that has taken over.
 pub fn run(arguments: &CoordinatorArguments, overrides: &[(String, String)]) -> Result<()> {
     let settings = resolve::<Settings>(None, overrides)?.settings;
-    let lookup = |name: &str| std::env::var(name).ok();
     let settings = CoordinatorSettings {
         listen: arguments.listen.clone(),
-        engine: arguments.engine(&lookup)?,
+        engine: arguments.engine(&environment)?,
         timeouts: Timeouts::from(arguments.failure_detection)?,
-        secret: Secret::from_environment(&lookup)?,
+        secret: Secret::from_environment(&environment)?,
         tls: settings.network.tls,
     };
     if settings.secret.is_empty() {

@@ -67,12 +67,16 @@ fn read_weights(folder: &Path, model: &Transformer) -> Result<()> {
     hugging_face::read_weights(folder, model.config(), model.parameters(), put)
 }
 
+/// A variable of this process' environment.
+fn environment(name: &str) -> Option<String> {
+    std::env::var(name).ok()
+}
+
 /// This process' place as a launcher left it in the environment, with the run's secret; `None` without a launcher. The
 /// secret is then taken out of the environment, so that what this process starts does not inherit it.
 fn place_in_the_world() -> Result<Option<Launch>> {
-    let lookup = |name: &str| std::env::var(name).ok();
-    let Some(launch) = Launch::from_environment(&lookup)? else { return Ok(None) };
-    let secret = Secret::from_environment(&lookup)?;
+    let Some(launch) = Launch::from_environment(&environment)? else { return Ok(None) };
+    let secret = Secret::from_environment(&environment)?;
     // SAFETY: subcommands begin on the main thread, before any of them has started another that could read the
     // environment meanwhile.
     unsafe { std::env::remove_var(SECRET) };

@@ -1,6 +1,6 @@
 //! One rank of a run: everything is opened, connected and handed to the trainer.
 
-use super::{first_model, open_device, prepare};
+use super::{environment, first_model, open_device, prepare};
 use crate::exit;
 use crate::logging;
 use crate::report;
@@ -15,7 +15,7 @@ use gradus_compute::Device;
 use gradus_error::{Error, Kind};
 use gradus_fabric::membership::{CoordinatorAddress, GroupSettings};
 use gradus_fabric::{
-    Launch, NetworkSettings, Order, Seat, Session, SessionSettings, TlsSettings, Transport, connect,
+    Launch, NetworkSettings, Order, Seat, Session, SessionSettings, TlsSettings, Transport, World, connect,
     interface_of,
 };
 use gradus_host::{Clock, RealClock, disk};
@@ -129,9 +129,6 @@ fn stop_on_signals() -> Result<Arc<AtomicBool>> {
     Ok(stop)
 }
 
-/// The group that the ranks are members of, where their launcher runs its coordinator.
-const GROUP: &str = "train";
-
 /// Joins the other ranks. The session, if there is one, is to be dropped after the communicator: a rank leaves its group
 /// when it has done all that it had promised.
 fn join(
@@ -139,12 +136,19 @@ fn join(
     network: &NetworkSettings,
     launch: Option<&Launch>,
 ) -> Result<(Option<Session>, Communicator)> {
-    let Some(launch) = launch else { return Ok((None, Communicator::alone())) };
-    let (session, transport) = match &launch.coordinator {
-        Some(coordinator) => {
-            let mut session = Session::join(member(settings, network, launch, coordinator)?)?;
+    let Some(launch) = launch else {
+        if !settings.launch.rdzv.is_empty() {
+            tracing::warn!(
+                "launch.rdzv is for ranks, and no launcher has made this process one: it trains alone"
+            );
+        }
+        return Ok((None, Communicator::alone()));
+    };
+    let (session, transport) = match Group::of(settings, launch)? {
+        Some(group) => {
+            let member = member(settings, network, launch, &group)?;
             let patience = Duration::from_secs(settings.network.rendezvous_timeout_s);
-            let world = session.next_world(patience)?;
+            let (session, world) = group.enter(member, patience)?;
             (Some(session), world.transport)
         }
         None => (None, connect(launch, settings.transport()?, network, &terms(settings)?)?),
@@ -155,21 +159,77 @@ fn join(
     Ok((session, communicator))
 }
 
+/// The group that the ranks are members of, and where its coordinator is.
+struct Group {
+    coordinator: CoordinatorAddress,
+    name: String,
+    tls: TlsSettings,
+    /// Whether a person said where its coordinator is.
+    is_foreign: bool,
+}
+
+/// The group where the ranks' launcher runs its coordinator, which has no other.
+const OWN_GROUP: &str = "train";
+
+impl Group {
+    /// The group that a person names, or the launcher's own; none under other launchers.
+    fn of(settings: &Settings, launch: &Launch) -> Result<Option<Self>> {
+        if let Some(coordinator) = settings.coordinator(&environment)? {
+            let name = settings.group(&launch.job_name())?;
+            return Ok(Some(Self { coordinator, name, tls: settings.network.tls.clone(), is_foreign: true }));
+        }
+        Ok(launch.coordinator.clone().map(|place| Self {
+            coordinator: CoordinatorAddress::At(place),
+            name: OWN_GROUP.to_owned(),
+            // It never leaves the host.
+            tls: TlsSettings::default(),
+            is_foreign: false,
+        }))
+    }
+
+    /// Becomes a member and waits for the first world, both within `patience`.
+    fn enter(&self, member: SessionSettings, patience: Duration) -> Result<(Session, World), Error> {
+        let clock = RealClock::new();
+        let until = clock.now() + patience;
+        let joined = Session::join_within(member, patience);
+        let mut session = joined.map_err(|error| match self.is_foreign {
+            true => error.within("launch.rdzv"),
+            false => error,
+        })?;
+        let world = session.next_world(until.saturating_sub(clock.now()));
+        Ok((session, world.map_err(|error| self.explain(error))?))
+    }
+
+    /// A failure to form a world, with what a person may have to mend.
+    fn explain(&self, error: Error) -> Error {
+        let Self { coordinator, name, .. } = self;
+        match error.kind() {
+            Kind::Unavailable if self.is_foreign => error.within(format!(
+                "no world of {name} at {coordinator} (all ranks are to be given the same --rdzv and --rdzv-id)"
+            )),
+            Kind::Fenced if self.is_foreign => error.within(format!(
+                "another job at {coordinator} is called {name}, too (--rdzv-id), or a clock of this job's hosts is behind"
+            )),
+            _ => error,
+        }
+    }
+}
+
 fn member(
     settings: &Settings,
     network: &NetworkSettings,
     launch: &Launch,
-    coordinator: &str,
+    group: &Group,
 ) -> Result<SessionSettings> {
     let world_size = u32::try_from(launch.world_size).context("the world is too large")?;
     Ok(SessionSettings {
-        coordinator: CoordinatorAddress::At(coordinator.to_owned()),
-        group: GROUP.to_owned(),
+        coordinator: group.coordinator.clone(),
+        group: group.name.clone(),
         size: GroupSettings::fixed(world_size),
         name: format!("rank-{}", launch.rank),
         order: Order::ByName,
         secret: launch.secret.clone(),
-        coordinator_tls: TlsSettings::default(),
+        coordinator_tls: group.tls.clone(),
         transport: settings.transport()?,
         network: network.clone(),
         interfaces: launch.interfaces.clone(),

@@ -1,15 +1,14 @@
 //! `gradus train`: under somebody's launcher one rank; otherwise the launcher of local ranks, or the only rank.
 
-use super::{place_in_the_world, prepare, rank};
+use super::{environment, place_in_the_world, prepare, rank};
 use crate::exit;
-use crate::launcher::{ExitStatusSummary, launch_local};
+use crate::launcher::{ExitStatusSummary, Membership, launch_local};
 use crate::logging;
 use crate::run_settings::Settings;
 use crate::settings::{Origin, Resolved, resolve};
 use anyhow::{Context, Result};
 use gradus_error::Error;
 use gradus_fabric::Launch;
-use gradus_fabric::membership::Timeouts;
 use gradus_host::processors;
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -25,6 +24,15 @@ pub struct TrainArguments {
     /// Name of the node that this host's ranks lie on; overrides network.node_id.
     #[arg(long, value_name = "NAME")]
     pub node_id: Option<String>,
+    /// Where the coordinator of the ranks' group is, the same for all ranks: HOST:PORT of a `gradus coordinator`, or
+    /// etcd://HOST:2379/PREFIX where coordinators lead. A rank that dies, stops or is cut off is then found out within
+    /// network.failure_detection under any launcher. Overrides launch.rdzv.
+    #[arg(long)]
+    pub rdzv: Option<String>,
+    /// What tells this job from others there, the same for all ranks; without it the launcher's number or name of the job,
+    /// else where its ranks meet. Overrides launch.rdzv_id.
+    #[arg(long)]
+    pub rdzv_id: Option<String>,
     /// Go on from the newest checkpoint of the newest run in run.dir.
     #[arg(long)]
     pub resume: bool,
@@ -36,14 +44,7 @@ pub struct TrainArguments {
 /// The run's first failure.
 pub fn run(arguments: &TrainArguments, overrides: &[(String, String)]) -> Result<u8> {
     let mut resolved: Resolved<Settings> = resolve(Some(&arguments.file), overrides)?;
-    if let Some(ranks) = arguments.nproc_per_node {
-        resolved.settings.launch.nproc_per_node = ranks;
-        resolved.origins.insert("launch.nproc_per_node".into(), Origin::CommandLine);
-    }
-    if let Some(name) = &arguments.node_id {
-        resolved.settings.network.node_id.clone_from(name);
-        resolved.origins.insert("network.node_id".into(), Origin::CommandLine);
-    }
+    arguments.override_launch(&mut resolved);
     prefer_command_line_length(&mut resolved);
     let launch = place_in_the_world()?;
     check_nproc(arguments.nproc_per_node, launch.as_ref())?;
@@ -51,6 +52,30 @@ pub fn run(arguments: &TrainArguments, overrides: &[(String, String)]) -> Result
         Some(launch) => rank::run(&resolved, Some(launch), arguments.resume),
         None if resolved.settings.launch.nproc_per_node == 1 => rank::run(&resolved, None, arguments.resume),
         None => launch_ranks(&resolved.settings),
+    }
+}
+
+impl TrainArguments {
+    fn override_launch(&self, resolved: &mut Resolved<Settings>) {
+        let launch = &mut resolved.settings.launch;
+        let mut given = Vec::new();
+        if let Some(ranks) = self.nproc_per_node {
+            launch.nproc_per_node = ranks;
+            given.push("launch.nproc_per_node");
+        }
+        if let Some(place) = &self.rdzv {
+            launch.rdzv.clone_from(place);
+            given.push("launch.rdzv");
+        }
+        if let Some(id) = &self.rdzv_id {
+            launch.rdzv_id.clone_from(id);
+            given.push("launch.rdzv_id");
+        }
+        if let Some(name) = &self.node_id {
+            resolved.settings.network.node_id.clone_from(name);
+            given.push("network.node_id");
+        }
+        resolved.origins.extend(given.into_iter().map(|key| (key.to_owned(), Origin::CommandLine)));
     }
 }
 
@@ -91,17 +116,18 @@ fn launch_ranks(settings: &Settings) -> Result<u8> {
     let ranks = settings.launch.nproc_per_node;
     settings.check(ranks)?;
     settings.network_of(&Launch::local(0, ranks, 0))?;
+    let elsewhere = settings.coordinator(&environment)?.is_some();
     let prepared = prepare::run(settings)?;
     settings.model_config(prepared.manifest.vocabulary)?;
-    start_ranks(ranks, Some(settings.network.timeouts()?))
+    let here = Membership::Here(settings.network.timeouts()?);
+    start_ranks(ranks, if elsewhere { Membership::Elsewhere } else { here })
 }
 
-/// Starts this program again as `ranks` local ranks, with the same arguments, as members of a group if `membership` has
-/// its spans; returns their exit code.
+/// Starts this program again as `ranks` local ranks, with the same arguments; returns their exit code.
 ///
 /// # Errors
 /// As [`launch_local`].
-pub(super) fn start_ranks(ranks: usize, membership: Option<Timeouts>) -> Result<u8> {
+pub(super) fn start_ranks(ranks: usize, membership: Membership) -> Result<u8> {
     let cores = processors::available();
     if ranks > cores {
         tracing::warn!("{ranks} ranks share {cores} processors: they will take turns");

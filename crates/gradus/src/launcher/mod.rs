@@ -5,7 +5,8 @@
 //! listener is bound here, to a port that the system chooses, and handed on to rank 0 as an open descriptor
 //! ([`RENDEZVOUS_FD`]), so no port is raced for.
 //!
-//! Ranks that train are members of a group besides, whose coordinator runs here, in a thread of the launcher's.
+//! Ranks that train are members of a group besides, whose coordinator runs here, in a thread of the launcher's, unless they
+//! are told of another.
 //!
 //! The run's secret is made here, where nobody has set one, and handed on by the environment: on a command line every user
 //! of the host could read it.
@@ -66,8 +67,19 @@ pub struct Launch {
     pub environment: Vec<(OsString, OsString)>,
     /// Time from telling the ranks to stop, because one has failed, to killing them.
     pub grace: Duration,
-    /// The spans of the group that the ranks are members of, if they are.
-    pub membership: Option<Timeouts>,
+    /// What group the ranks are members of.
+    pub membership: Membership,
+}
+
+/// What group ranks are members of.
+#[derive(Debug, Clone, Copy)]
+pub enum Membership {
+    /// Of none.
+    Nowhere,
+    /// Of one whose coordinator the launcher runs, with these spans.
+    Here(Timeouts),
+    /// Of one whose coordinator they have been told of: it knows no secret that is made here.
+    Elsewhere,
 }
 
 /// How a process ended.
@@ -136,8 +148,7 @@ impl fmt::Display for ExitStatusSummary {
     }
 }
 
-/// Starts `nproc` ranks of `program` on this host, as members of a group if `membership` has its spans, and waits for them
-/// all: see [`Launch::run`].
+/// Starts `nproc` ranks of `program` on this host and waits for them all: see [`Launch::run`].
 ///
 /// # Errors
 /// As [`Launch::run`].
@@ -146,7 +157,7 @@ pub fn launch_local(
     args: &[OsString],
     nproc: usize,
     environment: &[(OsString, OsString)],
-    membership: Option<Timeouts>,
+    membership: Membership,
 ) -> Result<ExitStatusSummary> {
     let launch = Launch {
         program: program.to_owned(),
@@ -223,21 +234,26 @@ fn check_descriptors(ranks: usize) -> Result<()> {
 struct Meeting {
     listener: TcpListener,
     port: u16,
-    /// Made here; `None` where ranks inherit one from this process' environment.
+    /// Made here; `None` where ranks inherit one from this process' environment, or need none.
     secret: Option<Secret>,
     coordinator: Option<Coordinator>,
 }
 
 impl Meeting {
-    fn prepare(membership: Option<Timeouts>) -> Result<Self> {
+    fn prepare(membership: Membership) -> Result<Self> {
         let describe = || "cannot bind the rendezvous to 127.0.0.1".to_owned();
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).context(describe)?;
         let port = listener.local_addr().context(describe)?.port();
         // A wrong one is refused here once, not in every rank.
         let given = Secret::from_environment(&|name| std::env::var(name).ok())?;
-        let made = given.is_empty().then(Secret::make);
-        let start = |timeouts| Coordinator::start(timeouts, made.as_ref().unwrap_or(&given));
-        let coordinator = membership.map(start).transpose()?;
+        let makes = given.is_empty() && !matches!(membership, Membership::Elsewhere);
+        let made = makes.then(Secret::make);
+        let coordinator = match membership {
+            Membership::Here(timeouts) => {
+                Some(Coordinator::start(timeouts, made.as_ref().unwrap_or(&given))?)
+            }
+            Membership::Nowhere | Membership::Elsewhere => None,
+        };
         Ok(Self { listener, port, secret: made, coordinator })
     }
 }

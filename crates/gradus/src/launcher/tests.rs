@@ -44,7 +44,7 @@ fn launch(script: &str, ranks: usize) -> Launch {
         ranks,
         environment: Vec::new(),
         grace: Duration::from_secs(60),
-        membership: None,
+        membership: Membership::Nowhere,
     }
 }
 
@@ -215,7 +215,7 @@ fn a_second_interrupt_kills() {
 fn impossible_launches_are_bad_input() {
     assert_eq!(*launch("", 0).run().unwrap_err().kind(), Kind::Invalid);
     assert_eq!(*launch("", 1 << 20).run().unwrap_err().kind(), Kind::Invalid);
-    let nowhere = launch_local(Path::new("/nowhere/gradus"), &[], 1, &[], None).unwrap_err();
+    let nowhere = launch_local(Path::new("/nowhere/gradus"), &[], 1, &[], Membership::Nowhere).unwrap_err();
     assert_eq!(*nowhere.kind(), Kind::Invalid);
 }
 

@@ -1,7 +1,8 @@
 //! `gradus coordinator` as a person runs it.
 
 use rustix::process::{Pid, Signal, kill_process};
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{TcpListener, TcpStream};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
@@ -46,6 +47,56 @@ fn with_an_etcd_that_is_not_there_it_stands_by_until_it_is_told_to_stop() {
         let said = lines.next().unwrap().unwrap();
         assert!(said.contains(named), "{said}");
     }
+    kill_process(Pid::from_child(&child), Signal::TERM).unwrap();
+    assert_eq!(child.wait().unwrap().code(), Some(0));
+}
+
+/// Reads a request whole, as far as its length says, and answers it so.
+fn answer(mut caller: TcpStream, answer: &str) {
+    let mut reader = BufReader::new(caller.try_clone().unwrap());
+    let mut length = 0;
+    loop {
+        let mut line = String::new();
+        if reader.read_line(&mut line).unwrap_or(0) == 0 {
+            return;
+        }
+        if let Some(rest) = line.to_ascii_lowercase().strip_prefix("content-length:") {
+            length = rest.trim().parse().unwrap();
+        }
+        if line.trim().is_empty() {
+            break;
+        }
+    }
+    // One that has gone is asked for nothing.
+    let _ = reader.read_exact(&mut vec![0; length]);
+    let _ = caller.write_all(answer.as_bytes());
+}
+
+#[test]
+fn while_it_stands_by_it_says_once_why_and_again_when_that_changes() {
+    let directory = tempfile::tempdir().unwrap();
+    let etcd = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = etcd.local_addr().unwrap().port();
+    let rdzv = format!("etcd://127.0.0.1:{port}/p");
+    let arguments = ["--listen", "127.0.0.1:0", "--rdzv", &rdzv, "--failure-detection", "1s"];
+    let mut child = coordinator(directory.path(), &arguments).spawn().unwrap();
+    let mut lines = BufReader::new(child.stderr.take().unwrap()).lines().map_while(Result::ok);
+    let mut said = Vec::new();
+    let mut hear_until = |word: &str, said: &mut Vec<String>| {
+        while !said.last().is_some_and(|line| line.contains(word)) {
+            said.push(lines.next().unwrap_or_else(|| panic!("it ends before {word:?}: {said:?}")));
+        }
+    };
+    for _ in 0..4 {
+        answer(
+            etcd.accept().unwrap().0,
+            "HTTP/1.1 503 Busy\r\ncontent-length: 0\r\nconnection: close\r\n\r\n",
+        );
+    }
+    hear_until("status 503", &mut said);
+    drop(etcd);
+    hear_until("cannot reach etcd", &mut said);
+    assert_eq!(said.iter().filter(|line| line.contains("status 503")).count(), 1, "{said:?}");
     kill_process(Pid::from_child(&child), Signal::TERM).unwrap();
     assert_eq!(child.wait().unwrap().code(), Some(0));
 }

@@ -7,8 +7,12 @@ mod coordinator;
 mod corpus;
 #[path = "../../../gradus-collective/tests/it/delay_line.rs"]
 mod delay_line;
+#[path = "../../../gradus-fabric/tests/it/etcd_server.rs"]
+#[allow(dead_code, reason = "shared with the tests of membership, which need more of it")]
+mod etcd_server;
 mod far;
 mod hosts;
+mod members;
 #[path = "../../../gradus-collective/tests/it/namespaces.rs"]
 #[allow(dead_code, reason = "shared with the tests of collectives, which need more of it")]
 mod namespaces;

@@ -22,9 +22,12 @@ fn two_logical_nodes_learn_what_one_node_learns() {
     place.train(&[&FOUR[..], &["--run.dir", "runs/two", "--launch.logical_nodes", "2"]].concat());
     assert_eq!(nodes(&place, "one"), serde_json::json!([[0, 1, 2, 3]]));
     assert_eq!(nodes(&place, "two"), serde_json::json!([[0, 1], [2, 3]]));
-    let (one, two) = (place.losses("one"), place.losses("two"));
-    assert_eq!(two.len() as u64, STEPS);
-    for (two, one) in two.iter().zip(&one) {
+    // Near and far are told apart also where nothing was measured.
+    place.train(&["--nproc-per-node", "4", "--run.dir", "runs/unmeasured", "--launch.logical_nodes", "2"]);
+    assert_eq!(nodes(&place, "unmeasured"), serde_json::json!([[0, 1], [2, 3]]));
+    let [one, two, unmeasured] = ["one", "two", "unmeasured"].map(|run| place.losses(run));
+    assert!(two.len() as u64 == STEPS && unmeasured.len() as u64 == STEPS);
+    for (two, one) in two.iter().zip(&one).chain(unmeasured.iter().zip(&one)) {
         // Sums in another order differ by some 1e-7; twenty steps at 3e-4 keep that below 1e-5.
         assert!((two - one).abs() <= 1e-5 * one, "{two} {one}");
     }

@@ -66,20 +66,21 @@ impl MembershipClient {
     /// certificate, or etcd does not let us; `Invalid` for files of TLS that are of no use, or when only one side speaks TLS;
     /// `Corrupt` when etcd holds no coordinator's address; or the system's failure to make a thread.
     pub fn join(settings: ClientSettings) -> Result<Self> {
-        Self::join_watched(settings, Box::new(|_| {}))
+        let limit = settings.timeouts.detection;
+        Self::join_watched(settings, limit, Box::new(|_| {}))
     }
 
-    /// As [`MembershipClient::join`]; `watch` sees everything that comes to pass before it can be asked for, on the
-    /// member's thread, which it must not hold up.
+    /// As [`MembershipClient::join`], but it tries for as long as `limit`; `watch` sees everything that comes to pass before it
+    /// can be asked for, on the member's thread, which it must not hold up.
     ///
     /// # Errors
     /// As [`MembershipClient::join`].
-    pub(crate) fn join_watched(settings: ClientSettings, watch: Watch) -> Result<Self> {
+    pub(crate) fn join_watched(settings: ClientSettings, limit: Duration, watch: Watch) -> Result<Self> {
         let ClientSettings { coordinator, group, settings, identity, timeouts, secret, tls } = settings;
         let clock = RealClock::new();
         let trust = trust(secret, Certificates::read(&tls)?, 1);
         let mut way = Way::new(coordinator, trust, timeouts.connect)?;
-        let link = at_first(&timeouts, &clock, || way.reach())?;
+        let link = at_first(limit, &timeouts, &clock, || way.reach())?;
         let describe = || "cannot start a member's thread".to_owned();
         let (bell, rope) = UnixStream::pair().context(describe)?;
         for socket in [&bell, &rope] {

@@ -41,16 +41,21 @@ impl CoordinatorAddress {
     }
 
     /// Where the coordinator is now, `host:port`; the way to it shows by which interface this host is reached. While nobody
-    /// leads this blocks, for `failure_detection` and one last try at most.
+    /// leads this blocks, for `limit` and one last try at most.
     ///
     /// # Errors
     /// Those of etcd; `Unavailable` when nobody leads there, `Corrupt` when it holds no coordinator's address.
-    pub(crate) fn place_now(&self, timeouts: &Timeouts, clock: &RealClock) -> Result<String> {
+    pub(crate) fn place_now(
+        &self,
+        limit: Duration,
+        timeouts: &Timeouts,
+        clock: &RealClock,
+    ) -> Result<String> {
         match self {
             Self::At(place) => Ok(place.clone()),
             Self::Etcd(address) => {
                 let mut etcd = Etcd::open(address, timeouts.connect)?;
-                at_first(timeouts, clock, || look_up(address, &mut etcd))
+                at_first(limit, timeouts, clock, || look_up(address, &mut etcd))
             }
         }
     }
@@ -144,8 +149,10 @@ impl Way {
         let clock = RealClock::new();
         let until = clock.now() + self.limit;
         let failed = |error| {
-            Error::unavailable(format!("cannot reach the coordinator at {place}: is it running there?"))
-                .with_source(error)
+            Error::unavailable(format!(
+                "cannot reach the coordinator at {place}: is `gradus coordinator` running there?"
+            ))
+            .with_source(error)
         };
         let found: Vec<SocketAddr> = place.to_socket_addrs().map_err(failed)?.collect();
         for address in &found {
@@ -176,19 +183,22 @@ fn look_up(place: &EtcdAddress, etcd: &mut Etcd) -> Result<String> {
     Ok(Published::from_bytes(&published).map_err(within)?.address)
 }
 
-/// Tries for as long as a coordinator that is just being started again may need. What waiting does not mend ends it.
+/// Tries for `limit`, which a coordinator that is just being started may need. What waiting does not mend ends it.
 pub(super) fn at_first<T>(
+    limit: Duration,
     timeouts: &Timeouts,
     clock: &RealClock,
     mut attempt: impl FnMut() -> Result<T>,
 ) -> Result<T> {
-    let until = clock.now() + timeouts.detection;
+    let until = clock.now().saturating_add(limit);
     loop {
         match attempt() {
             Err(error) if matches!(error.kind(), Kind::Denied | Kind::Invalid | Kind::Corrupt) => {
                 return Err(error);
             }
-            Err(_) if clock.now() < until => clock.sleep(timeouts.heartbeat),
+            Err(_) if clock.now() < until => {
+                clock.sleep(timeouts.heartbeat.min(until.saturating_sub(clock.now())));
+            }
             done => return done,
         }
     }

@@ -11,12 +11,16 @@ use crate::secret::Secret;
 use crate::tls::{Identity, TlsSettings};
 use gradus_error::{Error, IoContext, Kind, Result};
 use gradus_host::{Clock, RealClock};
+use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::os::fd::AsFd;
 use std::time::Duration;
 
 /// How soon at most a coordinator that stands by looks again whether nobody leads: etcd is asked each time.
 const SOONEST_LOOK: Duration = Duration::from_millis(100);
+
+/// Reasons for which etcd is not to be had that a person is told, until it is.
+const MOST_REASONS: usize = 16;
 
 /// What a coordinator needs.
 #[derive(Debug, Clone)]
@@ -105,7 +109,7 @@ fn stand_by(
     stop: &impl AsFd,
 ) -> Result<Option<(Office, Coordinator)>> {
     let place = candidate.address().to_string();
-    let mut silent = false;
+    let mut said = BTreeSet::new();
     loop {
         hall.dismiss();
         match candidate.campaign() {
@@ -114,12 +118,14 @@ fn stand_by(
                 let machine = Coordinator::open(stored.as_deref(), timeouts).map_err(within)?;
                 return Ok(Some((Office::Etcd(Box::new(leadership)), machine)));
             }
-            Ok(None) => silent = false,
+            Ok(None) => said.clear(),
             Err(error) if *error.kind() == Kind::Unavailable => {
-                if !silent {
-                    tracing::warn!("{error}: trying again and again");
+                let reason = error.to_string();
+                // A cluster has a reason for each of its members, by turns.
+                if said.len() < MOST_REASONS && !said.contains(&reason) {
+                    tracing::warn!("{reason}: trying again and again");
+                    said.insert(reason);
                 }
-                silent = true;
             }
             Err(error) => return Err(error),
         }

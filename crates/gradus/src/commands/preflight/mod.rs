@@ -5,6 +5,7 @@ mod show;
 use super::place_in_the_world;
 use super::train::{check_nproc, start_ranks};
 use crate::exit;
+use crate::launcher::Membership;
 use crate::logging;
 use crate::run_settings::Settings;
 use crate::settings::resolve;
@@ -59,7 +60,7 @@ pub fn run(arguments: &PreflightArguments, overrides: &[(String, String)]) -> Re
         (Some(launch), _) if launch.world_size > 1 => measure(&settings, &launch, arguments),
         (None, ranks) if ranks != 1 => {
             settings.network_of(&Launch::local(0, ranks, 0))?;
-            start_ranks(ranks, None)
+            start_ranks(ranks, Membership::Nowhere)
         }
         _ => Err(Error::invalid(
             "one rank alone has no links: give --nproc-per-node, or start one rank of several by a launcher",
