@@ -10,6 +10,11 @@ use gradus_memory::Span;
 /// Logits of one chunk of rows: 2^21 elements are 8 MiB, which stay in cache between loss and gradients.
 const LOGITS_CHUNK: usize = 1 << 21;
 
+/// Rows, of `rows`, whose logits are made at once.
+pub fn logits_rows(padded_vocabulary: usize, rows: usize) -> usize {
+    (LOGITS_CHUNK / padded_vocabulary).clamp(1, rows.max(1))
+}
+
 /// What a block's forward leaves for its backward, besides its input.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct BlockSaved {
@@ -123,7 +128,7 @@ impl Workspace {
         inputs: usize,
         saved: usize,
     ) -> Result<Self> {
-        let chunk = (LOGITS_CHUNK / config.padded_vocabulary()).clamp(1, rows);
+        let chunk = logits_rows(config.padded_vocabulary(), rows);
         Ok(Self {
             rows,
             recompute: false,

@@ -6,6 +6,8 @@
 mod arm;
 mod collective;
 mod inputs;
+mod memory;
+mod shape;
 mod table;
 mod train;
 mod validation;
@@ -22,7 +24,7 @@ use std::process::Command;
 /// The measurements there are.
 #[derive(Debug, Subcommand)]
 pub enum Bench {
-    /// Training steps of a 13.9M parameter GPT: tokens per second beside PyTorch, on one rank and two.
+    /// Training steps of a GPT of 13.9M parameters or of SmolLM2-135M: tokens per second and memory beside PyTorch.
     Train(train::Options),
     /// The held-out loss after some hundred steps, beside PyTorch's over the same batches.
     Validation(validation::Options),
