@@ -5,6 +5,7 @@
 //! any order. What follows `--` is left alone.
 
 use crate::commands::bench_handover::BenchHandoverArguments;
+use crate::commands::bench_kernels::BenchKernelsArguments;
 use crate::commands::bench_train::BenchTrainArguments;
 use crate::commands::coordinator::CoordinatorArguments;
 use crate::commands::generate::GenerateArguments;
@@ -94,8 +95,10 @@ pub enum Plan {
 /// Benchmarks that this program takes part in.
 #[derive(Debug, Subcommand)]
 pub enum Bench {
-    /// Training steps of a fixed GPT of 13.9M parameters.
+    /// Training steps of a fixed model: a GPT of 13.9M parameters, or SmolLM2-135M.
     Train(BenchTrainArguments),
+    /// Operations of the device, one by one.
+    Kernels(BenchKernelsArguments),
     /// Write what another program needs to train the very same run.
     Handover(BenchHandoverArguments),
 }

@@ -6,6 +6,7 @@
 mod arm;
 mod collective;
 mod inputs;
+mod kernels;
 mod memory;
 mod shape;
 mod table;
@@ -19,7 +20,6 @@ use clap::Subcommand;
 use serde_json::{Value, json};
 use std::fs;
 use std::path::PathBuf;
-use std::process::Command;
 
 /// The measurements there are.
 #[derive(Debug, Subcommand)]
@@ -30,12 +30,8 @@ pub enum Bench {
     Validation(validation::Options),
     /// All-reduce between processes of this host, by size and transport, beside gloo, Open MPI and Intel MPI.
     Collective(collective::Options),
-    /// Each operation of the CPU device at the shapes of a small GPT, beside the peak of the registers.
-    Kernels {
-        /// Passed on: threads, precision, a part of an operation's name.
-        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
-        arguments: Vec<String>,
-    },
+    /// Each operation of the CPU device, beside its own ceiling and PyTorch's operator.
+    Kernels(kernels::Options),
 }
 
 /// Runs one.
@@ -47,31 +43,8 @@ pub fn run(bench: Bench) -> Result<()> {
         Bench::Train(options) => train::run(&options),
         Bench::Validation(options) => validation::run(&options),
         Bench::Collective(options) => collective::run(&options),
-        Bench::Kernels { arguments } => example("kernels", "gradus-compute", "kernels_speed", &arguments),
+        Bench::Kernels(options) => kernels::run(&options),
     }
-}
-
-/// A measurement that is an example of the crate it measures: its table is printed and kept line by line.
-fn example(name: &str, package: &str, example: &str, arguments: &[String]) -> Result<()> {
-    let (facts, words) = (machine::facts(), ["--release", "--package", package, "--example", example]);
-    shell::run(with(shell::cargo(&["build"]), &words, &[]))?;
-    let table = shell::output(with(shell::cargo(&["run", "--quiet"]), &words, arguments))?;
-    keep(
-        name,
-        &facts,
-        json!({ "arguments": arguments }),
-        json!({ "table": table.lines().collect::<Vec<_>>() }),
-    )?;
-    println!("{table}");
-    Ok(())
-}
-
-fn with(mut command: Command, words: &[&str], passed_on: &[String]) -> Command {
-    command.args(words);
-    if !passed_on.is_empty() {
-        command.arg("--").args(passed_on);
-    }
-    command
 }
 
 /// Writes what was measured, with machine, date, commit and settings, to a file of its own.

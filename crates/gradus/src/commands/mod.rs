@@ -1,6 +1,7 @@
 //! One file per subcommand.
 
 pub mod bench_handover;
+pub mod bench_kernels;
 pub mod bench_train;
 pub mod coordinator;
 pub mod doctor;
