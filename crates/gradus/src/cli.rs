@@ -4,6 +4,7 @@
 //! taken out of the arguments before clap sees them, so settings need no second definition there and both kinds mix in
 //! any order. What follows `--` is left alone.
 
+use crate::commands::bench_generate::BenchGenerateArguments;
 use crate::commands::bench_handover::BenchHandoverArguments;
 use crate::commands::bench_kernels::BenchKernelsArguments;
 use crate::commands::bench_train::BenchTrainArguments;
@@ -99,6 +100,8 @@ pub enum Bench {
     Train(BenchTrainArguments),
     /// Operations of the device, one by one.
     Kernels(BenchKernelsArguments),
+    /// Text from a model, token by token.
+    Generate(BenchGenerateArguments),
     /// Write what another program needs to train the very same run.
     Handover(BenchHandoverArguments),
 }

@@ -5,6 +5,7 @@
 
 mod arm;
 mod collective;
+mod generate;
 mod inputs;
 mod kernels;
 mod memory;
@@ -32,6 +33,8 @@ pub enum Bench {
     Collective(collective::Options),
     /// Each operation of the CPU device, beside its own ceiling and PyTorch's operator.
     Kernels(kernels::Options),
+    /// Tokens per second of a model that writes, beside transformers and the memory's bound.
+    Generate(generate::Options),
 }
 
 /// Runs one.
@@ -44,6 +47,7 @@ pub fn run(bench: Bench) -> Result<()> {
         Bench::Validation(options) => validation::run(&options),
         Bench::Collective(options) => collective::run(&options),
         Bench::Kernels(options) => kernels::run(&options),
+        Bench::Generate(options) => generate::run(&options),
     }
 }
 

@@ -1,5 +1,6 @@
 //! One file per subcommand.
 
+pub mod bench_generate;
 pub mod bench_handover;
 pub mod bench_kernels;
 pub mod bench_train;
