@@ -3,7 +3,7 @@
 What: for each operation of Gradus' device, what PyTorch offers for the same thing: `mm` and `linear`,
 `scaled_dot_product_attention`, `layer_norm`, `rms_norm`, `gelu`, `silu`, `cross_entropy`, `embedding`, AdamW with
 `fused=True`. In bf16, tensors are those that autocast would hand to the operator: bf16 for products, attention, rotation
-and what activates, f32 for norms, embeddings and the optimizer; the loss is taken under autocast itself. Gradients are taken by `torch.autograd.grad` of a graph that is kept, so that a backward pass is timed
+and what activates, f32 for norms, embeddings and the optimizer. Gradients are taken by `torch.autograd.grad` of a graph that is kept, so that a backward pass is timed
 without its forward one, or, for linear layers, by the two `mm`s that autograd would run. Where PyTorch has two ways, both
 are tried at the start and the faster one is timed; the answer to `prepare` names it.
 
@@ -221,29 +221,33 @@ class Operation:
         self.choose(self.gradient(self.swiglu(gate_up), gate_up, d_out))
         self.outputs = lambda: {"d_x": self.run()[0]}
 
-    def loss(self, logits, targets, reduction="sum"):
-        autocast = torch.autocast("cpu", torch.bfloat16) if self.dtype == torch.bfloat16 else contextlib.nullcontext()
-        with autocast:
+    def losses(self, logits, targets, way, reduction="sum"):
+        with torch.autocast("cpu", torch.bfloat16) if way == "autocast" else contextlib.nullcontext():
             return functional.cross_entropy(logits, targets, reduction=reduction)
+
+    def choose_loss(self, gradients):
+        """Autocast takes the loss in f32, which costs; a model that is bf16 as a whole takes it as it is."""
+        ways = ["plain"] if self.dtype == torch.float32 else ["bf16 loss", "autocast"]
+        runs = [lambda way=way: gradients(way) for way in ways]
+        self.choose(*runs)
+        self.way = ways[runs.index(self.run)]
 
     def cross_entropy(self, rows, vocabulary):
         logits, targets = self.spread(1, 3.0, rows, vocabulary).requires_grad_(), tokens(rows, 99, vocabulary)
-        self.choose(lambda: torch.autograd.grad(self.loss(logits, targets), logits)[0])
-        losses = lambda: self.loss(logits.detach(), targets, "none")
+        self.choose_loss(lambda way: torch.autograd.grad(self.losses(logits, targets, way), logits)[0])
+        losses = lambda: self.losses(logits.detach(), targets, self.way, "none")
         self.outputs = lambda: {"losses": losses(), "d_logits": self.run()}
 
     def head(self, rows, width, vocabulary):
         x = self.spread(1, 1.0, rows, width).requires_grad_()
         weight = self.spread(2, 0.05, vocabulary, width).requires_grad_()
         targets = tokens(rows, 99, vocabulary)
-
-        def run():
-            return torch.autograd.grad(self.loss(functional.linear(x, weight), targets), (x, weight))
-        self.choose(run)
+        logits = lambda: functional.linear(x, weight)
+        self.choose_loss(lambda way: torch.autograd.grad(self.losses(logits(), targets, way), (x, weight)))
 
         def outputs():
             with torch.no_grad():
-                losses = self.loss(functional.linear(x, weight), targets, "none")
+                losses = self.losses(logits(), targets, self.way, "none")
             return {"losses": losses, **dict(zip(("d_x", "d_weight"), self.run()))}
         self.outputs = outputs
 

@@ -60,7 +60,8 @@ pub fn run(options: &Options) -> Result<()> {
         !options.report || options.only.is_empty() && options.shape.contains(&Shape::Gpt),
         "--report is of all operations of the GPT: leave --only out, and --shape gpt in"
     );
-    let facts = machine::facts();
+    // Before this run writes results, which are changes too.
+    let (facts, commit) = (machine::facts(), machine::commit()?);
     let programs = Programs::prepare()?;
     let mut tables = Vec::new();
     for shape in &options.shape {
@@ -75,7 +76,7 @@ pub fn run(options: &Options) -> Result<()> {
     });
     keep("kernels", &facts, settings(options), measured)?;
     if let Some(steps) = &steps {
-        report::write(&tables, steps, &facts, options)?;
+        report::write(&tables, steps, (&facts, &commit), options)?;
     }
     conclude(&tables)
 }

@@ -40,22 +40,32 @@ pub fn steps(options: &Options, programs: &Programs) -> Result<Vec<table::Row>> 
 ///
 /// # Errors
 /// When git or the file system fails.
-pub fn write(tables: &[Table], steps: &[table::Row], machine: &Value, options: &Options) -> Result<()> {
+pub fn write(
+    tables: &[Table],
+    steps: &[table::Row],
+    made_of: (&Value, &str),
+    options: &Options,
+) -> Result<()> {
     let path = shell::root().join("docs/step-time.md");
-    let text = page(tables, steps, machine, options)?;
+    let text = page(tables, steps, made_of, options)?;
     std::fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))?;
     eprintln!("report: {}", shell::relative(&path));
     Ok(())
 }
 
-fn page(tables: &[Table], steps: &[table::Row], machine: &Value, options: &Options) -> Result<String> {
+fn page(
+    tables: &[Table],
+    steps: &[table::Row],
+    (machine, commit): (&Value, &str),
+    options: &Options,
+) -> Result<String> {
     let words: Vec<String> = std::env::args().skip(1).collect();
     let text = |key: &str| machine[key].as_str().unwrap_or("unknown").to_owned();
-    let (date, commit, command) = (machine::date()?, machine::commit()?, words.join(" "));
+    let (date, command) = (machine::date()?, words.join(" "));
     let mut page = format!(
         "# Where a training step's time goes\n\n\
          Written by `cargo x {command}` at {commit} on {date} (UTC), and by nothing else: edit the command, not this page. \
-         {}, {} cores, {}; {} rounds.\n\n\
+         {}, {} cores; {} rounds.\n\n\
          The model is {}; a step has {} tokens. Each operation was measured alone, again and again on the same tensors, \
          beside its ceiling and beside PyTorch's operator for the same thing on as many threads, in turns; figures are \
          medians of the rounds. The ceiling of a product is the unit that multiplies, on registers; of all else the plain \
@@ -64,7 +74,6 @@ fn page(tables: &[Table], steps: &[table::Row], machine: &Value, options: &Optio
          differ. How things are measured is told in [benchmarks.md](benchmarks.md).\n",
         text("processor"),
         machine["cores"],
-        text("memory"),
         settings(options)["rounds"],
         Shape::Gpt,
         Shape::Gpt.sizes().rows(),

@@ -27,7 +27,7 @@ fn line(row: &Row, unit: &str) -> String {
     let ours = row.median(|round| round.ours);
     let (name, torch) = (&row.item.name, row.median(|round| round.torch) * 1e6);
     let way = row.way.as_ref().filter(|way| *way != "plain");
-    let way = way.map_or(String::new(), |way| format!("  torch's keys: {way}"));
+    let way = way.map_or(String::new(), |way| format!("  torch: {way}"));
     let problem = row.problem.as_ref().map_or(String::new(), |problem| format!("  {problem}"));
     let (rate, bound) = (per_s / ours, bound(row, unit));
     format!(
