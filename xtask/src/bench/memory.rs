@@ -13,14 +13,14 @@ use super::shape::Shape;
 use super::table::Row;
 use std::fmt::Write;
 
-/// Bytes of state for each parameter: four numbers in f32.
-const STATE_BYTES: usize = 16;
+/// Numbers of state for each parameter: itself, its gradient, two moments.
+const NUMBERS: usize = 4;
 
 /// One line for each arm that said what it holds.
 pub fn render(rows: &[Row], shape: Shape) -> String {
     let mut text = format!(
         "{:<44} {:>8} {:>8} {:>8} {:>8} {:>8} {:>8} {:>13}\n",
-        "memory, MB", "state", "16 N", "kept", "logits", "casts", "scratch", "beyond state"
+        "memory, MB", "state", "by N", "kept", "logits", "casts", "scratch", "beyond state"
     );
     for row in rows.iter().filter(|row| row.memory.is_object()) {
         text.push_str(&line(row, shape));
@@ -38,7 +38,7 @@ fn line(row: &Row, shape: Shape) -> String {
     let beyond = bytes("peak_bytes").zip(bytes("before_bytes")).zip(state);
     let columns = [
         state,
-        Some((STATE_BYTES * shape.parameters()) as f64),
+        Some((NUMBERS * bytes_of_a_number(row.plan.mode) * shape.parameters()) as f64),
         kept,
         bytes("logits_bytes"),
         bytes("weight_copies_bytes"),
@@ -51,6 +51,11 @@ fn line(row: &Row, shape: Shape) -> String {
     let beyond = beyond.map(|((peak, before), state)| peak - before - state);
     let _ = writeln!(text, " {:>13}", megabytes(beyond));
     text
+}
+
+/// State is in f32, but for a model that is bf16 as a whole.
+fn bytes_of_a_number(mode: &str) -> usize {
+    if mode == "bf16-pure" { 2 } else { 4 }
 }
 
 fn megabytes(bytes: Option<f64>) -> String {
