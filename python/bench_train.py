@@ -1,7 +1,7 @@
 """The PyTorch peer of `cargo x bench train`: training steps of a 13.9M parameter GPT or of SmolLM2-135M, timed.
 
 What: one GPT (gpt.py) on batches of 8 sequences of 256 tokens, or one Llama (llama.py) on 2 of 512; AdamW (fused; 3e-4,
-0.9, 0.95, decay 0.1), gradients clipped to norm 1, cross entropy; in f32 or bf16, eager or compiled, by 1 or more threads
+or 3e-5 for the Llama, which 3e-4 without a warm-up throws about; 0.9, 0.95, decay 0.1), gradients clipped to norm 1, cross entropy; in f32 or bf16, eager or compiled, by 1 or more threads
 or by DDP ranks over gloo. These are PyTorch's own recommended settings for a CPU; nothing is held back.
 
 How: a long-lived worker is warmed up once and then runs steps when told, so that several workers, ours among them, can
@@ -51,17 +51,18 @@ WARMUP_STEPS = 3
 
 
 class Bench:
-    """What is trained: the module that makes it, sequences of a step, their length, trainable numbers."""
+    """What is trained: the module that makes it, sequences of a step, their length, trainable numbers, learning rate."""
 
-    def __init__(self, module, make, batch, sequence, parameters):
-        self.module, self.make, self.batch, self.sequence, self.parameters = module, make, batch, sequence, parameters
+    def __init__(self, module, make, batch, sequence, parameters, learning_rate):
+        self.module, self.make, self.batch, self.sequence = module, make, batch, sequence
+        self.parameters, self.learning_rate = parameters, learning_rate
         self.vocabulary = module.Shape.vocabulary
 
 
 BENCHES = {
     # VC + TC + L (12 CC + 13 C) + 2 C + CV at V=4096, C=384, L=6, T=256
-    "gpt": Bench(gpt, lambda: gpt.Gpt(gpt.Shape()), 8, gpt.Shape.positions, 13_891_584),
-    "smollm2": Bench(llama, lambda: llama.Llama(llama.Shape()), 2, 512, 134_515_008),
+    "gpt": Bench(gpt, lambda: gpt.Gpt(gpt.Shape()), 8, gpt.Shape.positions, 13_891_584, 3e-4),
+    "smollm2": Bench(llama, lambda: llama.Llama(llama.Shape()), 2, 512, 134_515_008, 3e-5),
 }
 
 
@@ -115,7 +116,8 @@ class Trainer:
         if mode == "bf16-pure":
             model = model.to(torch.bfloat16)
         self.parameters = list(model.parameters())
-        self.optimizer = torch.optim.AdamW(gpt.decay_groups(model), lr=3e-4, betas=(0.9, 0.95), eps=1e-8, fused=True)
+        self.optimizer = torch.optim.AdamW(
+            gpt.decay_groups(model), lr=bench.learning_rate, betas=(0.9, 0.95), eps=1e-8, fused=True)
         if ranks > 1:
             model = DistributedDataParallel(model, gradient_as_bucket_view=True)
         self.model = torch.compile(model) if mode.endswith("compiled") else model
