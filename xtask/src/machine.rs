@@ -21,6 +21,23 @@ pub fn facts() -> Value {
     })
 }
 
+/// Level and bytes of the first processor's caches of data, smallest first; empty where the kernel does not say.
+pub fn caches() -> Vec<(u32, u64)> {
+    let folder = "/sys/devices/system/cpu/cpu0/cache";
+    let cache = |index: usize| {
+        let about = |what: &str| read(&format!("{folder}/index{index}/{what}")).trim().to_owned();
+        let is_data = about("type") != "Instruction";
+        Some((is_data, about("level").parse().ok()?, kibibytes(&about("size"))?))
+    };
+    let found = (0..8).map_while(cache).filter(|(is_data, ..)| *is_data);
+    found.map(|(_, level, bytes)| (level, bytes)).collect()
+}
+
+/// Bytes of a size such as `1024K`.
+fn kibibytes(text: &str) -> Option<u64> {
+    text.strip_suffix('K')?.parse::<u64>().ok().map(|kib| kib << 10)
+}
+
 /// A short name for files: processor and cores.
 pub fn name() -> String {
     let processor = processor(&read("/proc/cpuinfo"));
@@ -87,6 +104,12 @@ mod tests {
     fn names_are_made_for_files() {
         assert_eq!(slug("Intel(R) Xeon(R) Platinum 8481C @ 2.70GHz"), "intel-r-xeon-r");
         assert_eq!(slug("AMD EPYC"), "amd-epyc");
+    }
+
+    #[test]
+    fn sizes_of_caches_are_read() {
+        assert_eq!(kibibytes("1024K"), Some(1 << 20));
+        assert_eq!(kibibytes("1M"), None);
     }
 
     #[test]

@@ -33,6 +33,11 @@ pub fn resident_bytes() -> Option<u64> {
     proc_bytes("/proc/self/status", "VmRSS:")
 }
 
+/// The most memory that this process has held so far, bytes.
+pub fn peak_resident_bytes() -> Option<u64> {
+    proc_bytes("/proc/self/status", "VmHWM:")
+}
+
 /// The processor's name as the kernel gives it.
 pub fn model_name() -> Option<String> {
     let text = std::fs::read_to_string("/proc/cpuinfo").ok()?;

@@ -24,4 +24,4 @@ pub use config::{Family, ModelConfig, ModelSettings, PRESETS};
 pub use generate::{Ending, Generator, Request};
 pub use parameters::{BlockTensors, LinearTensors, NormTensors, Parameters};
 pub use transformer::{Batch, LossSum, Transformer};
-pub use workspace::Workspace;
+pub use workspace::{Workspace, logits_rows};

@@ -122,6 +122,11 @@ impl Transformer {
         self.weights.span().expect("a model that learns keeps f32")
     }
 
+    /// Bytes of memory that all weights take.
+    pub fn weight_bytes(&self) -> usize {
+        self.weights.bytes()
+    }
+
     /// Sets a range of the layout that lies in one tensor; in a matrix it begins with an even element.
     pub fn put(&self, span: Span, values: &[f32]) {
         self.weights.put(self.device.as_ref(), span, values);

@@ -47,6 +47,17 @@ impl Weights {
         }
     }
 
+    /// Bytes of memory that they take.
+    pub(crate) fn bytes(&self) -> usize {
+        let places = match self {
+            Self::Masters(span) => span.len,
+            Self::Halves { matrices, vectors } => {
+                matrices.len + vectors.iter().map(|(_, place)| place.len).sum::<usize>()
+            }
+        };
+        places * size_of::<f32>()
+    }
+
     /// A matrix of the layout.
     pub(crate) fn matrix(&self, tensor: Span) -> Weight {
         match self {

@@ -10,6 +10,14 @@ use gradus_memory::Span;
 /// Logits of one chunk of rows: 2^21 elements are 8 MiB, which stay in cache between loss and gradients.
 const LOGITS_CHUNK: usize = 1 << 21;
 
+/// But so many rows at least: of fewer, packing the head's weights would take as long as multiplying them.
+const LEAST_LOGITS_ROWS: usize = 256;
+
+/// Rows, of `rows`, whose logits are made at once.
+pub fn logits_rows(padded_vocabulary: usize, rows: usize) -> usize {
+    (LOGITS_CHUNK / padded_vocabulary).max(LEAST_LOGITS_ROWS).min(rows.max(1))
+}
+
 /// What a block's forward leaves for its backward, besides its input; and two matrices that all blocks share, for they are
 /// made again when they are needed: a norm or an activation takes a hundredth of the products around it.
 #[derive(Debug, Clone, Copy)]
@@ -129,7 +137,7 @@ impl Workspace {
         inputs: usize,
         saved: usize,
     ) -> Result<Self> {
-        let chunk = (LOGITS_CHUNK / config.padded_vocabulary()).clamp(1, rows);
+        let chunk = logits_rows(config.padded_vocabulary(), rows);
         Ok(Self {
             rows,
             recompute: false,

@@ -4,7 +4,9 @@
 //! taken out of the arguments before clap sees them, so settings need no second definition there and both kinds mix in
 //! any order. What follows `--` is left alone.
 
+use crate::commands::bench_generate::BenchGenerateArguments;
 use crate::commands::bench_handover::BenchHandoverArguments;
+use crate::commands::bench_kernels::BenchKernelsArguments;
 use crate::commands::bench_train::BenchTrainArguments;
 use crate::commands::coordinator::CoordinatorArguments;
 use crate::commands::generate::GenerateArguments;
@@ -94,8 +96,12 @@ pub enum Plan {
 /// Benchmarks that this program takes part in.
 #[derive(Debug, Subcommand)]
 pub enum Bench {
-    /// Training steps of a fixed GPT of 13.9M parameters.
+    /// Training steps of a fixed model: a GPT of 13.9M parameters, or SmolLM2-135M.
     Train(BenchTrainArguments),
+    /// Operations of the device, one by one.
+    Kernels(BenchKernelsArguments),
+    /// Text from a model, token by token.
+    Generate(BenchGenerateArguments),
     /// Write what another program needs to train the very same run.
     Handover(BenchHandoverArguments),
 }

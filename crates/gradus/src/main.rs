@@ -72,6 +72,8 @@ fn run() -> Result<u8> {
             logging::print(format_args!("{}", analysis.trim_end()))?;
         }
         Command::Bench { what: Bench::Train(arguments) } => commands::bench_train::run(arguments)?,
+        Command::Bench { what: Bench::Kernels(arguments) } => commands::bench_kernels::run(arguments)?,
+        Command::Bench { what: Bench::Generate(arguments) } => commands::bench_generate::run(arguments)?,
         Command::Bench { what: Bench::Handover(arguments) } => {
             let settings = settings::resolve::<Settings>(Some(&arguments.file), &[])?.settings;
             commands::bench_handover::run(arguments, &settings)?;

@@ -144,13 +144,21 @@ impl Arm {
         self.workers[0].ready()
     }
 
+    /// Asks the first process what memory it holds.
+    ///
+    /// # Errors
+    /// As [`Arm::turn`].
+    pub fn memory(&mut self) -> Result<Value> {
+        self.workers[0].ask("memory")
+    }
+
     /// Runs `steps` on every process at once and waits for all.
     ///
     /// # Errors
     /// When one ends, falls silent or answers nonsense.
     pub fn turn(&mut self, steps: usize) -> Result<Turn> {
         for worker in &mut self.workers {
-            worker.tell(steps)?;
+            worker.tell(format_args!("step {steps}"))?;
         }
         let answers = self.workers.iter_mut().map(Worker::answer).collect::<Result<Vec<_>>>()?;
         Turn::of(answers)

@@ -1,6 +1,7 @@
 //! What all arms share: initial weights, batches of a real text, and the command that starts each.
 
 use super::arm::{Engine, Layout, Plan};
+use super::shape::Shape;
 use super::work_folder;
 use crate::environment::Environment;
 use crate::shell;
@@ -16,6 +17,7 @@ const STEPS_OF_BATCHES: &str = "256";
 pub struct Inputs {
     environment: Environment,
     binary: PathBuf,
+    shape: Shape,
     init: PathBuf,
     batches: PathBuf,
 }
@@ -25,19 +27,25 @@ impl Inputs {
     ///
     /// # Errors
     /// When one of these fails.
-    pub fn prepare(binary: Option<&Path>, data: Option<&Path>) -> Result<Self> {
+    pub fn prepare(shape: Shape, binary: Option<&Path>, data: Option<&Path>) -> Result<Self> {
         let binary = binary.map_or_else(shell::release_binary, |given| Ok(std::path::absolute(given)?))?;
         let environment = Environment::ensure("golden")?;
         let folder = work_folder("train")?;
-        let (init, batches) = (folder.join("init"), folder.join("batches.bin"));
+        let (init, batches) = (
+            folder.join(format!("init-{}", shape.name())),
+            folder.join(format!("batches-{}.bin", shape.name())),
+        );
         let mut write_init = environment.script("bench_train.py");
-        write_init.arg("init").arg("--out").arg(&init);
+        write_init.args(["init", "--shape", shape.name(), "--out"]).arg(&init);
         shell::run(write_init)?;
         let mut write_batches = environment.script("bench_train.py");
-        write_batches.args(["batches", "--steps", STEPS_OF_BATCHES, "--out"]).arg(&batches).arg("--data");
+        write_batches
+            .args(["batches", "--shape", shape.name(), "--steps", STEPS_OF_BATCHES, "--out"])
+            .arg(&batches)
+            .arg("--data");
         write_batches.args(texts(data)?);
         shell::run(write_batches)?;
-        Ok(Self { environment, binary, init, batches })
+        Ok(Self { environment, binary, shape, init, batches })
     }
 
     /// Starts one process of `plan`.
@@ -51,7 +59,7 @@ impl Inputs {
             Engine::Torch => self.torch(plan.mode, ranks),
             Engine::Gradus => self.gradus(plan.mode, ranks),
         };
-        command.arg("--threads").arg(threads.to_string());
+        command.args(["--shape", self.shape.name(), "--threads"]).arg(threads.to_string());
         command.arg("--init").arg(&self.init).arg("--batches").arg(&self.batches);
         command
     }

@@ -5,7 +5,11 @@
 
 mod arm;
 mod collective;
+mod generate;
 mod inputs;
+mod kernels;
+mod memory;
+mod shape;
 mod table;
 mod train;
 mod validation;
@@ -17,23 +21,20 @@ use clap::Subcommand;
 use serde_json::{Value, json};
 use std::fs;
 use std::path::PathBuf;
-use std::process::Command;
 
 /// The measurements there are.
 #[derive(Debug, Subcommand)]
 pub enum Bench {
-    /// Training steps of a 13.9M parameter GPT: tokens per second beside PyTorch, on one rank and two.
+    /// Training steps of a GPT of 13.9M parameters or of SmolLM2-135M: tokens per second and memory beside PyTorch.
     Train(train::Options),
     /// The held-out loss after some hundred steps, beside PyTorch's over the same batches.
     Validation(validation::Options),
     /// All-reduce between processes of this host, by size and transport, beside gloo, Open MPI and Intel MPI.
     Collective(collective::Options),
-    /// Each operation of the CPU device at the shapes of a small GPT, beside the peak of the registers.
-    Kernels {
-        /// Passed on: threads, precision, a part of an operation's name.
-        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
-        arguments: Vec<String>,
-    },
+    /// Each operation of the CPU device, beside its own ceiling and PyTorch's operator.
+    Kernels(kernels::Options),
+    /// Tokens per second of a model that writes, beside transformers and the memory's bound.
+    Generate(generate::Options),
 }
 
 /// Runs one.
@@ -45,31 +46,9 @@ pub fn run(bench: Bench) -> Result<()> {
         Bench::Train(options) => train::run(&options),
         Bench::Validation(options) => validation::run(&options),
         Bench::Collective(options) => collective::run(&options),
-        Bench::Kernels { arguments } => example("kernels", "gradus-compute", "kernels_speed", &arguments),
+        Bench::Kernels(options) => kernels::run(&options),
+        Bench::Generate(options) => generate::run(&options),
     }
-}
-
-/// A measurement that is an example of the crate it measures: its table is printed and kept line by line.
-fn example(name: &str, package: &str, example: &str, arguments: &[String]) -> Result<()> {
-    let (facts, words) = (machine::facts(), ["--release", "--package", package, "--example", example]);
-    shell::run(with(shell::cargo(&["build"]), &words, &[]))?;
-    let table = shell::output(with(shell::cargo(&["run", "--quiet"]), &words, arguments))?;
-    keep(
-        name,
-        &facts,
-        json!({ "arguments": arguments }),
-        json!({ "table": table.lines().collect::<Vec<_>>() }),
-    )?;
-    println!("{table}");
-    Ok(())
-}
-
-fn with(mut command: Command, words: &[&str], passed_on: &[String]) -> Command {
-    command.args(words);
-    if !passed_on.is_empty() {
-        command.arg("--").args(passed_on);
-    }
-    command
 }
 
 /// Writes what was measured, with machine, date, commit and settings, to a file of its own.

@@ -12,6 +12,8 @@ pub struct Row {
     pub ready: Value,
     /// One per round.
     pub turns: Vec<Turn>,
+    /// Bytes that it holds, by its own word; null when it was not asked.
+    pub memory: Value,
     /// Why the arm is missing.
     pub missing: Option<String>,
 }
@@ -40,7 +42,8 @@ impl Row {
         self.turns.iter().map(|turn| turn.tokens_per_s).collect()
     }
 
-    fn median(&self) -> f64 {
+    /// Median of the rounds' speeds.
+    pub fn median(&self) -> f64 {
         median(self.speeds())
     }
 
@@ -116,6 +119,7 @@ pub fn as_json(rows: &[Row]) -> Value {
         json!({
             "arm": row.plan.to_string(),
             "missing": row.missing,
+            "memory": row.memory,
             "ready": row.ready,
             "median_tokens_per_s": row.median(),
             "slowest_tokens_per_s": slowest,
@@ -176,7 +180,13 @@ mod tests {
         let turn =
             |speed: &f64| Turn { tokens_per_s: *speed, loss, steps_done: Some(4), answers: Vec::new() };
         let turns = speeds.iter().map(turn).collect();
-        Row { plan: Plan { engine, mode, layout }, ready: Value::Null, turns, missing: None }
+        Row {
+            plan: Plan { engine, mode, layout },
+            ready: Value::Null,
+            turns,
+            memory: Value::Null,
+            missing: None,
+        }
     }
 
     fn rows() -> Vec<Row> {

@@ -5,13 +5,16 @@
 //!
 //! How: every arm is a warm process that sleeps until it is told to step. In each round each arm runs the same few steps,
 //! alone on the machine; the round's order rotates, so that no arm always follows the same one. Layouts that are not
-//! compared with each other are measured one after the other, since a worker of PyTorch's holds 0.7 GB. All arms start from
-//! the same weights and see the same batches, and our losses are held against PyTorch's in the same run.
+//! compared with each other are measured one after the other, since a worker of PyTorch's holds 0.7 GB; of SmolLM2-135M it
+//! holds 4 GB, so there precisions are measured one after the other too. All arms start from the same weights and see the
+//! same batches, and our losses are held against PyTorch's in the same run. After its turns each arm says what memory it
+//! holds (`memory.rs`).
 
-use super::arm::{Arm, Plan, plans};
+use super::arm::{Arm, Layout, Plan, plans};
 use super::inputs::Inputs;
+use super::shape::Shape;
 use super::table::{self, Row};
-use super::{keep, work_folder};
+use super::{keep, memory, work_folder};
 use crate::machine;
 use anyhow::{Result, ensure};
 use serde_json::{Value, json};
@@ -27,6 +30,9 @@ pub struct Options {
     /// Steps of a turn.
     #[arg(long, default_value_t = 4)]
     steps: usize,
+    /// Model and batch: a GPT of 13.9M parameters, or SmolLM2-135M (by threads only).
+    #[arg(long, value_enum, default_value_t = Shape::Gpt)]
+    shape: Shape,
     /// Only arms whose name contains one of these; see the table for names.
     #[arg(long, num_args = 1..)]
     arms: Vec<String>,
@@ -44,24 +50,56 @@ pub struct Options {
 /// When an arm is missing or a loss of ours is wrong, after all else has been measured and kept.
 pub fn run(options: &Options) -> Result<()> {
     ensure!(options.rounds > 0 && options.steps > 0, "--rounds and --steps start at 1");
-    let chosen: Vec<Plan> = plans().into_iter().filter(|plan| is_chosen(plan, &options.arms)).collect();
+    let is_chosen = |plan: &Plan| is_measured(plan, options.shape) && is_named(plan, &options.arms);
+    let chosen: Vec<Plan> = plans().into_iter().filter(is_chosen).collect();
     ensure!(
         !chosen.is_empty(),
         "no arm's name contains {}; `--arms thread` is all",
         options.arms.join(" or ")
     );
     let facts = machine::facts();
-    let inputs = Inputs::prepare(options.binary.as_deref(), options.data.as_deref())?;
+    let inputs = Inputs::prepare(options.shape, options.binary.as_deref(), options.data.as_deref())?;
     let mut rows = Vec::new();
-    for together in chosen.chunk_by(|one, next| one.layout.is_measured_with(next.layout)) {
-        let mut arms = start_all(together, &inputs)?;
-        take_turns(&mut arms, options);
-        rows.extend(arms.into_iter().map(|(_, row)| row));
+    for together in groups(&chosen, options.shape) {
+        rows.extend(measure(&together, &inputs, options.rounds, options.steps)?);
     }
     conclude(&rows, options, &facts)
 }
 
-fn is_chosen(plan: &Plan, arms: &[String]) -> bool {
+/// Measures arms that take turns with each other.
+///
+/// # Errors
+/// When their logs cannot be written; an arm that fails keeps its row.
+pub fn measure(plans: &[Plan], inputs: &Inputs, rounds: usize, steps: usize) -> Result<Vec<Row>> {
+    let mut arms = start_all(plans, inputs)?;
+    take_turns(&mut arms, rounds, steps);
+    arms.iter_mut().for_each(ask_memory);
+    Ok(arms.into_iter().map(|(_, row)| row).collect())
+}
+
+/// A large model is not spread over ranks: on a host that this is meant for, they would not fit it.
+fn is_measured(plan: &Plan, shape: Shape) -> bool {
+    shape == Shape::Gpt || matches!(plan.layout, Layout::Threads(_))
+}
+
+/// Arms that are compared with each other, and as many of them at once as memory allows.
+fn groups(chosen: &[Plan], shape: Shape) -> Vec<Vec<Plan>> {
+    let mut groups: Vec<Vec<Plan>> = Vec::new();
+    for together in chosen.chunk_by(|one, next| one.layout.is_measured_with(next.layout)) {
+        if shape == Shape::Gpt {
+            groups.push(together.to_vec());
+            continue;
+        }
+        for precision in ["f32", "bf16"] {
+            let of_precision = together.iter().filter(|plan| plan.precision() == precision);
+            groups.push(of_precision.cloned().collect());
+        }
+    }
+    groups.retain(|group| !group.is_empty());
+    groups
+}
+
+fn is_named(plan: &Plan, arms: &[String]) -> bool {
     arms.is_empty() || arms.iter().any(|part| plan.to_string().contains(part.as_str()))
 }
 
@@ -76,17 +114,17 @@ fn start_all(plans: &[Plan], inputs: &Inputs) -> Result<Vec<(Option<Arm>, Row)>>
             Err(error) => (None, Some(format!("{error:#}"))),
         };
         let ready = arm.as_ref().map_or(Value::Null, |arm| arm.ready().clone());
-        (arm, Row { plan: plan.clone(), ready, turns: Vec::new(), missing })
+        (arm, Row { plan: plan.clone(), ready, turns: Vec::new(), memory: Value::Null, missing })
     };
     Ok(plans.iter().map(start).collect())
 }
 
-fn take_turns(arms: &mut [(Option<Arm>, Row)], options: &Options) {
-    for round in 0..options.rounds {
-        eprintln!("round {} of {}", round + 1, options.rounds);
+fn take_turns(arms: &mut [(Option<Arm>, Row)], rounds: usize, steps: usize) {
+    for round in 0..rounds {
+        eprintln!("round {} of {rounds}", round + 1);
         for place in 0..arms.len() {
             let place = (place + round) % arms.len();
-            take_turn(&mut arms[place], options.steps);
+            take_turn(&mut arms[place], steps);
         }
     }
 }
@@ -103,11 +141,17 @@ fn take_turn((arm, row): &mut (Option<Arm>, Row), steps: usize) {
     }
 }
 
+/// What an arm that is still there holds; who cannot say keeps its row without it.
+fn ask_memory((arm, row): &mut (Option<Arm>, Row)) {
+    if let Some(Ok(memory)) = arm.as_mut().map(Arm::memory) {
+        row.memory = memory;
+    }
+}
+
 fn conclude(rows: &[Row], options: &Options, facts: &Value) -> Result<()> {
     let wrong = table::wrong_losses(rows);
     let settings = json!({
-        "model": "GPT V=4096 C=384 L=6 H=6 T=256, 13.9M parameters",
-        "batch": 8,
+        "model": options.shape.to_string(),
         "rounds": options.rounds,
         "steps": options.steps,
         "arms": options.arms,
@@ -118,7 +162,9 @@ fn conclude(rows: &[Row], options: &Options, facts: &Value) -> Result<()> {
     for problem in &wrong {
         println!("wrong: {problem}");
     }
-    print!("{}", table::render(rows));
+    println!("{}", options.shape);
+    print!("{}", memory::render(rows, options.shape));
+    print!("\n{}", table::render(rows));
     let missing = rows.iter().filter(|row| row.missing.is_some()).count();
     ensure!(wrong.is_empty(), "arms of ours whose losses are not PyTorch's: {}", wrong.len());
     ensure!(missing == 0, "arms missing: {missing}; the table says why");

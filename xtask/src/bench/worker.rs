@@ -1,12 +1,13 @@
-//! A long-lived process that runs training steps when told, and sleeps otherwise.
+//! A long-lived process that works when told, and sleeps otherwise.
 //!
-//! The protocol, the same for every engine: the worker prints `ready {...}` when warm; for each line `step K` that it
-//! reads it runs K steps and prints one line of JSON; at the end of its stdin it ends. Other lines that it prints before
+//! The protocol, the same for every engine: the worker prints `ready {...}` when warm; for each line that it reads (such
+//! as `step K`, to run K steps) it prints one line of JSON; at the end of its stdin it ends. Other lines that it prints before
 //! `ready` are passed over. Its stderr goes to a log file, whose end is shown when it fails.
 
 use crate::shell;
 use anyhow::{Context, Result, anyhow, bail};
 use serde_json::Value;
+use std::fmt::Display;
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
@@ -51,17 +52,26 @@ impl Worker {
         &self.ready
     }
 
-    /// Tells it to run `steps`; the answer is had by [`Worker::answer`].
+    /// Tells it something and waits for the answer.
+    ///
+    /// # Errors
+    /// As [`Worker::tell`] and [`Worker::answer`].
+    pub fn ask(&mut self, line: impl Display) -> Result<Value> {
+        self.tell(line)?;
+        self.answer()
+    }
+
+    /// Tells it something, such as `step 3`; the answer is had by [`Worker::answer`].
     ///
     /// # Errors
     /// When it has ended.
-    pub fn tell(&mut self, steps: usize) -> Result<()> {
+    pub fn tell(&mut self, line: impl Display) -> Result<()> {
         let stdin = self.stdin.as_mut().context("stdin is open until the worker is dropped")?;
-        let told = writeln!(stdin, "step {steps}").and_then(|()| stdin.flush());
+        let told = writeln!(stdin, "{line}").and_then(|()| stdin.flush());
         told.map_err(|error| anyhow!("{error}; {}", self.log_end()))
     }
 
-    /// Waits for what came of the steps.
+    /// Waits for what came of it.
     ///
     /// # Errors
     /// When it ends, falls silent, says no JSON, or reports an error.
@@ -133,11 +143,11 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let mut worker = start(WORKER, folder.path()).unwrap();
         assert_eq!(worker.ready()["warmup_steps"], 1);
-        worker.tell(7).unwrap();
+        worker.tell("step 7").unwrap();
         assert_eq!(worker.answer().unwrap()["tokens"], 7);
-        worker.tell(3).unwrap();
+        worker.tell("step 3").unwrap();
         assert!(worker.answer().unwrap_err().to_string().contains("three"));
-        worker.tell(4).unwrap();
+        worker.tell("step 4").unwrap();
         assert!(worker.answer().unwrap_err().to_string().contains("oops"));
     }
 

@@ -124,6 +124,11 @@ impl Engine {
         self.pool.threads()
     }
 
+    /// Elements of scratch of all threads.
+    pub fn scratch_len(&self) -> usize {
+        self.scratch.iter().map(Scratch::len).sum()
+    }
+
     /// Calls `job(index, scratch)` for each index below `parts`, at most the number of threads, at once.
     pub fn parts(&mut self, parts: usize, job: impl Fn(usize, &mut Scratch) + Sync) {
         if parts <= 1 {

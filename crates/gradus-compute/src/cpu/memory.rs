@@ -171,6 +171,11 @@ impl Scratch {
         Ok(Self { arena, whole })
     }
 
+    /// Elements held.
+    pub fn len(&self) -> usize {
+        self.whole.len
+    }
+
     /// At least `len` elements, aligned to a cache line; what they held is lost if they must grow.
     ///
     /// # Panics

@@ -9,6 +9,7 @@
 
 mod amx;
 mod attention;
+pub mod ceilings;
 mod device;
 mod elementwise;
 mod engine;
@@ -100,6 +101,12 @@ impl CpuDevice {
             best = best.min((clock.now() - start).as_secs_f64());
         }
         product.flops() / best
+    }
+
+    /// Bytes of scratch that its operations have taken so far, beside what was allocated.
+    pub fn scratch_bytes(&self) -> usize {
+        let working = self.working();
+        4 * (working.engine.scratch_len() + working.shared.len())
     }
 
     /// The engine and what goes with it; waits for an operation of another thread.

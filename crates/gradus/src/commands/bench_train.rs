@@ -1,33 +1,83 @@
-//! `gradus bench train`: training steps of a fixed GPT, run when told on stdin, so that several programs can take turns
-//! on one machine. `cargo x bench train` speaks this protocol with us and with PyTorch (python/bench_train.py).
+//! `gradus bench train`: training steps of a fixed model, run when told on stdin, so that several programs can take turns
+//! on one machine. `cargo x bench train` speaks this protocol with us and with PyTorch (python/bench_train.py): `step K`
+//! is answered by the time and the loss, `memory` by the bytes that are held.
 
 use super::open_device;
 use crate::launcher::{ExitStatusSummary, Membership, launch_local};
 use crate::logging;
 use anyhow::{Context, Result, bail};
 use gradus_collective::Communicator;
-use gradus_compute::{Device, Precision};
+use gradus_compute::{CpuDevice, Device, Precision};
 use gradus_error::Error;
 use gradus_fabric::{NetworkSettings, TransportKind, connect};
-use gradus_host::{Clock, RealClock};
-use gradus_model::{Batch, Family, ModelConfig, Transformer, hugging_face};
+use gradus_host::{Clock, RealClock, processors};
+use gradus_model::{Batch, Family, ModelConfig, PRESETS, Transformer, hugging_face, logits_rows};
 use gradus_train::{Learner, LearnerSizes, Microbatches, OptimizerSettings, ScheduleKind};
 use std::io::BufRead;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-const BATCH: usize = 8;
-const SEQUENCE: usize = 256;
 const WARMUP_STEPS: usize = 3;
 /// Between commands the other ranks wait in a broadcast: as long as a person may think.
 const PATIENCE: Duration = Duration::from_secs(12 * 3600);
 
-/// The benchmark's model: 13.9M parameters.
-const MODEL: ModelConfig = ModelConfig {
+/// The models that are measured, with their batches.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum Shape {
+    /// A GPT of 13.9M parameters.
+    Gpt,
+    /// SmolLM2-135M.
+    Smollm2,
+}
+
+impl Shape {
+    /// Sequences of a step.
+    const fn batch(self) -> usize {
+        match self {
+            Self::Gpt => 8,
+            Self::Smollm2 => 2,
+        }
+    }
+
+    /// Tokens of a sequence.
+    const fn sequence(self) -> usize {
+        match self {
+            Self::Gpt => GPT.context,
+            Self::Smollm2 => 512,
+        }
+    }
+
+    /// Without a warm-up, 3e-4 throws the loss of thirty layers from 11 to 13 within four steps; on such a spike rounding
+    /// alone makes half a percent, and losses of two programs say nothing of each other.
+    const fn learning_rate(self) -> f64 {
+        match self {
+            Self::Gpt => 3e-4,
+            Self::Smollm2 => 3e-5,
+        }
+    }
+
+    /// Tokens that a step reads, targets of the last ones included.
+    const fn batch_tokens(self) -> usize {
+        self.batch() * (self.sequence() + 1)
+    }
+
+    fn model(self) -> Result<ModelConfig> {
+        match self {
+            Self::Gpt => Ok(GPT),
+            Self::Smollm2 => {
+                let found = PRESETS.iter().find(|(name, _)| *name == "smollm2-135m");
+                Ok(found.context("the preset is gone")?.1.clone())
+            }
+        }
+    }
+}
+
+/// The benchmark's own model.
+const GPT: ModelConfig = ModelConfig {
     family: Family::Gpt2,
     vocabulary: 4096,
-    context: SEQUENCE,
+    context: 256,
     width: 384,
     layers: 6,
     heads: 6,
@@ -46,16 +96,19 @@ pub struct BenchTrainArguments {
     /// Arithmetic of matrix products: f32 or bf16.
     #[arg(long, default_value = "bf16", value_parser = super::parse_precision)]
     pub precision: Precision,
+    /// Model and batch.
+    #[arg(long, value_enum, default_value = "gpt")]
+    pub shape: Shape,
     /// Threads of each rank.
     #[arg(long, default_value_t = 1)]
     pub threads: usize,
-    /// Ranks, over shared memory; each takes 8 sequences of every step.
+    /// Ranks, over shared memory; each takes 8 (smollm2: 2) sequences of every step.
     #[arg(long, default_value_t = 1)]
     pub ranks: usize,
     /// Folder with the initial weights; without it they are random.
     #[arg(long)]
     pub init: Option<PathBuf>,
-    /// Tokens of the batches, raw little-endian u16, [steps][8][257]; without it they are made up.
+    /// Tokens of the batches, raw little-endian u16, [steps][8][257] (smollm2: [steps][2][513]); without it they are made up.
     #[arg(long)]
     pub batches: Option<PathBuf>,
 }
@@ -97,23 +150,26 @@ struct Bench {
     clock: RealClock,
     precision: Precision,
     threads: usize,
-    device: String,
+    device: Arc<CpuDevice>,
+    resident_before: Option<u64>,
 }
 
 impl Bench {
     fn new(arguments: &BenchTrainArguments, communicator: Communicator) -> Result<Self> {
-        let device = open_device(arguments.threads, 1, arguments.precision)?;
-        let described = device.describe();
-        let model = model(arguments.init.as_deref(), Arc::new(device))?;
+        let resident_before = processors::resident_bytes();
+        let (shape, device) =
+            (arguments.shape, Arc::new(open_device(arguments.threads, 1, arguments.precision)?));
+        let model = model(shape, arguments.init.as_deref(), Arc::clone(&device) as Arc<dyn Device>)?;
         let settings = OptimizerSettings {
-            learning_rate: 3e-4,
+            learning_rate: shape.learning_rate(),
             schedule: ScheduleKind::Constant,
             warmup_steps: 0,
             ..Default::default()
         };
-        let sizes = LearnerSizes { rows: BATCH * SEQUENCE, recompute: false, bucket_bytes: 1 << 20 };
+        let sizes =
+            LearnerSizes { rows: shape.batch() * shape.sequence(), recompute: false, bucket_bytes: 1 << 20 };
         let world_size = communicator.world_size();
-        let batches = StoredBatches::open(arguments.batches.as_deref(), world_size)?;
+        let batches = StoredBatches::open(shape, arguments.batches.as_deref(), world_size)?;
         let learner = Learner::new(model, communicator, &settings, sizes)?;
         Ok(Self {
             learner,
@@ -121,7 +177,8 @@ impl Bench {
             clock: RealClock::new(),
             precision: arguments.precision,
             threads: arguments.threads,
-            device: described,
+            device,
+            resident_before,
         })
     }
 
@@ -131,7 +188,8 @@ impl Bench {
         let start = self.clock.now();
         let mut loss = f64::NAN;
         for _ in 0..steps {
-            loss = self.learner.step(&mut self.batches, 3e-4, false)?.loss.mean();
+            let learning_rate = self.batches.shape.learning_rate();
+            loss = self.learner.step(&mut self.batches, learning_rate, false)?.loss.mean();
             self.batches.step += 1;
         }
         self.learner.communicator().barrier()?;
@@ -143,8 +201,27 @@ impl Bench {
             "mode": format!("{:?}", self.precision).to_lowercase(),
             "threads": self.threads,
             "ranks": self.learner.communicator().world_size(),
-            "device": self.device,
+            "device": self.device.describe(),
             "warmup_steps": WARMUP_STEPS,
+        })
+    }
+
+    /// Bytes held: `state` is weights (their own masters), gradients and moments; `kept` what else the device has handed
+    /// out, planned once: what blocks leave for their backward pass, gradients between layers, a piece of logits
+    /// (`logits`, counted in `kept`); `scratch` what kernels work in; `peak` and `before` resident memory at its most and
+    /// before there was a model.
+    fn memory(&self) -> serde_json::Value {
+        let (model, elements) = (self.learner.model(), self.learner.model().weights().len);
+        let vocabulary = model.config().padded_vocabulary();
+        let rows = self.batches.shape.batch() * self.batches.shape.sequence();
+        let state = 4 * 4 * elements;
+        serde_json::json!({
+            "state_bytes": state,
+            "kept_bytes": 4 * self.device.allocated() - state,
+            "logits_bytes": 4 * logits_rows(vocabulary, rows) * vocabulary,
+            "scratch_bytes": self.device.scratch_bytes(),
+            "peak_bytes": processors::peak_resident_bytes(),
+            "before_bytes": self.resident_before,
         })
     }
 
@@ -157,7 +234,7 @@ impl Bench {
         }
         let mut lines = std::io::stdin().lock().lines();
         loop {
-            let mut order = if first { next_order(&mut lines)?.to_le_bytes() } else { [0; 8] };
+            let mut order = if first { self.next_order(&mut lines)?.to_le_bytes() } else { [0; 8] };
             self.learner.communicator().broadcast(0, &mut order)?;
             let steps = u64::from_le_bytes(order) as usize;
             if steps == 0 {
@@ -167,7 +244,11 @@ impl Bench {
             let (seconds, loss) = self.run(steps)?;
             let waited = self.learner.communicator().counters().waited_ns - before;
             if first {
-                facts["tokens"] = (steps * BATCH * SEQUENCE * self.batches.world_size).into();
+                facts["tokens"] = (steps
+                    * self.batches.shape.batch()
+                    * self.batches.shape.sequence()
+                    * self.batches.world_size)
+                    .into();
                 facts["seconds"] = seconds.into();
                 facts["loss"] = loss.into();
                 facts["exposed_s"] = (waited as f64 * 1e-9).into();
@@ -176,26 +257,27 @@ impl Bench {
             }
         }
     }
-}
 
-/// The next `step K`; 0 at the end of stdin.
-fn next_order(lines: &mut impl Iterator<Item = std::io::Result<String>>) -> Result<u64> {
-    for line in lines {
-        let line = line.context("cannot read stdin")?;
-        match line.strip_prefix("step ").and_then(|count| count.trim().parse().ok()) {
-            Some(steps) if steps > 0 => return Ok(steps),
-            _ => logging::print(format_args!(
-                "{}",
-                serde_json::json!({ "error": format!("expected `step K`, got {line:?}") })
-            ))?,
+    /// The next `step K`; 0 at the end of stdin. What else is asked for is answered meanwhile.
+    fn next_order(&self, lines: &mut impl Iterator<Item = std::io::Result<String>>) -> Result<u64> {
+        for line in lines {
+            let line = line.context("cannot read stdin")?;
+            match line.strip_prefix("step ").and_then(|count| count.trim().parse().ok()) {
+                Some(steps) if steps > 0 => return Ok(steps),
+                _ if line == "memory" => logging::print(format_args!("{}", self.memory()))?,
+                _ => logging::print(format_args!(
+                    "{}",
+                    serde_json::json!({ "error": format!("expected `step K` or `memory`, got {line:?}") })
+                ))?,
+            }
         }
+        Ok(0)
     }
-    Ok(0)
 }
 
-fn model(init: Option<&Path>, device: Arc<dyn Device>) -> Result<Transformer> {
+fn model(shape: Shape, init: Option<&Path>, device: Arc<dyn Device>) -> Result<Transformer> {
     let Some(folder) = init else {
-        let model = Transformer::new(MODEL, device)?;
+        let model = Transformer::new(shape.model()?, device)?;
         model.initialise(1);
         return Ok(model);
     };
@@ -207,7 +289,8 @@ fn model(init: Option<&Path>, device: Arc<dyn Device>) -> Result<Transformer> {
 
 /// Batches one after another, over and over; with ranks, rank `r` takes batch `world_size * step + r`.
 struct StoredBatches {
-    /// `[batches][8][257]`.
+    shape: Shape,
+    /// `[batches][B][T + 1]`.
     tokens: Vec<u32>,
     inputs: Vec<u32>,
     targets: Vec<u32>,
@@ -215,24 +298,24 @@ struct StoredBatches {
     step: usize,
 }
 
-const BATCH_TOKENS: usize = BATCH * (SEQUENCE + 1);
-
 impl StoredBatches {
-    fn open(file: Option<&Path>, world_size: usize) -> Result<Self> {
+    fn open(shape: Shape, file: Option<&Path>, world_size: usize) -> Result<Self> {
         let tokens = match file {
-            Some(path) => read_tokens(path)?,
+            Some(path) => read_tokens(path, shape.batch_tokens())?,
             // Any fixed tokens do where only the time counts.
-            None => (0..64 * BATCH_TOKENS as u32).map(|i| i.wrapping_mul(2_654_435_761) >> 20).collect(),
+            None => {
+                (0..64 * shape.batch_tokens() as u32).map(|i| i.wrapping_mul(2_654_435_761) >> 20).collect()
+            }
         };
-        Ok(Self { tokens, inputs: Vec::new(), targets: Vec::new(), world_size, step: 0 })
+        Ok(Self { shape, tokens, inputs: Vec::new(), targets: Vec::new(), world_size, step: 0 })
     }
 }
 
-fn read_tokens(path: &Path) -> Result<Vec<u32>> {
+fn read_tokens(path: &Path, batch_tokens: usize) -> Result<Vec<u32>> {
     let bytes = std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
-    if bytes.is_empty() || !bytes.len().is_multiple_of(2 * BATCH_TOKENS) {
+    if bytes.is_empty() || !bytes.len().is_multiple_of(2 * batch_tokens) {
         let text =
-            format!("{} holds no whole number of batches of {BATCH_TOKENS} u16 tokens", path.display());
+            format!("{} holds no whole number of batches of {batch_tokens} u16 tokens", path.display());
         return Err(Error::invalid(text).into());
     }
     Ok(bytes.chunks_exact(2).map(|pair| u32::from(u16::from_le_bytes([pair[0], pair[1]]))).collect())
@@ -244,16 +327,17 @@ impl Microbatches for StoredBatches {
     }
 
     fn load(&mut self, index: usize) -> gradus_error::Result<Batch<'_>> {
-        let batches = self.tokens.len() / BATCH_TOKENS;
+        let (batch_tokens, sequence) = (self.shape.batch_tokens(), self.shape.sequence());
+        let batches = self.tokens.len() / batch_tokens;
         let number = (self.world_size * self.step + index) % batches;
-        let rows = self.tokens[number * BATCH_TOKENS..][..BATCH_TOKENS].chunks_exact(SEQUENCE + 1);
+        let rows = self.tokens[number * batch_tokens..][..batch_tokens].chunks_exact(sequence + 1);
         self.inputs.clear();
         self.targets.clear();
         for row in rows {
-            self.inputs.extend_from_slice(&row[..SEQUENCE]);
+            self.inputs.extend_from_slice(&row[..sequence]);
             self.targets.extend_from_slice(&row[1..]);
         }
         let (tokens, targets) = (&self.inputs, &self.targets);
-        Ok(Batch { batch: BATCH, sequence: SEQUENCE, tokens, targets, documents: None })
+        Ok(Batch { batch: self.shape.batch(), sequence, tokens, targets, documents: None })
     }
 }

@@ -3,6 +3,7 @@
 use super::open_device;
 use crate::logging;
 use anyhow::Result;
+use gradus_compute::cpu::ceilings::{Ceilings, Stream, Unit};
 use gradus_compute::{Device, Precision};
 use gradus_fabric::Launch;
 use gradus_host::processors;
@@ -36,9 +37,30 @@ pub fn run() -> Result<()> {
             format!("{}: {:.0} GFLOP/s measured", device.describe(), device.peak_flops() * 1e-9),
         )?;
     }
+    ceilings(&line)?;
     line("shared memory", shared_memory())?;
     line("launched by", launched_by()?)?;
     line("cargo's sources", cargo_sources())?;
+    Ok(())
+}
+
+/// Streams over this many bytes lie beyond all but the largest caches.
+const STREAM_BYTES: usize = 512 << 20;
+
+/// What all processors together do on registers, and what memory gives them.
+fn ceilings(line: &dyn Fn(&str, String) -> gradus_error::Result<()>) -> Result<()> {
+    let threads = processors::available();
+    let spare = processors::available_memory_bytes().map_or(STREAM_BYTES, |bytes| bytes as usize / 4);
+    let bytes = STREAM_BYTES.min(spare);
+    let mut ceilings = Ceilings::new(threads, bytes)?;
+    let units = Unit::ALL.into_iter().filter_map(|unit| {
+        ceilings.registers(unit).map(|rate| format!("{} {:.0} GFLOP/s", unit.name(), rate * 1e-9))
+    });
+    let units: Vec<_> = units.collect();
+    line("on registers", if units.is_empty() { "not known here".into() } else { units.join(", ") })?;
+    let streams =
+        Stream::ALL.map(|stream| format!("{} {:.1}", stream.name(), ceilings.stream(stream, bytes) * 1e-9));
+    line("memory streams", format!("{} GB/s", streams.join(", ")))?;
     Ok(())
 }
 

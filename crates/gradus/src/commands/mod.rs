@@ -1,6 +1,8 @@
 //! One file per subcommand.
 
+pub mod bench_generate;
 pub mod bench_handover;
+pub mod bench_kernels;
 pub mod bench_train;
 pub mod coordinator;
 pub mod doctor;
