@@ -45,6 +45,15 @@ pub enum Dots {
 }
 
 impl Dots {
+    /// Runs an operation compiled for their vectors, with the instructions that multiply pairs where there are some.
+    fn enter<O: Operation>(self, operation: O) -> O::Output {
+        match self {
+            Self::Single(family) | Self::Rounded(family) => family.run(operation),
+            #[cfg(target_arch = "x86_64")]
+            Self::Pairs(s) => s.vectorize(operation),
+        }
+    }
+
     /// Runs an operation compiled for them.
     pub fn run<O: DotOperation>(self, operation: O) {
         match self {
@@ -178,7 +187,19 @@ impl Engine {
         self.split(len, granule, cost, |range, _| family.run(make(range)));
     }
 
-    /// How attention multiplies.
+    /// As [`Engine::each`], for operations that multiply pairs.
+    pub fn each_of_dots<O: Operation<Output = ()>>(
+        &mut self,
+        len: usize,
+        granule: usize,
+        cost: usize,
+        make: impl Fn(Range<usize>) -> O + Sync,
+    ) {
+        let dots = self.dots();
+        self.split(len, granule, cost, |range, _| dots.enter(make(range)));
+    }
+
+    /// How attention, and a few rows, multiply.
     pub fn dots(&self) -> Dots {
         match self.products {
             Products::Single => Dots::Single(self.family),

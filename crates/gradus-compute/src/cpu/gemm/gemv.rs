@@ -11,8 +11,10 @@ use std::ops::Range;
 /// Rows up to which this is used.
 pub const FEW_ROWS: usize = 8;
 
-/// Weights (rows of `w[N, K]`) that are streamed side by side.
-const SIDE_BY_SIDE: usize = 2;
+/// Weights (rows of `w[N, K]`) that are streamed side by side, against one row or two: the more, the more of memory is asked
+/// for at once. More rows take the registers.
+const MANY_SIDES: usize = 4;
+const FEW_SIDES: usize = 2;
 
 /// How weights are read and multiplied.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -93,26 +95,26 @@ impl FewRows {
         // SAFETY: passed on.
         unsafe {
             match self.rows {
-                1 => self.columns::<S, MODE, 1>(s),
-                2 => self.columns::<S, MODE, 2>(s),
-                3 => self.columns::<S, MODE, 3>(s),
-                4 => self.columns::<S, MODE, 4>(s),
-                5 => self.columns::<S, MODE, 5>(s),
-                6 => self.columns::<S, MODE, 6>(s),
-                7 => self.columns::<S, MODE, 7>(s),
-                _ => self.columns::<S, MODE, 8>(s),
+                1 => self.columns::<S, MODE, 1, MANY_SIDES>(s),
+                2 => self.columns::<S, MODE, 2, MANY_SIDES>(s),
+                3 => self.columns::<S, MODE, 3, FEW_SIDES>(s),
+                4 => self.columns::<S, MODE, 4, FEW_SIDES>(s),
+                5 => self.columns::<S, MODE, 5, FEW_SIDES>(s),
+                6 => self.columns::<S, MODE, 6, FEW_SIDES>(s),
+                7 => self.columns::<S, MODE, 7, FEW_SIDES>(s),
+                _ => self.columns::<S, MODE, 8, FEW_SIDES>(s),
             }
         }
     }
 
     #[inline(always)]
-    unsafe fn columns<S: Simd, const MODE: u8, const ROWS: usize>(&self, s: S) {
+    unsafe fn columns<S: Simd, const MODE: u8, const ROWS: usize, const SIDES: usize>(&self, s: S) {
         let last = self.columns.end - 1;
-        for column in self.columns.clone().step_by(SIDE_BY_SIDE) {
-            // At an odd end the last column is computed twice, to the same value, and stored once.
-            let neighbours: [usize; SIDE_BY_SIDE] = std::array::from_fn(|j| (column + j).min(last));
+        for column in self.columns.clone().step_by(SIDES) {
+            // At the end the last column may be computed more than once, to the same value; it is stored once.
+            let neighbours: [usize; SIDES] = std::array::from_fn(|j| (column + j).min(last));
             // SAFETY: columns below the end.
-            let sums = unsafe { self.dots::<S, MODE, ROWS>(s, neighbours) };
+            let sums = unsafe { self.dots::<S, MODE, ROWS, SIDES>(s, neighbours) };
             for (j, column) in neighbours.into_iter().enumerate() {
                 if j > 0 && column == neighbours[j - 1] {
                     break;
@@ -126,42 +128,42 @@ impl FewRows {
     }
 
     #[inline(always)]
-    unsafe fn dots<S: Simd, const MODE: u8, const ROWS: usize>(
+    unsafe fn dots<S: Simd, const MODE: u8, const ROWS: usize, const SIDES: usize>(
         &self,
         s: S,
-        columns: [usize; SIDE_BY_SIDE],
-    ) -> [[S::V; SIDE_BY_SIDE]; ROWS] {
-        let mut sums = [[s.splat(0.0); SIDE_BY_SIDE]; ROWS];
+        columns: [usize; SIDES],
+    ) -> [[S::V; SIDES]; ROWS] {
+        let mut sums = [[s.splat(0.0); SIDES]; ROWS];
         let bytes = if MODE == WIDENED || MODE == PAIRS { 2 } else { 4 };
         let step = if MODE == PAIRS { 2 * S::LANES } else { S::LANES };
-        let mut weights = [self.weight.at(0).cast_const(); SIDE_BY_SIDE];
+        let mut weights = [self.weight.at(0).cast_const(); SIDES];
         for (weight, column) in weights.iter_mut().zip(columns) {
             *weight = weight.wrapping_byte_add(column * self.depth * bytes);
         }
         let whole = self.depth / step * step;
         for depth in (0..whole).step_by(step) {
             // SAFETY: a whole vector of the depth.
-            unsafe { self.step::<S, MODE, ROWS>(s, weights, depth, step, &mut sums) };
+            unsafe { self.step::<S, MODE, ROWS, SIDES>(s, weights, depth, step, &mut sums) };
         }
         if whole < self.depth {
             // SAFETY: the rest of the depth.
-            unsafe { self.step::<S, MODE, ROWS>(s, weights, whole, self.depth - whole, &mut sums) };
+            unsafe { self.step::<S, MODE, ROWS, SIDES>(s, weights, whole, self.depth - whole, &mut sums) };
         }
         sums
     }
 
     #[inline(always)]
-    unsafe fn step<S: Simd, const MODE: u8, const ROWS: usize>(
+    unsafe fn step<S: Simd, const MODE: u8, const ROWS: usize, const SIDES: usize>(
         &self,
         s: S,
-        weights: [*const f32; SIDE_BY_SIDE],
+        weights: [*const f32; SIDES],
         depth: usize,
         count: usize,
-        sums: &mut [[S::V; SIDE_BY_SIDE]; ROWS],
+        sums: &mut [[S::V; SIDES]; ROWS],
     ) {
         // SAFETY: count elements from depth on of these weights and of each row of x, whose pairs are as many units.
         unsafe {
-            let mut w = [s.splat(0.0); SIDE_BY_SIDE];
+            let mut w = [s.splat(0.0); SIDES];
             for (w, weight) in w.iter_mut().zip(weights) {
                 *w = match MODE {
                     SINGLE => s.load_up_to(weight.add(depth), count),
