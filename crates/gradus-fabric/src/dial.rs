@@ -22,6 +22,9 @@ const LONGEST_PAUSE: Duration = Duration::from_millis(500);
 /// How long one try may take: a packet lost at the start is sent again after one second, then two.
 const ONE_TRY: Duration = Duration::from_secs(5);
 
+/// The pause before a host that the system calls unreachable is tried again.
+const HOST_PAUSE: Duration = Duration::from_millis(100);
+
 /// How long a peer may leave its connection full.
 const STUCK: Duration = Duration::from_secs(10);
 
@@ -133,12 +136,25 @@ pub(crate) fn unreachable(rank: usize, peer: usize, place: &str, error: std::io:
     Error::peer_lost(peer, what).with_source(error)
 }
 
-/// Tries each address of a name once.
+/// Tries each address of a name once; again for as long as one try may take where the system calls a host unreachable: for
+/// some seconds it says so of one that was cut off and is there again.
 pub(crate) fn try_once(
     place: impl ToSocketAddrs,
     clock: &dyn Clock,
     until: Duration,
 ) -> std::io::Result<TcpStream> {
+    let until_again = until.min(clock.now() + ONE_TRY);
+    loop {
+        match try_each(&place, clock, until) {
+            Err(error) if error.kind() == ErrorKind::HostUnreachable && clock.now() < until_again => {
+                clock.sleep(HOST_PAUSE);
+            }
+            tried => return tried,
+        }
+    }
+}
+
+fn try_each(place: &impl ToSocketAddrs, clock: &dyn Clock, until: Duration) -> std::io::Result<TcpStream> {
     let mut last = std::io::Error::from(ErrorKind::NotFound);
     for address in place.to_socket_addrs()? {
         let left = until.saturating_sub(clock.now()).clamp(Duration::from_millis(1), ONE_TRY);
