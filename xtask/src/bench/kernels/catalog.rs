@@ -20,6 +20,8 @@ pub struct Item {
     /// How often a training step runs it; not whole where its last piece is smaller; 0 for what a step does in other
     /// pieces.
     pub calls: f64,
+    /// How often in one of the peer\'s, which keeps for the backward pass what ours makes again.
+    pub peer_calls: f64,
     /// What bounds it.
     pub bound: Bound,
     /// Bytes of all its tensors, in f32: those that it touches again when it runs again.
@@ -72,7 +74,7 @@ fn linear((name, inputs, outputs, bias, residual): Layer, rows: usize, calls: f6
     let touched = F32 * (rows * inputs + rows * outputs + inputs * outputs) as f64;
     let item = |way: &str, op: Value| {
         let name = format!("linear {name} {inputs} -> {outputs}, {rows} rows, {way}");
-        Item { name, calls, bound: flops, touched, op }
+        Item { name, calls, peer_calls: calls, bound: flops, touched, op }
     };
     let sizes = |kind: &str| json!({ "kind": kind, "rows": rows, "inputs": inputs, "outputs": outputs });
     let with = |mut op: Value, key: &str, value: bool| {
@@ -88,7 +90,7 @@ fn linear((name, inputs, outputs, bias, residual): Layer, rows: usize, calls: f6
 
 fn stream(name: &str, calls: f64, (moved, stream, touched): (f64, &'static str, f64), op: Value) -> Item {
     let bound = Bound::Stream(F32 * moved, stream);
-    Item { name: name.to_owned(), calls, bound, touched: F32 * touched, op }
+    Item { name: name.to_owned(), calls, peer_calls: calls, bound, touched: F32 * touched, op }
 }
 
 fn cross_entropy(s: Sizes, rows: usize, calls: f64) -> Item {
@@ -103,6 +105,7 @@ fn head(s: Sizes) -> Item {
     Item {
         name: format!("head and loss, forth and back, {rows} rows"),
         calls: 0.0,
+        peer_calls: 0.0,
         bound: Bound::Products(6.0 * rows as f64 * (width * vocabulary) as f64),
         touched: F32 * (2 * rows * width + 2 * width * vocabulary) as f64,
         op: json!({ "kind": "head", "rows": rows, "width": width, "vocabulary": vocabulary }),
@@ -122,6 +125,7 @@ fn attention(s: Sizes) -> [Item; 2] {
     let item = |name: &str, products: f64, touched: usize, op| Item {
         name: name.to_owned(),
         calls: s.layers as f64,
+        peer_calls: s.layers as f64,
         bound: Bound::Products(products * product),
         touched: F32 * touched as f64,
         op,
@@ -145,16 +149,25 @@ fn norms(s: Sizes, gpt: bool) -> [Item; 2] {
     let name = if gpt { "layer norm" } else { "rms norm" };
     let (forth, back) = ((2.0 * elements, "copy", 2.0 * elements), (4.0 * elements, "triad", 4.0 * elements));
     [
-        stream(&format!("{name} forward"), calls, forth, op("norm_forward")),
+        // Those of the blocks are made again.
+        Item {
+            calls: calls + 2.0 * s.layers as f64,
+            ..stream(&format!("{name} forward"), calls, forth, op("norm_forward"))
+        },
         stream(&format!("{name} backward"), calls, back, op("norm_backward")),
     ]
+}
+
+/// What ours carries out once more for the backward pass.
+fn again(item: Item) -> Item {
+    Item { calls: 2.0 * item.peer_calls, ..item }
 }
 
 fn gelu(s: Sizes) -> [Item; 2] {
     let (elements, calls) = (s.rows() * s.feed_forward, s.layers as f64);
     let (e, op) = (elements as f64, |kind: &str| json!({ "kind": kind, "elements": elements }));
     [
-        stream("gelu forward", calls, (2.0 * e, "copy", 2.0 * e), op("gelu_forward")),
+        again(stream("gelu forward", calls, (2.0 * e, "copy", 2.0 * e), op("gelu_forward"))),
         stream("gelu backward", calls, (3.0 * e, "triad", 3.0 * e), op("gelu_backward")),
     ]
 }
@@ -163,7 +176,7 @@ fn swiglu(s: Sizes) -> [Item; 2] {
     let (rows, width, calls) = (s.rows(), s.feed_forward, s.layers as f64);
     let (e, op) = ((rows * width) as f64, |kind: &str| json!({ "kind": kind, "rows": rows, "width": width }));
     [
-        stream("swiglu forward", calls, (3.0 * e, "triad", 3.0 * e), op("swiglu_forward")),
+        again(stream("swiglu forward", calls, (3.0 * e, "triad", 3.0 * e), op("swiglu_forward"))),
         stream("swiglu backward", calls, (5.0 * e, "triad", 5.0 * e), op("swiglu_backward")),
     ]
 }

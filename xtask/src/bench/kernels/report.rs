@@ -139,7 +139,7 @@ fn ours_ms(row: &Row) -> f64 {
 }
 
 fn torch_ms(row: &Row) -> f64 {
-    row.item.calls * row.median(|round| round.torch) * 1e3
+    row.item.peer_calls * row.median(|round| round.torch) * 1e3
 }
 
 /// Milliseconds of a whole step; not a number where its arm is missing.
