@@ -37,9 +37,15 @@ pub(crate) struct BlockSaved {
 
 impl BlockSaved {
     /// One for each of `blocks` blocks.
-    fn allocate(device: &dyn Device, config: &ModelConfig, rows: usize, blocks: usize) -> Result<Vec<Self>> {
+    fn allocate(
+        device: &dyn Device,
+        config: &ModelConfig,
+        rows: usize,
+        blocks: usize,
+        (normal, inner): (Span, Span),
+    ) -> Result<Vec<Self>> {
         let matrix = |width: usize| device.allocate(rows * width);
-        let (normal, activated) = (matrix(config.width)?, matrix(config.feed_forward)?);
+        let activated = inner.part(0, rows * config.feed_forward);
         let block = || {
             Ok(Self {
                 attention_statistics: matrix(2)?,
@@ -67,12 +73,12 @@ pub(crate) struct BlockGradients {
     pub middle: Span,
     pub up: Span,
     pub qkv: Span,
-    /// Scratch of the widest of `C`, `H D` and `F`.
+    /// The workspace's [`Workspace::inner`].
     pub inner: Span,
 }
 
 impl BlockGradients {
-    fn allocate(device: &dyn Device, config: &ModelConfig, rows: usize) -> Result<Self> {
+    fn allocate(device: &dyn Device, config: &ModelConfig, rows: usize, inner: Span) -> Result<Self> {
         let matrix = |width: usize| device.allocate(rows * width);
         Ok(Self {
             out: matrix(config.width)?,
@@ -80,7 +86,7 @@ impl BlockGradients {
             middle: matrix(config.width)?,
             up: matrix(config.up_width())?,
             qkv: matrix(config.qkv_width())?,
-            inner: matrix(config.width.max(config.query_width()).max(config.feed_forward))?,
+            inner,
         })
     }
 }
@@ -97,7 +103,10 @@ pub struct Workspace {
     /// One for each block, or one for all with `recompute`.
     pub(crate) saved: Vec<BlockSaved>,
     pub(crate) gradients: Option<BlockGradients>,
+    /// What comes out of the final norm; before that, and after the head is done, what comes out of blocks' norms.
     pub(crate) normal: Span,
+    /// Scratch of the widest of `C`, `H D` and `F`: what a block's activation puts out, or a gradient inside of a block.
+    inner: Span,
     pub(crate) statistics: Span,
     pub(crate) logits: Span,
     pub(crate) losses: Span,
@@ -117,7 +126,7 @@ impl Workspace {
         let kept = if recompute { 1 } else { config.layers };
         let mut workspace = Self::allocate(device, config, rows, config.layers + 1, kept)?;
         workspace.recompute = recompute;
-        workspace.gradients = Some(BlockGradients::allocate(device, config, rows)?);
+        workspace.gradients = Some(BlockGradients::allocate(device, config, rows, workspace.inner)?);
         Ok(workspace)
     }
 
@@ -138,13 +147,17 @@ impl Workspace {
         saved: usize,
     ) -> Result<Self> {
         let chunk = logits_rows(config.padded_vocabulary(), rows);
+        let normal = device.allocate(rows * config.width)?;
+        let widest = config.width.max(config.query_width()).max(config.feed_forward);
+        let inner = device.allocate(rows * widest)?;
         Ok(Self {
             rows,
             recompute: false,
             inputs: (0..inputs).map(|_| device.allocate(rows * config.width)).collect::<Result<_>>()?,
-            saved: BlockSaved::allocate(device, config, rows, saved)?,
+            saved: BlockSaved::allocate(device, config, rows, saved, (normal, inner))?,
             gradients: None,
-            normal: device.allocate(rows * config.width)?,
+            normal,
+            inner,
             statistics: device.allocate(rows * 2)?,
             logits: device.allocate(chunk * config.padded_vocabulary())?,
             losses: device.allocate(rows)?,
