@@ -254,7 +254,7 @@ fn line(arm: &Arm, arms: &[Arm], options: &Options) -> String {
         let pairs = speeds.iter().zip(peer.speeds()).map(|(ours, theirs)| ours / theirs);
         format!("{:.2} of transformers {}; ", median(pairs.collect()), peer.precision)
     });
-    let bytes = if arm.precision == "bf16" && arm.engine == "transformers" { 2.0 } else { 4.0 };
+    let bytes = if arm.precision == "bf16" { 2.0 } else { 4.0 };
     let part = median(speeds.clone()) / bound(arms, arm.threads, bytes, options);
     let range = format!("{slowest:.2}-{fastest:.2}");
     format!(
