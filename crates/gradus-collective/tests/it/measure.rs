@@ -5,7 +5,7 @@ use crate::world::{BOTH, Way, bits, connected, contribution, is_near, reference,
 use gradus_collective::algorithm::{Algorithm, AllReduce, Nodes};
 use gradus_collective::cost::{LinkFigures, LinkProfile};
 use gradus_collective::one_sided::OneSided;
-use gradus_collective::tuner::Scheme;
+use gradus_collective::tuner::{Choice, Scheme};
 use gradus_collective::{Communicator, Element};
 use gradus_error::Kind;
 use gradus_fabric::{NetworkSettings, TransportKind};
@@ -40,9 +40,15 @@ fn neighbours_that_were_measured_choose_by_price_and_say_so() {
     });
     let (before, [small, large]) = &all[0];
     assert!(all.iter().all(|found| *found == all[0]) && before.is_none());
-    assert_eq!(small.chosen.algorithm, Scheme::Neighbours(OneSided::Flat));
-    assert_eq!(large.chosen.algorithm, Scheme::Neighbours(OneSided::Push));
-    assert!(large.why().contains("registered"), "{}", large.why());
+    // What is the fastest is for the machine to say; what is there to choose from, and why it was, is not.
+    let has = |choice: &Choice, program: OneSided| {
+        choice.candidates.iter().any(|candidate| candidate.algorithm == Scheme::Neighbours(program))
+    };
+    assert!(has(small, OneSided::Flat) && !has(small, OneSided::Push) && has(large, OneSided::Push));
+    for choice in [small, large] {
+        let why = choice.why();
+        assert!(why.starts_with(&choice.chosen.algorithm.to_string()), "{why}");
+    }
 }
 
 #[test]
