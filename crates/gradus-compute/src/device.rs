@@ -29,47 +29,72 @@ pub enum Format {
 }
 
 impl Format {
+    /// Elements that lie in the place of one f32.
+    pub const fn each(self) -> usize {
+        match self {
+            Self::F32 => 1,
+            Self::Bf16 => 2,
+        }
+    }
+
     /// Elements of f32 whose place `len` elements take.
     pub const fn places(self, len: usize) -> usize {
-        match self {
-            Self::F32 => len,
-            Self::Bf16 => len.div_ceil(2),
-        }
+        len.div_ceil(self.each())
     }
 }
 
-/// A matrix of weights.
-#[derive(Debug, Clone, Copy)]
-pub struct Weight {
+/// A matrix whose rows follow each other, and how it is kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Matrix {
     /// Its place.
     pub span: Span,
-    /// How it is kept there.
+    /// How its elements are kept there.
     pub format: Format,
 }
 
-impl From<Span> for Weight {
+impl Matrix {
+    /// Elements `first..first + len`; in bf16 `first` is even.
+    ///
+    /// # Panics
+    /// If they are not inside the matrix, or begin in the middle of a place.
+    pub fn part(self, first: usize, len: usize) -> Self {
+        let each = self.format.each();
+        assert!(first.is_multiple_of(each), "element {first} begins in the middle of a place");
+        Self { span: self.span.part(first / each, self.format.places(len)), ..self }
+    }
+}
+
+impl From<Span> for Matrix {
     fn from(span: Span) -> Self {
         Self { span, format: Format::F32 }
     }
 }
 
-/// Rows of a matrix that may be columns of a wider one: row `i` begins at `span.start + i * stride`.
+/// Rows of a matrix that may be columns of a wider one: row `i` begins `i * stride` elements after the start of the span.
 #[derive(Debug, Clone, Copy)]
 pub struct Rows {
     /// From the first element of the first row to the last element of the last.
     pub span: Span,
-    /// Elements from one row to the next.
+    /// Elements from one row to the next: an even number in bf16.
     pub stride: usize,
+    /// How elements are kept.
+    pub format: Format,
 }
 
 impl Rows {
     /// Columns `first..first + width` of a matrix of `rows` rows and `stride` columns that fills `whole`.
     ///
     /// # Panics
-    /// If those columns are not inside the matrix.
-    pub fn columns(whole: Span, rows: usize, stride: usize, first: usize, width: usize) -> Self {
+    /// If those columns are not inside the matrix; in bf16, if a row or the columns begin in the middle of a place.
+    pub fn columns(whole: impl Into<Matrix>, rows: usize, stride: usize, first: usize, width: usize) -> Self {
+        let whole = whole.into();
         assert!(rows > 0 && first + width <= stride, "columns must lie inside their matrix");
-        Self { span: whole.part(first, (rows - 1) * stride + width), stride }
+        assert!(
+            rows == 1 || stride.is_multiple_of(whole.format.each()),
+            "rows of {stride} begin in the middle of a place"
+        );
+        let part = whole.part(first, (rows - 1) * stride + width);
+        Self { span: part.span, stride, format: part.format }
     }
 }
 
@@ -229,7 +254,7 @@ pub trait Device: Send + Sync {
     fn copy_rows(&self, rows: usize, width: usize, from: Rows, to: Rows);
 
     /// `out[M, C] = table[token] + position_table[position]`.
-    fn embedding_forward(&self, shape: Embedding, table: Weight, position_table: Option<Weight>, out: Span);
+    fn embedding_forward(&self, shape: Embedding, table: Matrix, position_table: Option<Matrix>, out: Span);
     /// Adds to `d_table` and `d_position_table`.
     fn embedding_backward(
         &self,
@@ -270,7 +295,7 @@ pub trait Device: Send + Sync {
         &self,
         shape: Linear,
         x: Span,
-        weight: Weight,
+        weight: Matrix,
         bias: Option<Span>,
         residual: Option<Span>,
         out: Span,
@@ -299,7 +324,7 @@ pub trait Device: Send + Sync {
     fn rope(&self, shape: Rope, x: Rows);
 
     /// `out[B * T, H * D]` and `log_sum_exp[B, H, T]` of the scaled scores.
-    fn attention_forward(&self, shape: Attention, q: Rows, k: Rows, v: Rows, out: Span, log_sum_exp: Span);
+    fn attention_forward(&self, shape: Attention, q: Rows, k: Rows, v: Rows, out: Matrix, log_sum_exp: Span);
     /// Sets `d_q`, `d_k` and `d_v`. Requires `query_len == key_len == key_rows`.
     #[allow(clippy::too_many_arguments, reason = "each is a tensor of the operation")]
     fn attention_backward(
@@ -308,9 +333,9 @@ pub trait Device: Send + Sync {
         q: Rows,
         k: Rows,
         v: Rows,
-        out: Span,
+        out: Matrix,
         log_sum_exp: Span,
-        d_out: Span,
+        d_out: Matrix,
         d_q: Rows,
         d_k: Rows,
         d_v: Rows,

@@ -15,7 +15,7 @@ mod reference;
 
 pub use cpu::CpuDevice;
 pub use device::{
-    AdamW, Attention, CrossEntropy, Device, Embedding, Format, IGNORED, Linear, Norm, NormKind, Precision,
-    Rope, Rows, Weight,
+    AdamW, Attention, CrossEntropy, Device, Embedding, Format, IGNORED, Linear, Matrix, Norm, NormKind,
+    Precision, Rope, Rows,
 };
 pub use reference::Reference;

@@ -211,7 +211,7 @@ impl Block<'_> {
             (k, v) = cache.layer(layer);
             shape = pass.attention(cache.len(), cache.capacity());
         }
-        pass.device.attention_forward(shape, q, k, v, saved.attention, saved.log_sum_exp);
+        pass.device.attention_forward(shape, q, k, v, saved.attention.into(), saved.log_sum_exp);
         let width = pass.config.query_width();
         pass.linear_forward(tensors.attention_out, saved.attention, width, Some(x), saved.middle);
     }
@@ -275,8 +275,8 @@ impl Block<'_> {
         let [q, k, v] = pass.split(saved.qkv);
         let [d_q, d_k, d_v] = pass.split(d_qkv);
         let shape = pass.attention(pass.sequence, pass.sequence);
-        let (out, log_sum_exp) = (saved.attention, saved.log_sum_exp);
-        pass.device.attention_backward(shape, q, k, v, out, log_sum_exp, d_attention, d_q, d_k, d_v);
+        let (out, log_sum_exp, d_out) = (saved.attention.into(), saved.log_sum_exp, d_attention.into());
+        pass.device.attention_backward(shape, q, k, v, out, log_sum_exp, d_out, d_q, d_k, d_v);
         pass.rope(d_qkv, true);
         pass.observer.between_operations();
     }

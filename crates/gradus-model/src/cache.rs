@@ -1,7 +1,7 @@
 //! Keys and values of what a sequence has been so far, so that the next token costs one row.
 
 use crate::config::ModelConfig;
-use gradus_compute::{Device, Rows};
+use gradus_compute::{Device, Format, Rows};
 use gradus_error::{Error, Result};
 use gradus_memory::Span;
 
@@ -61,15 +61,18 @@ impl KeyValueCache {
 
     /// Keys and values of a layer: all rows, in use or not.
     pub(crate) fn layer(&self, layer: usize) -> (Rows, Rows) {
-        let rows = |span| Rows { span, stride: self.width };
+        let rows = |span| Rows { span, stride: self.width, format: Format::F32 };
         let (keys, values) = self.layers[layer];
         (rows(keys), rows(values))
     }
 
     /// Where the rows from `first` on of a layer are written.
     pub(crate) fn tail(&self, layer: usize, first: usize, rows: usize) -> (Rows, Rows) {
-        let part =
-            |span: Span| Rows { span: span.part(first * self.width, rows * self.width), stride: self.width };
+        let part = |span: Span| Rows {
+            span: span.part(first * self.width, rows * self.width),
+            stride: self.width,
+            format: Format::F32,
+        };
         let (keys, values) = self.layers[layer];
         (part(keys), part(values))
     }

@@ -4,7 +4,7 @@
 //! them, in bf16: half the memory, and half of what each token written costs to read. Vectors (norms, biases) stay f32.
 
 use crate::parameters::Parameters;
-use gradus_compute::{Device, Format, Weight};
+use gradus_compute::{Device, Format, Matrix};
 use gradus_error::Result;
 use gradus_memory::Span;
 
@@ -59,10 +59,10 @@ impl Weights {
     }
 
     /// A matrix of the layout.
-    pub(crate) fn matrix(&self, tensor: Span) -> Weight {
+    pub(crate) fn matrix(&self, tensor: Span) -> Matrix {
         match self {
             Self::Masters(all) => all.part(tensor.start, tensor.len).into(),
-            Self::Halves { matrices, .. } => Weight { span: halved(*matrices, tensor), format: Format::Bf16 },
+            Self::Halves { matrices, .. } => Matrix { span: halved(*matrices, tensor), format: Format::Bf16 },
         }
     }
 

@@ -12,8 +12,8 @@ use super::loss::{Losses, SQUARES_BLOCK, Squares, Update};
 use super::memory::{Columns, Elements, resolve, resolve_rows, unless_in_place};
 use super::{CpuDevice, Working};
 use crate::device::{
-    AdamW, Attention, CrossEntropy, Device, Embedding, Format, IGNORED, Linear, Norm, Precision, Rope, Rows,
-    Weight,
+    AdamW, Attention, CrossEntropy, Device, Embedding, Format, IGNORED, Linear, Matrix, Norm, Precision,
+    Rope, Rows,
 };
 use gradus_error::Result;
 use gradus_memory::{HeapRange, RawRange, SharedHeap, Span};
@@ -117,7 +117,7 @@ impl Device for CpuDevice {
         });
     }
 
-    fn embedding_forward(&self, shape: Embedding, table: Weight, position_table: Option<Weight>, out: Span) {
+    fn embedding_forward(&self, shape: Embedding, table: Matrix, position_table: Option<Matrix>, out: Span) {
         let Embedding { tokens, positions, width } = shape;
         sized("out", out, tokens.len() * width);
         assert!(
@@ -202,7 +202,7 @@ impl Device for CpuDevice {
         &self,
         shape: Linear,
         x: Span,
-        weight: Weight,
+        weight: Matrix,
         bias: Option<Span>,
         residual: Option<Span>,
         out: Span,
@@ -285,7 +285,7 @@ impl Device for CpuDevice {
         });
     }
 
-    fn attention_forward(&self, shape: Attention, q: Rows, k: Rows, v: Rows, out: Span, log_sum_exp: Span) {
+    fn attention_forward(&self, shape: Attention, q: Rows, k: Rows, v: Rows, out: Matrix, log_sum_exp: Span) {
         self.run_attention_forward(shape, q, k, v, out, log_sum_exp);
     }
 
@@ -295,9 +295,9 @@ impl Device for CpuDevice {
         q: Rows,
         k: Rows,
         v: Rows,
-        out: Span,
+        out: Matrix,
         log_sum_exp: Span,
-        d_out: Span,
+        d_out: Matrix,
         d_q: Rows,
         d_k: Rows,
         d_v: Rows,

@@ -119,20 +119,26 @@ impl Columns {
     pub fn new(rows: Rows, count: usize, width: usize) -> Self {
         assert!(width <= rows.stride || count <= 1, "rows of {width} overlap at stride {}", rows.stride);
         assert!(
-            count == 0 || rows.span.len >= (count - 1) * rows.stride + width,
+            count == 0 || rows.span.len >= rows.format.places((count - 1) * rows.stride + width),
             "{count} rows of {width} do not fit {rows:?}"
         );
         Self { rows, width }
     }
 
-    /// Whether they may share an element: exact for columns of one matrix, cautious otherwise.
+    /// Whether they may share a place: exact for columns of one matrix, cautious otherwise.
     pub fn overlaps(&self, other: &Self) -> bool {
         if !self.rows.span.overlaps(&other.rows.span) {
             return false;
         }
-        let stride = self.rows.stride;
+        let [(stride, width), (other_stride, other_width)] = [self, other].map(Self::places);
         let apart = (other.rows.span.start + stride - self.rows.span.start % stride) % stride;
-        stride != other.rows.stride || apart < self.width || apart + other.width > stride
+        stride != other_stride || apart < width || apart + other_width > stride
+    }
+
+    /// From one row to the next, and of each row in use.
+    fn places(&self) -> (usize, usize) {
+        let format = self.rows.format;
+        (format.places(self.rows.stride), format.places(self.width))
     }
 }
 
@@ -193,9 +199,11 @@ impl Scratch {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::device::Format;
 
     fn columns(start: usize, width: usize, stride: usize) -> Columns {
-        Columns::new(Rows { span: Span::new(start, 9 * stride + width), stride }, 10, width)
+        let span = Span::new(start, 9 * stride + width);
+        Columns::new(Rows { span, stride, format: Format::F32 }, 10, width)
     }
 
     #[test]

@@ -10,7 +10,7 @@ mod matmul;
 mod norm;
 
 use crate::device::{
-    AdamW, Attention, CrossEntropy, Device, Embedding, Format, Linear, Norm, Precision, Rope, Rows, Weight,
+    AdamW, Attention, CrossEntropy, Device, Embedding, Format, Linear, Matrix, Norm, Precision, Rope, Rows,
 };
 use gradus_error::Result;
 use gradus_memory::{Arena, HeapRange, RawRange, SharedHeap, Span};
@@ -56,31 +56,40 @@ impl Reference {
 
     /// Rows out of a wider matrix, closed up.
     fn get_rows(&self, from: Rows, rows: usize, width: usize) -> Vec<f32> {
-        let values = self.get(from.span);
+        let values = self.get_matrix(Matrix { span: from.span, format: from.format });
         (0..rows).flat_map(|row| values[row * from.stride..][..width].iter().copied()).collect()
     }
 
     /// Closed-up rows back into a wider matrix.
     fn put_rows(&self, to: Rows, rows: usize, width: usize, values: &[f32]) {
-        self.update(to.span, |whole| {
-            for row in 0..rows {
-                whole[row * to.stride..][..width].copy_from_slice(&values[row * width..][..width]);
-            }
-        });
+        let matrix = Matrix { span: to.span, format: to.format };
+        let mut whole = self.get_matrix(matrix);
+        for row in 0..rows {
+            whole[row * to.stride..][..width].copy_from_slice(&values[row * width..][..width]);
+        }
+        self.put_matrix(matrix, &whole);
     }
 
     /// Operands of a matrix product, in the precision of this device.
-    fn operand(&self, span: Span) -> Vec<f32> {
-        self.rounded(self.get(span))
+    fn operand(&self, matrix: impl Into<Matrix>) -> Vec<f32> {
+        self.rounded(self.get_matrix(matrix.into()))
     }
 
-    /// Weights as f32; of an odd number in bf16 there is one zero too many.
-    fn get_weight(&self, weight: Weight) -> Vec<f32> {
-        let values = self.get(weight.span);
+    /// A matrix as f32; of an odd number of elements in bf16 there is one zero too many.
+    fn get_matrix(&self, matrix: Matrix) -> Vec<f32> {
+        let values = self.get(matrix.span);
         let widen = |bits: u32| [f32::from_bits(bits << 16), f32::from_bits(bits & 0xffff_0000)];
-        match weight.format {
+        match matrix.format {
             Format::F32 => values,
             Format::Bf16 => values.into_iter().flat_map(|pair| widen(pair.to_bits())).collect(),
+        }
+    }
+
+    /// The values of a whole matrix, in its format.
+    fn put_matrix(&self, matrix: Matrix, values: &[f32]) {
+        match matrix.format {
+            Format::F32 => self.put(matrix.span, values),
+            Format::Bf16 => self.write_bf16(matrix.span, values),
         }
     }
 
@@ -145,9 +154,9 @@ impl Device for Reference {
         self.put_rows(to, rows, width, &values);
     }
 
-    fn embedding_forward(&self, shape: Embedding, table: Weight, position_table: Option<Weight>, out: Span) {
-        let positions = position_table.map(|table| self.get_weight(table));
-        let values = elementwise::embed(shape, &self.get_weight(table), positions.as_deref());
+    fn embedding_forward(&self, shape: Embedding, table: Matrix, position_table: Option<Matrix>, out: Span) {
+        let positions = position_table.map(|table| self.get_matrix(table));
+        let values = elementwise::embed(shape, &self.get_matrix(table), positions.as_deref());
         self.put(out, &values);
     }
 
@@ -208,12 +217,12 @@ impl Device for Reference {
         &self,
         shape: Linear,
         x: Span,
-        weight: Weight,
+        weight: Matrix,
         bias: Option<Span>,
         residual: Option<Span>,
         out: Span,
     ) {
-        let mut weight = self.rounded(self.get_weight(weight));
+        let mut weight = self.rounded(self.get_matrix(weight));
         weight.truncate(shape.outputs * shape.inputs);
         let mut product = matmul::forward(shape, &self.operand(x), &weight);
         if let Some(bias) = bias.map(|span| self.get(span)) {
@@ -276,10 +285,10 @@ impl Device for Reference {
         self.update(x.span, |values| elementwise::rope(shape, values, x.stride));
     }
 
-    fn attention_forward(&self, shape: Attention, q: Rows, k: Rows, v: Rows, out: Span, log_sum_exp: Span) {
+    fn attention_forward(&self, shape: Attention, q: Rows, k: Rows, v: Rows, out: Matrix, log_sum_exp: Span) {
         let inputs = attention::Inputs::read(self, shape, q, k, v);
         let (values, lse) = attention::forward(shape, &inputs);
-        self.put(out, &values);
+        self.put_matrix(out, &values);
         self.put(log_sum_exp, &lse);
     }
 
@@ -289,15 +298,15 @@ impl Device for Reference {
         q: Rows,
         k: Rows,
         v: Rows,
-        _out: Span,
+        _out: Matrix,
         _log_sum_exp: Span,
-        d_out: Span,
+        d_out: Matrix,
         d_q: Rows,
         d_k: Rows,
         d_v: Rows,
     ) {
         let inputs = attention::Inputs::read(self, shape, q, k, v);
-        let gradients = attention::backward(shape, &inputs, &self.get(d_out));
+        let gradients = attention::backward(shape, &inputs, &self.get_matrix(d_out));
         let rows = shape.batch * shape.query_len;
         self.put_rows(d_q, rows, shape.heads * shape.head_size, &gradients.q);
         self.put_rows(d_k, rows, shape.kv_heads * shape.head_size, &gradients.k);

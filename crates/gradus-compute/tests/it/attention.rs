@@ -1,7 +1,7 @@
 //! Attention of many shapes, forward and backward.
 
 use crate::devices::{all_f32, compare, cpu, kernels, put, reference, uniform};
-use gradus_compute::{Attention, CpuDevice, Device, Precision, Rows};
+use gradus_compute::{Attention, CpuDevice, Device, Format, Precision, Rows};
 use gradus_memory::Span;
 
 const NONE: Attention = Attention {
@@ -37,8 +37,8 @@ fn backward_script(shape: Attention, device: &dyn Device) -> Vec<Vec<f32>> {
     let (out, sums) = (device.allocate(out_len).unwrap(), device.allocate(rows * shape.heads).unwrap());
     let gradient = put(device, &vec![f32::NAN; rows * width]);
     let ([q, k, v], [d_q, d_k, d_v]) = (fused(shape, whole), fused(shape, gradient));
-    device.attention_forward(shape, q, k, v, out, sums);
-    device.attention_backward(shape, q, k, v, out, sums, d_out, d_q, d_k, d_v);
+    device.attention_forward(shape, q, k, v, out.into(), sums);
+    device.attention_backward(shape, q, k, v, out.into(), sums, d_out.into(), d_q, d_k, d_v);
     [out, sums, gradient].map(|span| crate::devices::get(device, span)).to_vec()
 }
 
@@ -127,12 +127,13 @@ fn queries_at_the_end_of_a_cache() {
                 let rows = |purpose, rows: usize, width| Rows {
                     span: put(device, &uniform(purpose, rows * width)),
                     stride: width,
+                    format: Format::F32,
                 };
                 let q = rows(1, 2 * query_len, width);
                 let (k, v) = (rows(2, 2 * key_rows, kv), rows(3, 2 * key_rows, kv));
                 let out = device.allocate(2 * query_len * width).unwrap();
                 let sums = device.allocate(2 * query_len * heads).unwrap();
-                device.attention_forward(shape, q, k, v, out, sums);
+                device.attention_forward(shape, q, k, v, out.into(), sums);
                 [out, sums].map(|span| crate::devices::get(device, span)).to_vec()
             });
         }
@@ -160,5 +161,5 @@ fn gradients_that_overlap_are_a_bug() {
     let [q, k, v] = fused(shape, whole);
     let (out, d_out) = (device.allocate(32).unwrap(), device.allocate(32).unwrap());
     let sums = device.allocate(4).unwrap();
-    device.attention_backward(shape, q, k, v, out, sums, d_out, q, k, v);
+    device.attention_backward(shape, q, k, v, out.into(), sums, d_out.into(), q, k, v);
 }

@@ -1,7 +1,7 @@
 //! Matrix products of all shapes.
 
 use crate::devices::{assert_close, cpu, get, kernels, put, reference, uniform};
-use gradus_compute::{CpuDevice, Device, Format, Linear, Precision, Weight};
+use gradus_compute::{CpuDevice, Device, Format, Linear, Matrix, Precision};
 use gradus_host::random::Stream;
 use gradus_memory::Span;
 
@@ -41,7 +41,7 @@ impl<'a> Tensors<'a> {
             self.device.linear_forward(shape, x, weight.into(), bias, residual, out);
             results.push(get(self.device, out));
         }
-        let halves = Weight { span: last(halves, Format::Bf16.places(weight.len)), format: Format::Bf16 };
+        let halves = Matrix { span: last(halves, Format::Bf16.places(weight.len)), format: Format::Bf16 };
         self.device.write_bf16(halves.span, &uniform(1, weight.len));
         self.device.linear_forward(shape, x, halves, Some(bias), None, out);
         results.push(get(self.device, out));

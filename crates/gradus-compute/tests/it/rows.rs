@@ -2,7 +2,7 @@
 
 use crate::devices::{all_f32, compare, get, put, uniform};
 use gradus_compute::{
-    AdamW, CrossEntropy, Device, Embedding, Format, IGNORED, Norm, NormKind, Rope, Rows, Weight,
+    AdamW, CrossEntropy, Device, Embedding, Format, IGNORED, Matrix, Norm, NormKind, Rope, Rows,
 };
 
 /// Lengths around the vectors of all families, and one that is shared out among threads.
@@ -157,7 +157,7 @@ fn embeddings_and_their_gradients() {
             let halves = |purpose: u64, len: usize| {
                 let span = device.allocate(Format::Bf16.places(len)).unwrap();
                 device.write_bf16(span, &uniform(purpose, len));
-                Weight { span, format: Format::Bf16 }
+                Matrix { span, format: Format::Bf16 }
             };
             let c = device.allocate(rows * width).unwrap();
             let place_halves = halves(2, 10 * width);

@@ -39,7 +39,7 @@ fn step(device: &dyn Device) -> Vec<Vec<f32>> {
     let columns = |whole| [0, 1, 2].map(|i| Rows::columns(whole, rows, 3 * width, i * width, width));
     let ([q, k, v], [d_q, d_k, d_v]) = (columns(qkv), columns(d_qkv));
     let (out, sums) = (zeros(rows * width), zeros(rows * 3));
-    device.attention_forward(shape, q, k, v, out, sums);
+    device.attention_forward(shape, q, k, v, out.into(), sums);
     let (active, logits, losses) = (zeros(rows * width), zeros(rows * vocabulary), zeros(rows));
     device.gelu_forward(out, active);
     let head = Linear { rows, inputs: width, outputs: vocabulary };
@@ -54,7 +54,7 @@ fn step(device: &dyn Device) -> Vec<Vec<f32>> {
     device.linear_backward_weight(head, logits, active, d_table, None);
     device.linear_backward_input(head, logits, table, d_active, false);
     device.gelu_backward(out, d_active, d_active);
-    device.attention_backward(shape, q, k, v, out, sums, d_active, d_q, d_k, d_v);
+    device.attention_backward(shape, q, k, v, out.into(), sums, d_active.into(), d_q, d_k, d_v);
     let (d_weight, d_bias, d_qkv_weight) = (zeros(width), zeros(width), zeros(3 * width * width));
     device.linear_backward_weight(linear, d_qkv, normal, d_qkv_weight, None);
     device.linear_backward_input(linear, d_qkv, qkv_weight, d_x, false);

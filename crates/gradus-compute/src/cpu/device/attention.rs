@@ -5,12 +5,12 @@ use crate::cpu::CpuDevice;
 use crate::cpu::attention::{self, HeadRows, Item};
 use crate::cpu::memory::{Columns, resolve_rows};
 use crate::cpu::pool::part;
-use crate::device::{Attention, Rows};
+use crate::device::{Attention, Format, Matrix, Rows};
 use gradus_memory::Span;
 
 /// A whole span as rows of `width`.
 fn as_rows(span: Span, width: usize) -> Columns {
-    Columns { rows: Rows { span, stride: width.max(1) }, width }
+    Columns { rows: Rows { span, stride: width.max(1), format: Format::F32 }, width }
 }
 
 impl CpuDevice {
@@ -44,9 +44,10 @@ impl CpuDevice {
         q: Rows,
         k: Rows,
         v: Rows,
-        out: Span,
+        out: Matrix,
         log_sum_exp: Span,
     ) {
+        let out = out.span;
         sized("out", out, shape.batch * shape.query_len * shape.heads * shape.head_size);
         sized("log_sum_exp", log_sum_exp, shape.batch * shape.query_len * shape.heads);
         let (read, written) =
@@ -91,9 +92,9 @@ impl CpuDevice {
         q: Rows,
         k: Rows,
         v: Rows,
-        out: Span,
+        out: Matrix,
         log_sum_exp: Span,
-        d_out: Span,
+        d_out: Matrix,
         d_q: Rows,
         d_k: Rows,
         d_v: Rows,
@@ -102,6 +103,7 @@ impl CpuDevice {
             shape.query_len == shape.key_len && shape.key_len == shape.key_rows,
             "{shape:?} is for decoding"
         );
+        let (out, d_out) = (out.span, d_out.span);
         let width = shape.heads * shape.head_size;
         sized("out", out, shape.batch * shape.query_len * width);
         sized("d_out", d_out, out.len);

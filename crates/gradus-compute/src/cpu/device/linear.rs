@@ -6,7 +6,7 @@ use crate::cpu::gemm::{FEW_ROWS, FewRows, Mode, Operand, PairRows, Product};
 use crate::cpu::memory::{Elements, resolve, unless_in_place};
 use crate::cpu::simd::Simd;
 use crate::cpu::{CpuDevice, Working};
-use crate::device::{Format, Linear, Weight};
+use crate::device::{Format, Linear, Matrix};
 use gradus_memory::Span;
 
 /// Rounds elements to bf16.
@@ -80,7 +80,7 @@ impl CpuDevice {
         &self,
         shape: Linear,
         x: Span,
-        Weight { span: weight, format }: Weight,
+        Matrix { span: weight, format }: Matrix,
         bias: Option<Span>,
         residual: Option<Span>,
         out: Span,

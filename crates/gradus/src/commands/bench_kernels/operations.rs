@@ -361,7 +361,7 @@ impl Operation {
             Self::AttentionForward(heads) => {
                 let [qkv, out, log_sum_exp] = prepared.all();
                 let [q, k, v] = heads.split(qkv);
-                device.attention_forward(heads.shape(), q, k, v, out, log_sum_exp);
+                device.attention_forward(heads.shape(), q, k, v, out.into(), log_sum_exp);
             }
             Self::AttentionBackward(heads) => Self::attention_backward(device, prepared, heads),
             Self::Rope(heads) => {
@@ -434,7 +434,18 @@ impl Operation {
     fn attention_backward(device: &CpuDevice, prepared: &Prepared, heads: Heads) {
         let [qkv, out, log_sum_exp, d_out, d_qkv] = prepared.all();
         let ([q, k, v], [d_q, d_k, d_v]) = (heads.split(qkv), heads.split(d_qkv));
-        device.attention_backward(heads.shape(), q, k, v, out, log_sum_exp, d_out, d_q, d_k, d_v);
+        device.attention_backward(
+            heads.shape(),
+            q,
+            k,
+            v,
+            out.into(),
+            log_sum_exp,
+            d_out.into(),
+            d_q,
+            d_k,
+            d_v,
+        );
     }
 
     /// As a model does it: piece by piece, so that logits stay in a cache.
