@@ -229,6 +229,20 @@ unsafe impl Simd for Avx2 {
             _mm256_loadu_ps(from.cast())
         }
     }
+    #[inline(always)]
+    unsafe fn narrow(self, to: *mut u16, count: usize, v: __m256) {
+        // SAFETY: self proves the instructions; count elements are writable by the caller's word, and part has eight.
+        unsafe {
+            let wide = _mm256_srli_epi32::<16>(rounded_bits(v));
+            let halves = _mm_packus_epi32(_mm256_castsi256_si128(wide), _mm256_extracti128_si256::<1>(wide));
+            if count == 8 {
+                return _mm_storeu_si128(to.cast(), halves);
+            }
+            let mut part = [0u16; 8];
+            _mm_storeu_si128(part.as_mut_ptr().cast(), halves);
+            std::ptr::copy_nonoverlapping(part.as_ptr().cast::<u8>(), to.cast(), 2 * count);
+        }
+    }
 
     #[inline(always)]
     fn dot_pairs(self, a: __m256, b: __m256, sums: __m256) -> __m256 {

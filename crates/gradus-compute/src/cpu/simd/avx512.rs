@@ -221,6 +221,21 @@ unsafe impl<const BF16: bool> Simd for Avx512<BF16> {
             _mm512_castsi512_ps(_mm512_maskz_loadu_epi16((1u32 << count) - 1, from.cast()))
         }
     }
+    #[inline(always)]
+    unsafe fn narrow(self, to: *mut u16, count: usize, v: __m512) {
+        // SAFETY: self proves the instructions; masked elements are not written.
+        unsafe {
+            let halves = if BF16 {
+                std::mem::transmute::<__m256bh, __m256i>(_mm512_cvtneps_pbh(v))
+            } else {
+                _mm512_cvtepi32_epi16(_mm512_srli_epi32::<16>(rounded_bits(v)))
+            };
+            if count == 16 {
+                return _mm256_storeu_si256(to.cast(), halves);
+            }
+            _mm256_mask_storeu_epi16(to.cast(), first(count), halves);
+        }
+    }
 
     #[inline(always)]
     fn dot_pairs(self, a: __m512, b: __m512, sums: __m512) -> __m512 {

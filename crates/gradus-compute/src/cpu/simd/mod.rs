@@ -115,6 +115,12 @@ pub unsafe trait Simd: Copy + Send + Sync + 'static {
     /// # Safety
     /// They are readable, and `count <= 2 * LANES`.
     unsafe fn load_pairs(self, from: *const u16, count: usize) -> Self::V;
+    /// Sets `to[0..count]` only, rounded to bf16 (nearest, ties to even; NaN stays NaN; subnormals may become zero); at any
+    /// alignment.
+    ///
+    /// # Safety
+    /// They are writable, and `count <= LANES`.
+    unsafe fn narrow(self, to: *mut u16, count: usize, v: Self::V);
 
     /// `sums[i] + a[2i] * b[2i] + a[2i+1] * b[2i+1]` of pairs of bf16 (subnormals may count as zero).
     fn dot_pairs(self, a: Self::V, b: Self::V, sums: Self::V) -> Self::V;

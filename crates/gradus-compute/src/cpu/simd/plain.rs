@@ -146,6 +146,13 @@ unsafe impl Simd for Plain {
         let at = |i: usize| if i < count { u32::from(unsafe { from.add(i).read_unaligned() }) } else { 0 };
         each(|i| f32::from_bits(at(2 * i) | at(2 * i + 1) << 16))
     }
+    #[inline(always)]
+    unsafe fn narrow(self, to: *mut u16, count: usize, v: Self::V) {
+        for (i, x) in v.iter().enumerate().take(count) {
+            // SAFETY: only elements below count are written.
+            unsafe { to.add(i).write_unaligned(bf16_bits(*x) as u16) };
+        }
+    }
 
     #[inline(always)]
     fn dot_pairs(self, a: Self::V, b: Self::V, sums: Self::V) -> Self::V {

@@ -189,6 +189,24 @@ impl Operation for Halves {
                 same(adjacent[i], row[2 * i], row[2 * i + 1]);
             }
         }
+        for window in 0..=16 - S::LANES {
+            let x = &VALUES[window..];
+            for count in 0..=S::LANES {
+                // To an odd address, between bytes that stay.
+                let mut bytes = [0xa5u8; 34];
+                // SAFETY: count elements of sixteen.
+                unsafe { s.narrow(bytes[1..].as_mut_ptr().cast(), count, lanes.vector(x)) };
+                for (i, got) in bytes[1..33].chunks(2).enumerate() {
+                    let got = half::bf16::from_le_bytes([got[0], got[1]]);
+                    match x.get(i) {
+                        Some(x) if i < count && x.is_nan() => assert!(got.is_nan()),
+                        Some(x) if i < count => assert_eq!(got.to_bits(), right(*x).to_bits(), "{x}"),
+                        _ => assert_eq!(got.to_bits(), 0xa5a5),
+                    }
+                }
+                assert_eq!([bytes[0], bytes[33]], [0xa5; 2]);
+            }
+        }
         // From an odd address on.
         let bytes: Vec<u8> =
             std::iter::once(0).chain((0..32u16).flat_map(|i| (0x3f80 + i).to_le_bytes())).collect();
