@@ -156,6 +156,44 @@ pub struct Rope<'a> {
     pub inverse: bool,
 }
 
+/// What a linear layer's output goes through on its way to memory, while it is in registers or the first cache.
+#[derive(Debug, Clone, Copy, Default)]
+pub enum Epilogue<'a> {
+    /// Nothing: `out` is the layer's output.
+    #[default]
+    None,
+    /// `activated[M, N] = gelu(out)`, of `out` before it is rounded.
+    Gelu {
+        /// As [`Device::gelu_forward`] gives it.
+        activated: Matrix,
+    },
+    /// `activated[M, N / 2] = silu(gate) * up`, of `out` before it is rounded: gate first in each row.
+    Swiglu {
+        /// As [`Device::swiglu_forward`] gives it.
+        activated: Matrix,
+    },
+    /// The first heads of each row of `out` are turned before they are rounded.
+    Rope(Rope<'a>),
+}
+
+/// What the gradient of a linear layer's input goes on through: the function that made the input.
+#[derive(Debug, Clone, Copy, Default)]
+pub enum Through {
+    /// Nothing: `d_x` is the input's gradient.
+    #[default]
+    None,
+    /// The input was `gelu(x)`: `d_x[M, K]` is the gradient of `x`.
+    Gelu {
+        /// What went into the function.
+        x: Matrix,
+    },
+    /// The input was `silu(gate) * up`: `d_x[M, 2K]` is the gradient of both, gate first in each row.
+    Swiglu {
+        /// What went into the function.
+        gate_up: Matrix,
+    },
+}
+
 /// Causal attention. Query `i` of `query_len` stands at position `key_len - query_len + i` and sees keys up to there
 /// (its own document's only, where `documents` is given).
 #[derive(Debug, Clone, Copy)]
@@ -271,11 +309,11 @@ pub trait Device: Send + Sync {
         x: Span,
         weight: Span,
         bias: Option<Span>,
-        out: Span,
+        out: Matrix,
         statistics: Span,
     );
     /// Sets `d_x` to the gradient, plus `d_residual[M, C]` where given; adds to `d_weight` and `d_bias`. In place where
-    /// `d_x` is `d_residual` or `d_out`.
+    /// `d_x` is `d_residual` or, in f32, `d_out`.
     #[allow(clippy::too_many_arguments, reason = "each is a tensor of the operation")]
     fn norm_backward(
         &self,
@@ -283,43 +321,53 @@ pub trait Device: Send + Sync {
         x: Span,
         weight: Span,
         statistics: Span,
-        d_out: Span,
+        d_out: Matrix,
         d_residual: Option<Span>,
         d_x: Span,
         d_weight: Span,
         d_bias: Option<Span>,
     );
 
-    /// `out = x * w^T`, plus `bias[N]` and `residual[M, N]` where given; in place where `out` is `residual`.
+    /// `out = x * w^T`, plus `bias[N]` and `residual[M, N]` where given, through `epilogue`; in place where `out` is
+    /// `residual`. A residual is f32, as is its `out`, and goes with no epilogue.
+    #[allow(clippy::too_many_arguments, reason = "each is a tensor of the operation")]
     fn linear_forward(
         &self,
         shape: Linear,
-        x: Span,
+        x: Matrix,
         weight: Matrix,
         bias: Option<Span>,
         residual: Option<Span>,
-        out: Span,
+        epilogue: Epilogue,
+        out: Matrix,
     );
-    /// `d_x[M, K] = d_out[M, N] * w[N, K]`; adds to `d_x` if `accumulate`.
-    fn linear_backward_input(&self, shape: Linear, d_out: Span, weight: Span, d_x: Span, accumulate: bool);
+    /// `d_x[M, K] = d_out[M, N] * w[N, K]`, taken on through the function that made `x`.
+    fn linear_backward_input(
+        &self,
+        shape: Linear,
+        d_out: Matrix,
+        weight: Matrix,
+        through: Through,
+        d_x: Matrix,
+    );
     /// Adds `d_out^T * x` to `d_weight[N, K]`, and the column sums of `d_out` to `d_bias[N]`.
     fn linear_backward_weight(
         &self,
         shape: Linear,
-        d_out: Span,
-        x: Span,
+        d_out: Matrix,
+        x: Matrix,
         d_weight: Span,
         d_bias: Option<Span>,
     );
 
-    /// `out = gelu(x)`, the tanh form (Hendrycks and Gimpel 2016) that GPT-2 calls `gelu_new`.
-    fn gelu_forward(&self, x: Span, out: Span);
-    /// `d_x = d_out * gelu'(x)`; in place where `d_x` is `d_out`.
-    fn gelu_backward(&self, x: Span, d_out: Span, d_x: Span);
+    /// `out = gelu(x)` of `len` elements, the tanh form (Hendrycks and Gimpel 2016) that GPT-2 calls `gelu_new`.
+    fn gelu_forward(&self, len: usize, x: Matrix, out: Matrix);
+    /// `d_x = d_out * gelu'(x)` of `len` elements; in place where `d_x` is `d_out`.
+    fn gelu_backward(&self, len: usize, x: Matrix, d_out: Matrix, d_x: Matrix);
     /// `out[M, F] = silu(gate) * up` for `gate_up[M, 2F]`, gate first in each row (Shazeer 2020).
-    fn swiglu_forward(&self, rows: usize, gate_up: Span, out: Span);
+    fn swiglu_forward(&self, rows: usize, width: usize, gate_up: Matrix, out: Matrix);
     /// `d_gate_up[M, 2F]`; in place where it is `gate_up`.
-    fn swiglu_backward(&self, rows: usize, gate_up: Span, d_out: Span, d_gate_up: Span);
+    fn swiglu_backward(&self, rows: usize, width: usize, gate_up: Matrix, d_out: Matrix, d_gate_up: Matrix);
     /// Turns the heads of each row, in place.
     fn rope(&self, shape: Rope, x: Rows);
 

@@ -4,9 +4,9 @@
 //! memory themselves. `reference` is plain loops, obviously right, the oracle of every test; `cpu` is fast.
 //!
 //! Shapes, everywhere: `B` batch, `T` sequence length, `C` model width, `H` query heads, `K` key-value heads, `D` head
-//! size, `F` feed-forward width, `V` vocabulary; `M` rows, `N` outputs and `K` inputs of a matrix product. All
-//! elements in memory are f32, row-major, but for weights that are only read, which may be bf16 ([`Format`]). With [`Precision::Bf16`] a device rounds the operands of matrix products to
-//! bf16 and accumulates in f32.
+//! size, `F` feed-forward width, `V` vocabulary; `M` rows, `N` outputs and `K` inputs of a matrix product. Elements
+//! in memory are f32, row-major; a [`Matrix`] that products read may be bf16 ([`Format`]). With [`Precision::Bf16`] a
+//! device rounds the operands of matrix products to bf16, where they are not kept so, and accumulates in f32.
 
 pub mod cpu;
 mod device;
@@ -15,7 +15,7 @@ mod reference;
 
 pub use cpu::CpuDevice;
 pub use device::{
-    AdamW, Attention, CrossEntropy, Device, Embedding, Format, IGNORED, Linear, Matrix, Norm, NormKind,
-    Precision, Rope, Rows,
+    AdamW, Attention, CrossEntropy, Device, Embedding, Epilogue, Format, IGNORED, Linear, Matrix, Norm,
+    NormKind, Precision, Rope, Rows, Through,
 };
 pub use reference::Reference;

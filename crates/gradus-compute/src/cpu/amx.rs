@@ -6,7 +6,7 @@
 //! the manual's pseudo-code), so that packing and driver are tested on every machine. Before the hardware is trusted,
 //! [`hardware_agrees`] compares the two on integers, whose products and sums are exact in any order.
 
-use super::gemm::{Target, TileKernel, Units, finish};
+use super::gemm::{Finish as FinishInto, Target, TileKernel, Units, finish};
 use super::simd::{Operation, Simd};
 use std::marker::PhantomData;
 
@@ -85,12 +85,17 @@ impl<S: Simd, R: TileRegisters> TileKernel for Tiles<S, R> {
         R::release();
     }
 
-    unsafe fn tile(self, units: usize, rows: Units, columns: Units, target: &Target) {
+    unsafe fn tile(self, units: usize, rows: Units, columns: Units, target: &Target<'_>) {
         debug_assert!(rows.stride == BLOCK && columns.stride == BLOCK && units.is_multiple_of(SIDE));
         let mut sums = Sums([0.0; BLOCK * BLOCK]);
         // SAFETY: the panels hold units / 16 blocks of 16 x 32 units each; begin() configured the registers.
         unsafe { multiply::<R>(units / SIDE, rows.start, columns.start, &mut sums.0) };
-        self.s.vectorize(Finish { sums: &sums.0, target });
+        match target.ending {
+            Some(ending) => {
+                self.s.vectorize(FinishInto { sums: &sums.0, width: BLOCK, target, ending });
+            }
+            None => self.s.vectorize(Finish { sums: &sums.0, target }),
+        }
     }
 }
 
@@ -137,7 +142,7 @@ unsafe fn multiply<R: TileRegisters>(
 /// From sums to the target.
 struct Finish<'a> {
     sums: &'a [f32; BLOCK * BLOCK],
-    target: &'a Target,
+    target: &'a Target<'a>,
 }
 
 impl Operation for Finish<'_> {

@@ -6,14 +6,15 @@ mod norm;
 
 pub use linear::forward_product;
 
+use super::cells::Cells;
 use super::elementwise::{Embed, Gelu, GeluGradient, Map, Scatter, Sum, Swiglu, SwigluGradient, Table, Turn};
 use super::gemm::PairRows;
 use super::loss::{Losses, SQUARES_BLOCK, Squares, Update};
 use super::memory::{Columns, Elements, resolve, resolve_rows, unless_in_place};
 use super::{CpuDevice, Working};
 use crate::device::{
-    AdamW, Attention, CrossEntropy, Device, Embedding, Format, IGNORED, Linear, Matrix, Norm, Precision,
-    Rope, Rows,
+    AdamW, Attention, CrossEntropy, Device, Embedding, Epilogue, Format, IGNORED, Linear, Matrix, Norm,
+    Precision, Rope, Rows, Through,
 };
 use gradus_error::Result;
 use gradus_memory::{HeapRange, RawRange, SharedHeap, Span};
@@ -25,6 +26,12 @@ const LINE: usize = 16;
 #[track_caller]
 fn sized(name: &str, span: Span, len: usize) {
     assert_eq!(span.len, len, "{name} has the wrong size");
+}
+
+/// As [`sized`], for what is kept in either format.
+#[track_caller]
+fn matrix(name: &str, matrix: Matrix, len: usize) {
+    assert_eq!(matrix.span.len, matrix.format.places(len), "{name} has the wrong size");
 }
 
 /// As [`sized`], where it is given at all.
@@ -99,7 +106,8 @@ impl Device for CpuDevice {
         sized("b", b, out.len);
         let ([to], [first, b]) = resolve(&self.arena, [out], [unless_in_place(a, out), b]);
         let a = if a == out { to } else { first };
-        let inputs = [a, b];
+        let ([first, second], to) = ([a, b].map(Cells::from), Cells::from(to));
+        let inputs = [first, second];
         self.working().engine.each(out.len, LINE, 1, |range| Map { f: Sum, inputs, out: to, range });
     }
 
@@ -127,8 +135,10 @@ impl Device for CpuDevice {
         let position_table = position_table.unwrap_or_else(|| Span::default().into());
         let formats = [table.format, position_table.format];
         let ([out], tables) = resolve(&self.arena, [out], [table.span, position_table.span]);
-        let [table, position_table] =
-            std::array::from_fn(|i| Table { elements: tables[i], format: formats[i] });
+        let [table, position_table] = std::array::from_fn(|i| Table {
+            cells: Cells::new(tables[i], formats[i]),
+            len: tables[i].len() * formats[i].each(),
+        });
         self.working().engine.each(tokens.len(), 1, width, |rows| Embed {
             tokens,
             positions,
@@ -177,7 +187,7 @@ impl Device for CpuDevice {
         x: Span,
         weight: Span,
         bias: Option<Span>,
-        out: Span,
+        out: Matrix,
         statistics: Span,
     ) {
         self.run_norm_forward(shape, x, weight, bias, out, statistics);
@@ -189,7 +199,7 @@ impl Device for CpuDevice {
         x: Span,
         weight: Span,
         statistics: Span,
-        d_out: Span,
+        d_out: Matrix,
         d_residual: Option<Span>,
         d_x: Span,
         d_weight: Span,
@@ -201,64 +211,78 @@ impl Device for CpuDevice {
     fn linear_forward(
         &self,
         shape: Linear,
-        x: Span,
+        x: Matrix,
         weight: Matrix,
         bias: Option<Span>,
         residual: Option<Span>,
-        out: Span,
+        epilogue: Epilogue,
+        out: Matrix,
     ) {
-        self.run_linear_forward(shape, x, weight, bias, residual, out);
+        self.run_linear_forward(shape, x, weight, bias, residual, epilogue, out);
     }
 
-    fn linear_backward_input(&self, shape: Linear, d_out: Span, weight: Span, d_x: Span, accumulate: bool) {
-        self.run_linear_backward_input(shape, d_out, weight, d_x, accumulate);
+    fn linear_backward_input(
+        &self,
+        shape: Linear,
+        d_out: Matrix,
+        weight: Matrix,
+        through: Through,
+        d_x: Matrix,
+    ) {
+        self.run_linear_backward_input(shape, d_out, weight, through, d_x);
     }
 
     fn linear_backward_weight(
         &self,
         shape: Linear,
-        d_out: Span,
-        x: Span,
+        d_out: Matrix,
+        x: Matrix,
         d_weight: Span,
         d_bias: Option<Span>,
     ) {
         self.run_linear_backward_weight(shape, d_out, x, d_weight, d_bias);
     }
 
-    fn gelu_forward(&self, x: Span, out: Span) {
-        sized("x", x, out.len);
-        let ([to], [x]) = resolve(&self.arena, [out], [x]);
-        self.working().engine.each(out.len, LINE, 8, |range| Map { f: Gelu, inputs: [x], out: to, range });
+    fn gelu_forward(&self, len: usize, x: Matrix, out: Matrix) {
+        matrix("x", x, len);
+        matrix("out", out, len);
+        let ([to], [from]) = resolve(&self.arena, [out.span], [x.span]);
+        let (inputs, out) = ([Cells::new(from, x.format)], Cells::new(to, out.format));
+        self.working().engine.each(len, LINE, 8, |range| Map { f: Gelu, inputs, out, range });
     }
 
-    fn gelu_backward(&self, x: Span, d_out: Span, d_x: Span) {
-        sized("x", x, d_x.len);
-        sized("d_out", d_out, d_x.len);
-        let ([to], [x, apart]) = resolve(&self.arena, [d_x], [x, unless_in_place(d_out, d_x)]);
-        let inputs = [x, if d_out == d_x { to } else { apart }];
-        self.working().engine.each(d_x.len, LINE, 8, |range| Map { f: GeluGradient, inputs, out: to, range });
+    fn gelu_backward(&self, len: usize, x: Matrix, d_out: Matrix, d_x: Matrix) {
+        for (name, tensor) in [("x", x), ("d_out", d_out), ("d_x", d_x)] {
+            matrix(name, tensor, len);
+        }
+        let apart = if d_out == d_x { Span::default() } else { d_out.span };
+        let ([to], [from, apart]) = resolve(&self.arena, [d_x.span], [x.span, apart]);
+        let d = if d_out == d_x { to } else { apart };
+        let (inputs, out) =
+            ([Cells::new(from, x.format), Cells::new(d, d_out.format)], Cells::new(to, d_x.format));
+        self.working().engine.each(len, LINE, 8, |range| Map { f: GeluGradient, inputs, out, range });
     }
 
-    fn swiglu_forward(&self, rows: usize, gate_up: Span, out: Span) {
-        let width = out.len / rows;
-        sized("out", out, rows * width);
-        sized("gate_up", gate_up, 2 * out.len);
-        let ([out], [gate_up]) = resolve(&self.arena, [out], [gate_up]);
+    fn swiglu_forward(&self, rows: usize, width: usize, gate_up: Matrix, out: Matrix) {
+        matrix("out", out, rows * width);
+        matrix("gate_up", gate_up, 2 * rows * width);
+        let ([to], [from]) = resolve(&self.arena, [out.span], [gate_up.span]);
+        let (gate_up, out) = (Cells::new(from, gate_up.format), Cells::new(to, out.format));
         self.working().engine.each(rows, 1, 8 * width, |rows| Swiglu { gate_up, out, width, rows });
     }
 
-    fn swiglu_backward(&self, rows: usize, gate_up: Span, d_out: Span, d_gate_up: Span) {
-        let width = d_out.len / rows;
-        sized("d_out", d_out, rows * width);
-        sized("gate_up", gate_up, 2 * d_out.len);
-        sized("d_gate_up", d_gate_up, gate_up.len);
-        let apart = unless_in_place(gate_up, d_gate_up);
-        let ([to], [apart, d_out]) = resolve(&self.arena, [d_gate_up], [apart, d_out]);
-        let gate_up = if gate_up == d_gate_up { to } else { apart };
+    fn swiglu_backward(&self, rows: usize, width: usize, gate_up: Matrix, d_out: Matrix, d_gate_up: Matrix) {
+        matrix("d_out", d_out, rows * width);
+        matrix("gate_up", gate_up, 2 * rows * width);
+        matrix("d_gate_up", d_gate_up, 2 * rows * width);
+        let apart = if gate_up == d_gate_up { Span::default() } else { gate_up.span };
+        let ([to], [apart, from]) = resolve(&self.arena, [d_gate_up.span], [apart, d_out.span]);
+        let before = Cells::new(if gate_up == d_gate_up { to } else { apart }, gate_up.format);
+        let (d_out, d_gate_up) = (Cells::new(from, d_out.format), Cells::new(to, d_gate_up.format));
         self.working().engine.each(rows, 1, 12 * width, |rows| SwigluGradient {
-            gate_up,
+            gate_up: before,
             d_out,
-            d_gate_up: to,
+            d_gate_up,
             width,
             rows,
         });
@@ -274,7 +298,7 @@ impl Device for CpuDevice {
         rope.extend(theta, half, positions.iter().max().map_or(0, |most| *most as usize + 1));
         let table = &*rope;
         engine.each(positions.len(), 1, heads * head_size, |rows| Turn {
-            x: to,
+            x: Cells::new(to, x.format),
             stride: x.stride,
             heads,
             half,

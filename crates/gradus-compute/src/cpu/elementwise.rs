@@ -3,10 +3,10 @@
 //! Each is an [`Operation`] on a part of its rows or elements; the device cuts the whole into parts. Addresses are
 //! resolved and their sizes checked by the device, and parts write apart: that is what the SAFETY comments lean on.
 
+use super::cells::Cells;
 use super::math::sigmoid;
 use super::memory::Elements;
 use super::simd::{Operation, Simd};
-use crate::device::Format;
 use std::ops::Range;
 
 /// A function of `N` elements.
@@ -20,9 +20,9 @@ pub struct Map<F, const N: usize> {
     /// The function.
     pub f: F,
     /// Its arguments.
-    pub inputs: [Elements; N],
+    pub inputs: [Cells; N],
     /// Its values.
-    pub out: Elements,
+    pub out: Cells,
     /// The elements to compute.
     pub range: Range<usize>,
 }
@@ -38,9 +38,9 @@ impl<F: Function<N>, const N: usize> Operation for Map<F, N> {
             unsafe {
                 let mut x = [s.splat(0.0); N];
                 for (x, input) in x.iter_mut().zip(&self.inputs) {
-                    *x = s.load_up_to(input.at(at), count);
+                    *x = input.load(s, at, count);
                 }
-                s.store_up_to(self.out.at(at), count, self.f.apply(s, x));
+                self.out.store(s, at, count, self.f.apply(s, x));
             }
         }
     }
@@ -94,12 +94,28 @@ impl Function<2> for GeluGradient {
     }
 }
 
+/// `silu(gate) * up`.
+#[inline(always)]
+pub fn swiglu<S: Simd>(s: S, gate: S::V, up: S::V) -> S::V {
+    s.mul(s.mul(gate, sigmoid(s, gate)), up)
+}
+
+/// The gradients of gate and up from that of [`swiglu`].
+#[inline(always)]
+pub fn swiglu_gradient<S: Simd>(s: S, gate: S::V, up: S::V, d: S::V) -> (S::V, S::V) {
+    let open = sigmoid(s, gate);
+    let silu = s.mul(gate, open);
+    // silu' = sigmoid * (1 + gate * (1 - sigmoid)) = sigmoid + silu - silu * sigmoid.
+    let slope = s.add(open, s.sub(silu, s.mul(silu, open)));
+    (s.mul(s.mul(d, up), slope), s.mul(d, silu))
+}
+
 /// `out[M, F] = silu(gate) * up` for rows `rows` of `gate_up[M, 2F]`.
 pub struct Swiglu {
     /// Gate and up, side by side in each row.
-    pub gate_up: Elements,
+    pub gate_up: Cells,
     /// `[M, F]`.
-    pub out: Elements,
+    pub out: Cells,
     /// `F`.
     pub width: usize,
     /// The rows to compute.
@@ -116,10 +132,9 @@ impl Operation for Swiglu {
                 let count = S::LANES.min(self.width - at);
                 // SAFETY: inside row `row` of both, which this part alone writes.
                 unsafe {
-                    let gate = s.load_up_to(self.gate_up.at(2 * row * self.width + at), count);
-                    let up = s.load_up_to(self.gate_up.at((2 * row + 1) * self.width + at), count);
-                    let value = s.mul(s.mul(gate, sigmoid(s, gate)), up);
-                    s.store_up_to(self.out.at(row * self.width + at), count, value);
+                    let gate = self.gate_up.load(s, 2 * row * self.width + at, count);
+                    let up = self.gate_up.load(s, (2 * row + 1) * self.width + at, count);
+                    self.out.store(s, row * self.width + at, count, swiglu(s, gate, up));
                 }
             }
         }
@@ -129,11 +144,11 @@ impl Operation for Swiglu {
 /// The gradient of [`Swiglu`]; `d_gate_up` may be `gate_up`.
 pub struct SwigluGradient {
     /// Gate and up, side by side in each row.
-    pub gate_up: Elements,
+    pub gate_up: Cells,
     /// `[M, F]`.
-    pub d_out: Elements,
+    pub d_out: Cells,
     /// As `gate_up`.
-    pub d_gate_up: Elements,
+    pub d_gate_up: Cells,
     /// `F`.
     pub width: usize,
     /// The rows to compute.
@@ -151,15 +166,12 @@ impl Operation for SwigluGradient {
                 let (first, second) = (2 * row * self.width + at, (2 * row + 1) * self.width + at);
                 // SAFETY: inside row `row` of all three; both elements are read before either is written.
                 unsafe {
-                    let gate = s.load_up_to(self.gate_up.at(first), count);
-                    let up = s.load_up_to(self.gate_up.at(second), count);
-                    let d = s.load_up_to(self.d_out.at(row * self.width + at), count);
-                    let open = sigmoid(s, gate);
-                    let silu = s.mul(gate, open);
-                    // silu' = sigmoid * (1 + gate * (1 - sigmoid)) = sigmoid + silu - silu * sigmoid.
-                    let slope = s.add(open, s.sub(silu, s.mul(silu, open)));
-                    s.store_up_to(self.d_gate_up.at(first), count, s.mul(s.mul(d, up), slope));
-                    s.store_up_to(self.d_gate_up.at(second), count, s.mul(d, silu));
+                    let (gate, up) =
+                        (self.gate_up.load(s, first, count), self.gate_up.load(s, second, count));
+                    let d = self.d_out.load(s, row * self.width + at, count);
+                    let (d_gate, d_up) = swiglu_gradient(s, gate, up, d);
+                    self.d_gate_up.store(s, first, count, d_gate);
+                    self.d_gate_up.store(s, second, count, d_up);
                 }
             }
         }
@@ -191,12 +203,25 @@ impl RopeTable {
         }
         self.positions = self.positions.max(positions);
     }
+
+    /// Cosines and sines of one position, which the table holds.
+    #[inline(always)]
+    pub fn entry(&self, position: u32) -> (&[f32], &[f32]) {
+        let entry = position as usize * self.half;
+        (&self.cosines[entry..][..self.half], &self.sines[entry..][..self.half])
+    }
+}
+
+/// The two halves `a` and `b` of a head, turned.
+#[inline(always)]
+pub fn turned<S: Simd>(s: S, a: S::V, b: S::V, cos: S::V, sin: S::V) -> (S::V, S::V) {
+    (s.sub(s.mul(a, cos), s.mul(b, sin)), s.mul_add(b, cos, s.mul(a, sin)))
 }
 
 /// Turns the heads of rows `rows`.
 pub struct Turn<'a> {
     /// Rows of heads.
-    pub x: Elements,
+    pub x: Cells,
     /// Elements from one row to the next.
     pub stride: usize,
     /// Heads in a row.
@@ -220,21 +245,20 @@ impl Operation for Turn<'_> {
     fn run<S: Simd>(self, s: S) {
         let sign = s.splat(if self.inverse { -1.0 } else { 1.0 });
         for row in self.rows.clone() {
-            let entry = self.positions[row] as usize * self.half;
-            let cosines = &self.table.cosines[entry..][..self.half];
-            let sines = &self.table.sines[entry..][..self.half];
+            let (cosines, sines) = self.table.entry(self.positions[row]);
             for head in 0..self.heads {
                 let first = row * self.stride + 2 * head * self.half;
                 for at in (0..self.half).step_by(S::LANES) {
                     let count = S::LANES.min(self.half - at);
-                    let (low, high) = (self.x.at(first + at), self.x.at(first + self.half + at));
+                    let (low, high) = (first + at, first + self.half + at);
                     // SAFETY: inside this head of this row, and inside the table's entry.
                     unsafe {
                         let cos = s.load_up_to(cosines.as_ptr().add(at), count);
                         let sin = s.mul(sign, s.load_up_to(sines.as_ptr().add(at), count));
-                        let (a, b) = (s.load_up_to(low, count), s.load_up_to(high, count));
-                        s.store_up_to(low, count, s.sub(s.mul(a, cos), s.mul(b, sin)));
-                        s.store_up_to(high, count, s.mul_add(b, cos, s.mul(a, sin)));
+                        let (a, b) = (self.x.load(s, low, count), self.x.load(s, high, count));
+                        let (a, b) = turned(s, a, b, cos, sin);
+                        self.x.store(s, low, count, a);
+                        self.x.store(s, high, count, b);
                     }
                 }
             }
@@ -245,10 +269,10 @@ impl Operation for Turn<'_> {
 /// A table of rows, in f32 or bf16.
 #[derive(Clone, Copy)]
 pub struct Table {
-    /// Its places.
-    pub elements: Elements,
-    /// How its elements are kept.
-    pub format: Format,
+    /// Its elements.
+    pub cells: Cells,
+    /// How many there are.
+    pub len: usize,
 }
 
 impl Table {
@@ -261,17 +285,13 @@ impl Table {
     /// `out` is valid for a row, and nobody else's.
     #[inline(always)]
     unsafe fn take<S: Simd>(self, s: S, row: usize, out: &mut [f32], add: bool) {
-        let (first, bytes) = (row * out.len(), if self.format == Format::F32 { 4 } else { 2 });
-        assert!((first + out.len()) * bytes <= 4 * self.elements.len(), "row {row} is not in the table");
-        let from = self.elements.at(0).cast_const();
+        let first = row * out.len();
+        assert!(first + out.len() <= self.len, "row {row} is not in the table");
         for at in (0..out.len()).step_by(S::LANES) {
             let count = S::LANES.min(out.len() - at);
             // SAFETY: inside the row, which is inside the table.
             unsafe {
-                let mut v = match self.format {
-                    Format::F32 => s.load_up_to(from.add(first + at), count),
-                    Format::Bf16 => s.widen(from.cast::<u16>().add(first + at), count),
-                };
+                let mut v = self.cells.load(s, first + at, count);
                 let to = out.as_mut_ptr().add(at);
                 if add {
                     v = s.add(s.load_up_to(to, count), v);
@@ -310,7 +330,7 @@ impl Operation for Embed<'_> {
             unsafe {
                 let out = self.out.slice_mut(row * self.width, self.width);
                 self.table.take(s, self.tokens[row] as usize, out, false);
-                if !self.position_table.elements.is_empty() {
+                if self.position_table.len > 0 {
                     self.position_table.take(s, self.positions[row] as usize, out, true);
                 }
             }
@@ -345,6 +365,7 @@ impl Operation for Scatter<'_> {
                 let from = Elements::of(self.d_out.slice(row * self.width + first, count));
                 let to =
                     Elements::of_mut(self.d_table.slice_mut(*index as usize * self.width + first, count));
+                let [to, from] = [to, from].map(Cells::from);
                 Map { f: Sum, inputs: [to, from], out: to, range: 0..count }.run(s);
             }
         }

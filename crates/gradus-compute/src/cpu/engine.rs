@@ -221,11 +221,11 @@ impl Engine {
     ///
     /// # Safety
     /// It is valid, and nobody else writes its target or operands.
-    pub unsafe fn product(&mut self, product: Product) {
+    pub unsafe fn product(&mut self, product: Product<'_>) {
         let threads = self.worth(product.flops() as usize);
         let (products, family) = (self.products, self.family);
         self.parts(threads, |index, scratch| {
-            let job = Share { product, threads, index, scratch: scratch.at_least(SCRATCH) };
+            let job = Share { product, threads, index, scratch };
             // SAFETY: passed on.
             unsafe {
                 match products {
@@ -265,10 +265,10 @@ fn choose(precision: Precision, kernels: Kernels) -> (Products, &'static str) {
 
 /// One thread's share of a product.
 struct Share<'a> {
-    product: Product,
+    product: Product<'a>,
     threads: usize,
     index: usize,
-    scratch: &'a mut [f32],
+    scratch: &'a mut Scratch,
 }
 
 impl Share<'_> {
@@ -276,7 +276,10 @@ impl Share<'_> {
     /// As [`Product::run`].
     unsafe fn run<K: TileKernel>(self, kernel: K) {
         // SAFETY: passed on.
-        unsafe { self.product.run(kernel, self.threads, self.index, self.scratch) };
+        unsafe {
+            let scratch = self.scratch.at_least(self.product.scratch::<K>());
+            self.product.run(kernel, self.threads, self.index, scratch);
+        }
     }
 }
 

@@ -1,9 +1,9 @@
 //! Which kernels this processor can run, and which were asked for.
 
 use super::amx;
-use super::simd::Plain;
 #[cfg(target_arch = "x86_64")]
 use super::simd::{Avx2, Avx512};
+use super::simd::{Plain, Simd};
 use gradus_error::{Error, Result};
 
 /// Environment variable that forces a family of kernels.
@@ -149,6 +149,20 @@ impl Family {
             Self::Avx2(s) => work.take(s),
             #[cfg(target_arch = "x86_64")]
             Self::Avx512(s) => work.take(s),
+        }
+    }
+
+    /// Elements of a vector, where a tile of a product is two vectors wide, so that an ending can take two columns together.
+    pub fn lanes_together(self) -> Option<usize> {
+        fn of<S: Simd>(_: S) -> Option<usize> {
+            (S::TILE_VECTORS == 2).then_some(S::LANES)
+        }
+        match self {
+            Self::Plain(s) => of(s),
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx2(s) => of(s),
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx512(s) => of(s),
         }
     }
 

@@ -10,6 +10,7 @@
 mod amx;
 mod attention;
 pub mod ceilings;
+mod cells;
 mod device;
 mod elementwise;
 mod engine;
@@ -88,7 +89,7 @@ impl CpuDevice {
         let (weight, out) = rest.split_at_mut(w_len);
         let product = device::forward_product(
             shape,
-            memory::Elements::of(x),
+            (memory::Elements::of(x), Format::F32),
             (memory::Elements::of(weight), Format::F32),
             memory::Elements::of_mut(out),
         );

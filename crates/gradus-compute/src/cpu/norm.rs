@@ -1,5 +1,6 @@
 //! Normalisations of rows.
 
+use super::cells::Cells;
 use super::memory::Elements;
 use super::simd::{Operation, Simd};
 use crate::device::{Norm, NormKind};
@@ -76,7 +77,7 @@ pub struct Forward {
     /// `[C]` or empty.
     pub bias: Elements,
     /// `[M, C]`.
-    pub out: Elements,
+    pub out: Cells,
     /// `[M, 2]`.
     pub statistics: Elements,
     /// The rows to compute.
@@ -112,7 +113,7 @@ impl Operation for Forward {
                         true => s.mul(normal, weight),
                         false => s.mul_add(normal, weight, s.load_up_to(self.bias.at(at), count)),
                     };
-                    s.store_up_to(self.out.at(row * width + at), count, value);
+                    self.out.store(s, row * width + at, count, value);
                 }
             }
         }
@@ -133,7 +134,7 @@ pub struct Backward {
     /// `[M, 2]`.
     pub statistics: Elements,
     /// `[M, C]`.
-    pub d_out: Elements,
+    pub d_out: Cells,
     /// `[M, C]` or empty; may be `d_x`.
     pub d_residual: Elements,
     /// `[M, C]`; may be `d_out`.
@@ -148,7 +149,8 @@ pub struct Backward {
 struct Row<'a> {
     of: &'a Backward,
     x: *const f32,
-    d_out: *const f32,
+    /// The row's first element.
+    first: usize,
     mean: f32,
     scale: f32,
 }
@@ -166,17 +168,17 @@ impl Row<'_> {
                 s.load_first(self.x.add(at), count, mean)
             };
             let normal = s.mul(s.sub(x, mean), s.splat(self.scale));
-            let d_out = s.load_up_to(self.d_out.add(at), count);
+            let d_out = self.of.d_out.load(s, self.first + at, count);
             (normal, s.mul(d_out, s.load_up_to(self.of.weight.at(at), count)), d_out)
         }
     }
 
     /// Writes `d_x` from the two means.
     #[inline(always)]
-    fn finish<S: Simd>(&self, s: S, at: usize, count: usize, row: usize, means: [f32; 2]) {
+    fn finish<S: Simd>(&self, s: S, at: usize, count: usize, means: [f32; 2]) {
         let (normal, g, d_out) = self.load(s, at, count);
         let centred = s.sub(s.sub(g, s.splat(means[0])), s.mul(normal, s.splat(means[1])));
-        let to = row * self.of.shape.width + at;
+        let to = self.first + at;
         // SAFETY: inside the row and the partial sums, which this part alone writes.
         unsafe {
             let d_x = match self.of.d_residual.is_empty() {
@@ -210,14 +212,13 @@ impl Operation for Backward {
         for row in self.rows.clone() {
             // SAFETY: two statistics for each row.
             let (mean, scale) = unsafe { (*self.statistics.at(2 * row), *self.statistics.at(2 * row + 1)) };
-            let (x, d_out) = (self.x.at(row * width), self.d_out.at(row * width));
-            let this = Row { of: &self, x, d_out, mean, scale };
+            let this = Row { of: &self, x: self.x.at(row * width), first: row * width, mean, scale };
             let mut means = row_sums(s, &this, width).map(|sum| sum / width as f32);
             if self.shape.kind == NormKind::Rms {
                 means[0] = 0.0;
             }
             for at in (0..width).step_by(S::LANES) {
-                this.finish(s, at, S::LANES.min(width - at), row, means);
+                this.finish(s, at, S::LANES.min(width - at), means);
             }
         }
     }

@@ -10,7 +10,8 @@ mod matmul;
 mod norm;
 
 use crate::device::{
-    AdamW, Attention, CrossEntropy, Device, Embedding, Format, Linear, Matrix, Norm, Precision, Rope, Rows,
+    AdamW, Attention, CrossEntropy, Device, Embedding, Epilogue, Format, Linear, Matrix, Norm, Precision,
+    Rope, Rows, Through,
 };
 use gradus_error::Result;
 use gradus_memory::{Arena, HeapRange, RawRange, SharedHeap, Span};
@@ -70,9 +71,17 @@ impl Reference {
         self.put_matrix(matrix, &whole);
     }
 
-    /// Operands of a matrix product, in the precision of this device.
-    fn operand(&self, matrix: impl Into<Matrix>) -> Vec<f32> {
-        self.rounded(self.get_matrix(matrix.into()))
+    /// An operand of a matrix product, in the precision of this device.
+    fn operand(&self, matrix: Matrix, len: usize) -> Vec<f32> {
+        self.rounded(self.get_first(matrix, len))
+    }
+
+    /// All `len` elements of a matrix as f32.
+    fn get_first(&self, matrix: Matrix, len: usize) -> Vec<f32> {
+        let mut values = self.get_matrix(matrix);
+        assert!(values.len() - len < matrix.format.each(), "a matrix has the wrong size");
+        values.truncate(len);
+        values
     }
 
     /// A matrix as f32; of an odd number of elements in bf16 there is one zero too many.
@@ -180,12 +189,12 @@ impl Device for Reference {
         x: Span,
         weight: Span,
         bias: Option<Span>,
-        out: Span,
+        out: Matrix,
         statistics: Span,
     ) {
         let bias = bias.map(|span| self.get(span));
         let (values, stats) = norm::forward(shape, &self.get(x), &self.get(weight), bias.as_deref());
-        self.put(out, &values);
+        self.put_matrix(out, &values);
         self.put(statistics, &stats);
     }
 
@@ -195,14 +204,15 @@ impl Device for Reference {
         x: Span,
         weight: Span,
         statistics: Span,
-        d_out: Span,
+        d_out: Matrix,
         d_residual: Option<Span>,
         d_x: Span,
         d_weight: Span,
         d_bias: Option<Span>,
     ) {
+        let d_out = self.get_first(d_out, x.len);
         let mut gradients =
-            norm::backward(shape, &self.get(x), &self.get(weight), &self.get(statistics), &self.get(d_out));
+            norm::backward(shape, &self.get(x), &self.get(weight), &self.get(statistics), &d_out);
         if let Some(span) = d_residual {
             elementwise::accumulate(&mut gradients.x, &self.get(span));
         }
@@ -216,73 +226,105 @@ impl Device for Reference {
     fn linear_forward(
         &self,
         shape: Linear,
-        x: Span,
+        x: Matrix,
         weight: Matrix,
         bias: Option<Span>,
         residual: Option<Span>,
-        out: Span,
+        epilogue: Epilogue,
+        out: Matrix,
     ) {
-        let mut weight = self.rounded(self.get_matrix(weight));
-        weight.truncate(shape.outputs * shape.inputs);
-        let mut product = matmul::forward(shape, &self.operand(x), &weight);
+        let Linear { rows, inputs, outputs } = shape;
+        let (x, weight) = (self.operand(x, rows * inputs), self.operand(weight, outputs * inputs));
+        let mut product = matmul::forward(shape, &x, &weight);
         if let Some(bias) = bias.map(|span| self.get(span)) {
-            product.chunks_exact_mut(shape.outputs).for_each(|row| elementwise::accumulate(row, &bias));
+            product.chunks_exact_mut(outputs).for_each(|row| elementwise::accumulate(row, &bias));
         }
         if let Some(residual) = residual {
             elementwise::accumulate(&mut product, &self.get(residual));
         }
-        self.put(out, &product);
+        match epilogue {
+            Epilogue::None => {}
+            Epilogue::Gelu { activated } => {
+                let values: Vec<f32> = product.iter().copied().map(elementwise::gelu).collect();
+                self.put_matrix(activated, &values);
+            }
+            Epilogue::Swiglu { activated } => {
+                self.put_matrix(activated, &elementwise::swiglu(rows, &product));
+            }
+            Epilogue::Rope(turn) => elementwise::rope(turn, &mut product, outputs),
+        }
+        self.put_matrix(out, &product);
     }
 
-    fn linear_backward_input(&self, shape: Linear, d_out: Span, weight: Span, d_x: Span, accumulate: bool) {
-        let product = matmul::backward_input(shape, &self.operand(d_out), &self.operand(weight));
-        self.update(d_x, |x| {
-            if !accumulate {
-                x.fill(0.0);
+    fn linear_backward_input(
+        &self,
+        shape: Linear,
+        d_out: Matrix,
+        weight: Matrix,
+        through: Through,
+        d_x: Matrix,
+    ) {
+        let Linear { rows, inputs, outputs } = shape;
+        let (d_out, weight) = (self.operand(d_out, rows * outputs), self.operand(weight, outputs * inputs));
+        let product = matmul::backward_input(shape, &d_out, &weight);
+        let values = match through {
+            Through::None => product,
+            Through::Gelu { x } => {
+                let pairs = self.get_first(x, product.len()).into_iter().zip(product);
+                pairs.map(|(x, d)| d * elementwise::gelu_slope(x)).collect()
             }
-            elementwise::accumulate(x, &product);
-        });
+            Through::Swiglu { gate_up } => {
+                elementwise::swiglu_gradient(rows, &self.get_first(gate_up, 2 * product.len()), &product)
+            }
+        };
+        self.put_matrix(d_x, &values);
     }
 
     fn linear_backward_weight(
         &self,
         shape: Linear,
-        d_out: Span,
-        x: Span,
+        d_out: Matrix,
+        x: Matrix,
         d_weight: Span,
         d_bias: Option<Span>,
     ) {
-        let product = matmul::backward_weight(shape, &self.operand(d_out), &self.operand(x));
+        let Linear { rows, inputs, outputs } = shape;
+        let d_values = self.operand(d_out, rows * outputs);
+        let product = matmul::backward_weight(shape, &d_values, &self.operand(x, rows * inputs));
         self.update(d_weight, |w| elementwise::accumulate(w, &product));
         if let Some(span) = d_bias {
-            let sums = matmul::column_sums(shape, &self.get(d_out));
+            let sums = matmul::column_sums(shape, &self.get_first(d_out, rows * outputs));
             self.update(span, |b| elementwise::accumulate(b, &sums));
         }
     }
 
-    fn gelu_forward(&self, x: Span, out: Span) {
-        let values: Vec<f32> = self.get(x).into_iter().map(elementwise::gelu).collect();
-        self.put(out, &values);
+    fn gelu_forward(&self, len: usize, x: Matrix, out: Matrix) {
+        let values: Vec<f32> = self.get_first(x, len).into_iter().map(elementwise::gelu).collect();
+        self.put_matrix(out, &values);
     }
 
-    fn gelu_backward(&self, x: Span, d_out: Span, d_x: Span) {
-        let pairs = self.get(x).into_iter().zip(self.get(d_out));
+    fn gelu_backward(&self, len: usize, x: Matrix, d_out: Matrix, d_x: Matrix) {
+        let pairs = self.get_first(x, len).into_iter().zip(self.get_first(d_out, len));
         let values: Vec<f32> = pairs.map(|(x, d)| d * elementwise::gelu_slope(x)).collect();
-        self.put(d_x, &values);
+        self.put_matrix(d_x, &values);
     }
 
-    fn swiglu_forward(&self, rows: usize, gate_up: Span, out: Span) {
-        let values = elementwise::swiglu(rows, &self.get(gate_up));
-        self.put(out, &values);
+    fn swiglu_forward(&self, rows: usize, width: usize, gate_up: Matrix, out: Matrix) {
+        let values = elementwise::swiglu(rows, &self.get_first(gate_up, 2 * rows * width));
+        self.put_matrix(out, &values);
     }
 
-    fn swiglu_backward(&self, rows: usize, gate_up: Span, d_out: Span, d_gate_up: Span) {
-        let values = elementwise::swiglu_gradient(rows, &self.get(gate_up), &self.get(d_out));
-        self.put(d_gate_up, &values);
+    fn swiglu_backward(&self, rows: usize, width: usize, gate_up: Matrix, d_out: Matrix, d_gate_up: Matrix) {
+        let (gate_up, d_out) =
+            (self.get_first(gate_up, 2 * rows * width), self.get_first(d_out, rows * width));
+        self.put_matrix(d_gate_up, &elementwise::swiglu_gradient(rows, &gate_up, &d_out));
     }
 
     fn rope(&self, shape: Rope, x: Rows) {
-        self.update(x.span, |values| elementwise::rope(shape, values, x.stride));
+        let matrix = Matrix { span: x.span, format: x.format };
+        let mut values = self.get_matrix(matrix);
+        elementwise::rope(shape, &mut values, x.stride);
+        self.put_matrix(matrix, &values);
     }
 
     fn attention_forward(&self, shape: Attention, q: Rows, k: Rows, v: Rows, out: Matrix, log_sum_exp: Span) {

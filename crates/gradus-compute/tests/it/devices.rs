@@ -1,7 +1,7 @@
 //! Devices to compare, numbers to compare them on, and the comparison.
 
 use gradus_compute::cpu::Kernels;
-use gradus_compute::{CpuDevice, Device, Precision, Reference};
+use gradus_compute::{CpuDevice, Device, Format, Matrix, Precision, Reference};
 use gradus_host::random::Stream;
 use gradus_memory::Span;
 
@@ -43,6 +43,28 @@ pub fn get(device: &dyn Device, span: Span) -> Vec<f32> {
     let mut values = vec![0.0; span.len];
     device.read(span, &mut values);
     values
+}
+
+/// Values, rounded, in a matrix of bf16.
+pub fn put_halves(device: &dyn Device, values: &[f32]) -> Matrix {
+    let span = device.allocate(Format::Bf16.places(values.len())).unwrap();
+    device.write_bf16(span, values);
+    Matrix { span, format: Format::Bf16 }
+}
+
+/// A matrix of a format, of `len` elements.
+pub fn room(device: &dyn Device, format: Format, len: usize) -> Matrix {
+    Matrix { span: device.allocate(format.places(len)).unwrap(), format }
+}
+
+/// The first `len` elements of a matrix.
+pub fn get_matrix(device: &dyn Device, matrix: Matrix, len: usize) -> Vec<f32> {
+    let values = get(device, matrix.span);
+    let widen = |bits: u32| [f32::from_bits(bits << 16), f32::from_bits(bits & 0xffff_0000)];
+    match matrix.format {
+        Format::F32 => values,
+        Format::Bf16 => values.into_iter().flat_map(|pair| widen(pair.to_bits())).take(len).collect(),
+    }
 }
 
 /// Asserts that each pair of elements differs by at most `absolute + relative * |right|`, and is finite.

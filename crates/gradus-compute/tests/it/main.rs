@@ -4,6 +4,7 @@
 
 mod attention;
 mod devices;
+mod epilogues;
 mod matmul;
 mod rows;
 mod stable;

@@ -1,7 +1,7 @@
 //! Matrix products of all shapes.
 
-use crate::devices::{assert_close, cpu, get, kernels, put, reference, uniform};
-use gradus_compute::{CpuDevice, Device, Format, Linear, Matrix, Precision};
+use crate::devices::{assert_close, cpu, get, get_matrix, kernels, put, reference, uniform};
+use gradus_compute::{CpuDevice, Device, Epilogue, Format, Linear, Matrix, Precision, Through};
 use gradus_host::random::Stream;
 use gradus_memory::Span;
 
@@ -11,7 +11,7 @@ const LARGEST: usize = 130;
 /// Room for the operands and results of one shape after another.
 struct Tensors<'a> {
     device: &'a dyn Device,
-    spans: [Span; 8],
+    spans: [Span; 12],
 }
 
 impl<'a> Tensors<'a> {
@@ -20,12 +20,17 @@ impl<'a> Tensors<'a> {
         Self { device, spans: std::array::from_fn(|_| device.allocate(largest * largest + 1).unwrap()) }
     }
 
-    /// All uses of a linear layer of this shape: forward plain, with bias, with residual, in place, with weights in bf16;
-    /// gradients of the input, set and added to; gradients of weight and bias.
-    fn run(&self, shape: Linear) -> Vec<Vec<f32>> {
+    /// All uses of a linear layer of this shape: forward plain, with bias, with residual, in place; gradients of the input,
+    /// of weight and bias; then all of it with every matrix in bf16.
+    fn run(&self, shape: Linear) -> Vec<Tensor> {
+        let mut results = self.run_single(shape);
+        results.extend(self.run_halves(shape));
+        results
+    }
+
+    fn run_single(&self, shape: Linear) -> Vec<Tensor> {
         let Linear { rows, inputs, outputs } = shape;
-        let [x, weight, d_out, bias, out, d_x, d_weight, halves] = self.spans;
-        let last = |span: Span, len: usize| span.part(span.len - len, len);
+        let [x, weight, d_out, bias, out, d_x, d_weight, ..] = self.spans;
         let (x, weight) = (last(x, rows * inputs), last(weight, outputs * inputs));
         let (d_out, bias, out) =
             (last(d_out, rows * outputs), last(bias, outputs), last(out, rows * outputs));
@@ -38,21 +43,58 @@ impl<'a> Tensors<'a> {
         for (bias, residual) in
             [(None, None), (Some(bias), None), (Some(bias), Some(d_out)), (None, Some(out))]
         {
-            self.device.linear_forward(shape, x, weight.into(), bias, residual, out);
+            let (x, weight) = (x.into(), weight.into());
+            self.device.linear_forward(shape, x, weight, bias, residual, Epilogue::None, out.into());
             results.push(get(self.device, out));
         }
-        let halves = Matrix { span: last(halves, Format::Bf16.places(weight.len)), format: Format::Bf16 };
-        self.device.write_bf16(halves.span, &uniform(1, weight.len));
-        self.device.linear_forward(shape, x, halves, Some(bias), None, out);
-        results.push(get(self.device, out));
-        self.device.linear_backward_input(shape, d_out, weight, d_x, true);
+        self.device.linear_backward_input(shape, d_out.into(), weight.into(), Through::None, d_x.into());
         results.push(get(self.device, d_x));
-        self.device.linear_backward_input(shape, d_out, weight, d_x, false);
-        results.push(get(self.device, d_x));
-        self.device.linear_backward_weight(shape, d_out, x, d_weight, None);
-        self.device.linear_backward_weight(shape, d_out, x, d_weight, Some(bias));
+        self.device.linear_backward_weight(shape, d_out.into(), x.into(), d_weight, None);
+        self.device.linear_backward_weight(shape, d_out.into(), x.into(), d_weight, Some(bias));
         results.extend([get(self.device, d_weight), get(self.device, bias)]);
-        results
+        results.into_iter().map(|values| (values, Format::F32)).collect()
+    }
+
+    fn run_halves(&self, shape: Linear) -> Vec<Tensor> {
+        let Linear { rows, inputs, outputs } = shape;
+        let [_, _, _, bias, out, _, d_weight, x, weight, d_out, halves, d_x] = self.spans;
+        let (x, weight) = (last_half(x, rows * inputs), last_half(weight, outputs * inputs));
+        let (d_out, halves) = (last_half(d_out, rows * outputs), last_half(halves, rows * outputs));
+        let (bias, d_x) = (last(bias, outputs), last_half(d_x, rows * inputs));
+        let (out, d_weight) = (last(out, rows * outputs), last(d_weight, outputs * inputs));
+        let lens = [rows * inputs, outputs * inputs, rows * outputs];
+        for (i, (matrix, len)) in [x, weight, d_out].into_iter().zip(lens).enumerate() {
+            self.device.write_bf16(matrix.span, &uniform(i as u64, len));
+        }
+        self.device.write(bias, &uniform(3, outputs));
+        self.device.write(d_weight, &uniform(4, d_weight.len));
+        self.device.linear_forward(shape, x, weight, Some(bias), None, Epilogue::None, out.into());
+        self.device.linear_forward(shape, x, weight, Some(bias), None, Epilogue::None, halves);
+        self.device.linear_backward_input(shape, d_out, weight, Through::None, d_x);
+        self.device.linear_backward_weight(shape, d_out, x, d_weight, Some(bias));
+        let halves = [(halves, lens[2]), (d_x, lens[0])]
+            .map(|(m, len)| (get_matrix(self.device, m, len), Format::Bf16));
+        let single = [out, d_weight, bias].map(|span| (get(self.device, span), Format::F32));
+        halves.into_iter().chain(single).collect()
+    }
+}
+
+/// Values, and how they were kept.
+type Tensor = (Vec<f32>, Format);
+
+fn last(span: Span, len: usize) -> Span {
+    span.part(span.len - len, len)
+}
+
+fn last_half(span: Span, len: usize) -> Matrix {
+    Matrix { span: last(span, Format::Bf16.places(len)), format: Format::Bf16 }
+}
+
+/// What one rounding to bf16 may make of a difference in the last place of f32.
+fn relative(format: Format) -> f32 {
+    match format {
+        Format::F32 => 4.0 * f32::EPSILON,
+        Format::Bf16 => 1.0 / 128.0,
     }
 }
 
@@ -72,7 +114,7 @@ fn check(shapes: &[[usize; 3]], precision: Precision, largest: usize) {
         let right = right.run(shape);
         for tensors in &tensors {
             let got = tensors.run(shape);
-            for (use_of, (got, right)) in got.iter().zip(&right).enumerate() {
+            for (use_of, ((got, format), (right, _))) in got.iter().zip(&right).enumerate() {
                 // Operands below 1 in size; products of bf16 are exact in f32. A sum of n such terms, made in any
                 // order, wanders by about n/4 half units in the last place of 1; four units are for what is added.
                 // The weight's gradient is summed twice over.
@@ -80,7 +122,7 @@ fn check(shapes: &[[usize; 3]], precision: Precision, largest: usize) {
                 let absolute = f32::EPSILON * (4 + terms) as f32;
                 let what =
                     format!("use {use_of} of {rows} x {outputs} x {inputs}, {}", tensors.device.describe());
-                assert_close(&what, got, right, absolute, 4.0 * f32::EPSILON);
+                assert_close(&what, got, right, absolute, relative(*format));
             }
         }
     }
@@ -143,9 +185,9 @@ fn a_residual_of_nan_or_a_foreign_column_stays_out() {
             device.fill(x, 0.5);
             device.fill(weight, 2.0);
             let out = device.allocate(13 * 19).unwrap();
-            device.linear_forward(shape, x, weight.into(), None, None, out);
+            device.linear_forward(shape, x.into(), weight.into(), None, None, Epilogue::None, out.into());
             assert_eq!(get(&device, out), vec![17.0; 13 * 19]);
-            device.linear_backward_weight(shape, out, x, weight, None);
+            device.linear_backward_weight(shape, out.into(), x.into(), weight, None);
             assert_eq!(get(&device, weight), vec![2.0 + 13.0 * 17.0 / 2.0; 19 * 17]);
             assert!(get(&device, whole.part(30_000 + 19 * 17, 100)).iter().all(|x| x.is_nan()));
         }

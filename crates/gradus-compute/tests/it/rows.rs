@@ -41,9 +41,9 @@ fn activations_and_their_gradients() {
         compare(&format!("gelu of {len}"), &devices, 2e-6, 2e-6, |device| {
             let (x, d_out) = (put(device, &wide(1, len)), put(device, &uniform(2, len)));
             let (out, d_x) = (device.allocate(len).unwrap(), device.allocate(len).unwrap());
-            device.gelu_forward(x, out);
-            device.gelu_backward(x, d_out, d_x);
-            device.gelu_backward(x, d_out, d_out);
+            device.gelu_forward(len, x.into(), out.into());
+            device.gelu_backward(len, x.into(), d_out.into(), d_x.into());
+            device.gelu_backward(len, x.into(), d_out.into(), d_out.into());
             [out, d_x, d_out].map(|span| get(device, span)).to_vec()
         });
     }
@@ -53,9 +53,9 @@ fn activations_and_their_gradients() {
                 (put(device, &wide(1, 2 * rows * width)), put(device, &uniform(2, rows * width)));
             let out = device.allocate(rows * width).unwrap();
             let d_gate_up = device.allocate(2 * rows * width).unwrap();
-            device.swiglu_forward(rows, gate_up, out);
-            device.swiglu_backward(rows, gate_up, d_out, d_gate_up);
-            device.swiglu_backward(rows, gate_up, d_out, gate_up);
+            device.swiglu_forward(rows, width, gate_up.into(), out.into());
+            device.swiglu_backward(rows, width, gate_up.into(), d_out.into(), d_gate_up.into());
+            device.swiglu_backward(rows, width, gate_up.into(), d_out.into(), gate_up.into());
             [out, d_gate_up, gate_up].map(|span| get(device, span)).to_vec()
         });
     }
@@ -66,9 +66,9 @@ fn activations_far_out_are_their_limits() {
     for device in all_f32() {
         let x = put(&device, &[-50.0, -1e4, 50.0, 1e4, 0.0]);
         let (one, out) = (put(&device, &[1.0; 5]), device.allocate(5).unwrap());
-        device.gelu_forward(x, out);
+        device.gelu_forward(5, x.into(), out.into());
         assert_eq!(get(&device, out), [0.0, 0.0, 50.0, 1e4, 0.0]);
-        device.gelu_backward(x, one, out);
+        device.gelu_backward(5, x.into(), one.into(), out.into());
         assert_eq!(get(&device, out), [0.0, 0.0, 1.0, 1.0, 0.5]);
     }
 }
@@ -99,22 +99,23 @@ fn norm_script(device: &dyn Device, shape: Norm, rows: usize) -> Vec<Vec<f32>> {
     let (d_residual, d_x) = (put(device, &uniform(7, len)), device.allocate(len).unwrap());
     let (out, statistics) = (device.allocate(len).unwrap(), device.allocate(2 * rows).unwrap());
     let plain = device.allocate(len).unwrap();
-    device.norm_forward(shape, x, weight, None, plain, statistics);
-    device.norm_forward(shape, x, weight, Some(bias), out, statistics);
-    device.norm_backward(shape, x, weight, statistics, d_out, None, d_x, d_weight, None);
+    device.norm_forward(shape, x, weight, None, plain.into(), statistics);
+    device.norm_forward(shape, x, weight, Some(bias), out.into(), statistics);
+    device.norm_backward(shape, x, weight, statistics, d_out.into(), None, d_x, d_weight, None);
     let alone = get(device, d_x);
     device.norm_backward(
         shape,
         x,
         weight,
         statistics,
-        d_out,
+        d_out.into(),
         Some(d_residual),
         d_residual,
         d_weight,
         Some(d_bias),
     );
-    device.norm_backward(shape, x, weight, statistics, d_out, Some(d_x), d_out, d_weight, Some(d_bias));
+    let (again, d_bias_too) = (d_out.into(), Some(d_bias));
+    device.norm_backward(shape, x, weight, statistics, again, Some(d_x), d_out, d_weight, d_bias_too);
     let mut results =
         [plain, out, statistics, d_residual, d_out, d_weight, d_bias].map(|span| get(device, span)).to_vec();
     results.push(alone);

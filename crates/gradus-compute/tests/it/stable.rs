@@ -2,7 +2,8 @@
 
 use crate::devices::{assert_close, cpu, get, kernels, put, uniform};
 use gradus_compute::{
-    Attention, CrossEntropy, Device, Embedding, IGNORED, Linear, Norm, NormKind, Precision, Rows,
+    Attention, CrossEntropy, Device, Embedding, Epilogue, IGNORED, Linear, Norm, NormKind, Precision, Rows,
+    Through,
 };
 
 /// A miniature of a training step, large enough that every operation is shared out.
@@ -21,10 +22,10 @@ fn step(device: &dyn Device) -> Vec<Vec<f32>> {
     let (weight, qkv_weight) = (put(device, &uniform(3, width)), put(device, &uniform(4, 3 * width * width)));
     device.embedding_forward(embedding, table.into(), Some(places.into()), x);
     let norm = Norm { kind: NormKind::Layer, epsilon: 1e-5, width };
-    device.norm_forward(norm, x, weight, Some(weight), normal, statistics);
+    device.norm_forward(norm, x, weight, Some(weight), normal.into(), statistics);
     let (qkv, d_qkv) = (zeros(rows * 3 * width), zeros(rows * 3 * width));
     let linear = Linear { rows, inputs: width, outputs: 3 * width };
-    device.linear_forward(linear, normal, qkv_weight.into(), None, None, qkv);
+    device.linear_forward(linear, normal.into(), qkv_weight.into(), None, None, Epilogue::None, qkv.into());
     let shape = Attention {
         batch,
         query_len: len,
@@ -41,9 +42,9 @@ fn step(device: &dyn Device) -> Vec<Vec<f32>> {
     let (out, sums) = (zeros(rows * width), zeros(rows * 3));
     device.attention_forward(shape, q, k, v, out.into(), sums);
     let (active, logits, losses) = (zeros(rows * width), zeros(rows * vocabulary), zeros(rows));
-    device.gelu_forward(out, active);
+    device.gelu_forward(out.len, out.into(), active.into());
     let head = Linear { rows, inputs: width, outputs: vocabulary };
-    device.linear_forward(head, active, table.into(), None, None, logits);
+    device.linear_forward(head, active.into(), table.into(), None, None, Epilogue::None, logits.into());
     device.cross_entropy(
         CrossEntropy { targets: &targets, vocabulary, width: vocabulary },
         logits,
@@ -51,14 +52,14 @@ fn step(device: &dyn Device) -> Vec<Vec<f32>> {
         true,
     );
     let (d_table, d_active, d_x) = (zeros(vocabulary * width), zeros(rows * width), zeros(rows * width));
-    device.linear_backward_weight(head, logits, active, d_table, None);
-    device.linear_backward_input(head, logits, table, d_active, false);
-    device.gelu_backward(out, d_active, d_active);
+    device.linear_backward_weight(head, logits.into(), active.into(), d_table, None);
+    device.linear_backward_input(head, logits.into(), table.into(), Through::None, d_active.into());
+    device.gelu_backward(out.len, out.into(), d_active.into(), d_active.into());
     device.attention_backward(shape, q, k, v, out.into(), sums, d_active.into(), d_q, d_k, d_v);
     let (d_weight, d_bias, d_qkv_weight) = (zeros(width), zeros(width), zeros(3 * width * width));
-    device.linear_backward_weight(linear, d_qkv, normal, d_qkv_weight, None);
-    device.linear_backward_input(linear, d_qkv, qkv_weight, d_x, false);
-    device.norm_backward(norm, x, weight, statistics, d_x, None, d_x, d_weight, Some(d_bias));
+    device.linear_backward_weight(linear, d_qkv.into(), normal.into(), d_qkv_weight, None);
+    device.linear_backward_input(linear, d_qkv.into(), qkv_weight.into(), Through::None, d_x.into());
+    device.norm_backward(norm, x, weight, statistics, d_x.into(), None, d_x, d_weight, Some(d_bias));
     device.embedding_backward(embedding, d_x, d_table, Some(places));
     let mut results =
         [losses, d_table, places, d_weight, d_bias, d_qkv_weight].map(|span| get(device, span)).to_vec();

@@ -24,7 +24,7 @@ struct Case {
 }
 
 struct Run<'a> {
-    product: Product,
+    product: Product<'a>,
     scratch: &'a mut [f32],
 }
 
@@ -70,6 +70,7 @@ impl Case {
             residual: std::ptr::null(),
             accumulate: self.accumulate,
             left_sums: if self.left_along { std::ptr::null_mut() } else { sums.as_mut_ptr() },
+            ending: None,
         };
         family.run(Run { product, scratch });
         let (a, b) = (rounded(&left), rounded(&right));

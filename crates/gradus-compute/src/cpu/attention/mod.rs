@@ -297,6 +297,9 @@ impl SmallProduct {
                     depths.start / D::GROUP..depths.end.div_ceil(D::GROUP)
                 };
                 let target = Target {
+                    row,
+                    column,
+                    ending: None,
                     start: self.target.wrapping_add(row * self.stride + column),
                     stride: self.stride,
                     rows,

@@ -1,12 +1,13 @@
 //! Linear layers.
 
-use super::{LINE, optional, sized};
-use crate::cpu::elementwise::{Function, Map};
-use crate::cpu::gemm::{FEW_ROWS, FewRows, Mode, Operand, PairRows, Product};
+use super::{LINE, matrix, optional};
+use crate::cpu::cells::Cells;
+use crate::cpu::elementwise::{Function, Map, RopeTable};
+use crate::cpu::gemm::{Ending, FEW_ROWS, FewRows, Mode, Operand, PairRows, Product, Then};
 use crate::cpu::memory::{Elements, resolve, unless_in_place};
 use crate::cpu::simd::Simd;
 use crate::cpu::{CpuDevice, Working};
-use crate::device::{Format, Linear, Matrix};
+use crate::device::{Device, Epilogue, Format, Linear, Matrix, Rope, Rows, Through};
 use gradus_memory::Span;
 
 /// Rounds elements to bf16.
@@ -20,25 +21,51 @@ impl Function<1> for Round {
     }
 }
 
-/// `out = x * w^T`, nothing added.
-pub fn forward_product(
-    shape: Linear,
-    x: Elements,
-    (weight, format): (Elements, Format),
-    out: Elements,
-) -> Product {
+/// A product of nothing with nothing, set in f32 rows of `stride`.
+fn plain<'a>(target: Elements, stride: usize) -> Product<'a> {
+    let nothing = Operand::along(std::ptr::null(), 0);
     Product {
-        rows: shape.rows,
-        columns: shape.outputs,
-        depth: shape.inputs,
-        left: Operand::along(x.at(0), shape.inputs),
-        right: Operand { half: format == Format::Bf16, ..Operand::along(weight.at(0), shape.inputs) },
-        target: out.at(0),
-        stride: shape.outputs,
+        rows: 0,
+        columns: 0,
+        depth: 0,
+        left: nothing,
+        right: nothing,
+        target: target.at(0),
+        stride,
         bias: std::ptr::null(),
         residual: std::ptr::null(),
         accumulate: false,
         left_sums: std::ptr::null_mut(),
+        ending: None,
+    }
+}
+
+/// How far apart columns are that an epilogue takes together, 0 where it takes each alone; `None` where kernels that
+/// take vectors of `lanes` together, or none, cannot bring them into one tile.
+fn fold_of(epilogue: Epilogue, shape: Linear, lanes: Option<usize>) -> Option<usize> {
+    let fold = match epilogue {
+        Epilogue::None | Epilogue::Gelu { .. } => return Some(0),
+        Epilogue::Swiglu { .. } => shape.outputs / 2,
+        Epilogue::Rope(Rope { head_size, .. }) => head_size / 2,
+    };
+    let whole = fold.is_multiple_of(lanes?) && shape.outputs.is_multiple_of(2 * fold);
+    whole.then_some(fold)
+}
+
+/// `out = x * w^T`, nothing added.
+pub fn forward_product<'a>(
+    shape: Linear,
+    (x, x_format): (Elements, Format),
+    (weight, format): (Elements, Format),
+    out: Elements,
+) -> Product<'a> {
+    Product {
+        rows: shape.rows,
+        columns: shape.outputs,
+        depth: shape.inputs,
+        left: Operand::along(x.at(0), shape.inputs).kept(x_format),
+        right: Operand::along(weight.at(0), shape.inputs).kept(format),
+        ..plain(out, shape.outputs)
     }
 }
 
@@ -55,7 +82,12 @@ impl CpuDevice {
             let rounded = Elements::of_mut(&mut shared.at_least(len)[..len]);
             match format {
                 Format::F32 => {
-                    engine.family.run(Map { f: Round, inputs: [x], out: rounded, range: 0..x.len() });
+                    engine.family.run(Map {
+                        f: Round,
+                        inputs: [x.into()],
+                        out: rounded.into(),
+                        range: 0..x.len(),
+                    });
                 }
                 Format::Bf16 => engine.family.run(PairRows { rows, depth, x, out: rounded }),
             }
@@ -75,95 +107,204 @@ impl CpuDevice {
         });
     }
 
-    /// [`Device::linear_forward`](crate::Device::linear_forward).
+    /// [`Device::linear_forward`].
+    #[allow(clippy::too_many_arguments, reason = "the operation's own")]
     pub(super) fn run_linear_forward(
         &self,
         shape: Linear,
-        x: Span,
-        Matrix { span: weight, format }: Matrix,
+        x: Matrix,
+        weight: Matrix,
         bias: Option<Span>,
         residual: Option<Span>,
-        out: Span,
+        epilogue: Epilogue,
+        out: Matrix,
     ) {
-        sized("x", x, shape.rows * shape.inputs);
-        sized("weight", weight, format.places(shape.outputs * shape.inputs));
-        sized("out", out, shape.rows * shape.outputs);
+        matrix("x", x, shape.rows * shape.inputs);
+        matrix("weight", weight, shape.outputs * shape.inputs);
+        matrix("out", out, shape.rows * shape.outputs);
+        let plain = matches!(epilogue, Epilogue::None);
+        assert!(
+            residual.is_none() || plain && out.format == Format::F32,
+            "a residual is added in f32, and nothing else done"
+        );
+        let single = [x, out].iter().all(|matrix| matrix.format == Format::F32);
+        let few = single && (1..=FEW_ROWS).contains(&shape.rows);
+        let lanes = self.working().engine.family.lanes_together();
+        match fold_of(epilogue, shape, lanes).filter(|_| !few) {
+            Some(fold) if !plain || out.format == Format::Bf16 => {
+                self.forward_into(shape, [x, weight, out], bias, epilogue, fold);
+            }
+            _ => {
+                if plain || out.format == Format::F32 {
+                    self.forward_plain(shape, [x, weight, out], bias, residual, few);
+                } else {
+                    self.forward_into(shape, [x, weight, out], bias, Epilogue::None, 0);
+                }
+                self.apart(shape, epilogue, out);
+            }
+        }
+    }
+
+    /// Into f32, with nothing but a bias and a residual.
+    fn forward_plain(
+        &self,
+        shape: Linear,
+        [x, weight, out]: [Matrix; 3],
+        bias: Option<Span>,
+        residual: Option<Span>,
+        few: bool,
+    ) {
         let bias = optional("bias", bias, shape.outputs);
-        let residual = optional("residual", residual, out.len);
-        let residual_apart = unless_in_place(residual, out);
-        let ([to], [x, weight, bias, residual_apart]) =
-            resolve(&self.arena, [out], [x, weight, bias, residual_apart]);
-        let residual = if residual == out { to } else { residual_apart };
-        if (1..=FEW_ROWS).contains(&shape.rows) {
-            return self.few_rows(shape, format, [x, weight, bias, residual, to]);
+        let residual = optional("residual", residual, out.span.len);
+        let apart = unless_in_place(residual, out.span);
+        let ([to], [x_at, weight_at, bias, apart]) =
+            resolve(&self.arena, [out.span], [x.span, weight.span, bias, apart]);
+        let residual = if residual == out.span { to } else { apart };
+        if few {
+            return self.few_rows(shape, weight.format, [x_at, weight_at, bias, residual, to]);
         }
         let product = Product {
             bias: bias.or_null(),
             residual: residual.or_null(),
-            ..forward_product(shape, x, (weight, format), to)
+            ..forward_product(shape, (x_at, x.format), (weight_at, weight.format), to)
         };
         // SAFETY: sizes were checked, and the lock keeps other operations out.
         unsafe { self.working().engine.product(product) };
     }
 
-    /// [`Device::linear_backward_input`](crate::Device::linear_backward_input).
+    /// Through an epilogue, or into bf16.
+    fn forward_into(
+        &self,
+        shape: Linear,
+        [x, weight, out]: [Matrix; 3],
+        bias: Option<Span>,
+        epilogue: Epilogue,
+        fold: usize,
+    ) {
+        let bias = optional("bias", bias, shape.outputs);
+        let activated = match epilogue {
+            Epilogue::Gelu { activated } => Some((activated, shape.rows * shape.outputs)),
+            Epilogue::Swiglu { activated } => Some((activated, shape.rows * shape.outputs / 2)),
+            Epilogue::None | Epilogue::Rope(_) => None,
+        };
+        if let Some((activated, len)) = activated {
+            matrix("activated", activated, len);
+        }
+        let activated = activated.map_or(Span::default().into(), |(activated, _)| activated);
+        let ([to, activated_at], [x_at, weight_at, bias]) =
+            resolve(&self.arena, [out.span, activated.span], [x.span, weight.span, bias]);
+        let Working { engine, rope, .. } = &mut *self.working();
+        let activated = Cells::new(activated_at, activated.format);
+        let then = match epilogue {
+            Epilogue::None => Then::Store,
+            Epilogue::Gelu { .. } => Then::Gelu { activated },
+            Epilogue::Swiglu { .. } => Then::Swiglu { activated },
+            Epilogue::Rope(turn) => turning(shape, turn, rope),
+        };
+        let mut product = forward_product(shape, (x_at, x.format), (weight_at, weight.format), to);
+        product.right.fold = fold;
+        let (out, stride) = (Cells::new(to, out.format), shape.outputs);
+        product.ending = Some(Ending { out, stride, bias: bias.or_null(), fold, then });
+        // SAFETY: sizes were checked, and the lock keeps other operations out.
+        unsafe { engine.product(product) };
+    }
+
+    /// An epilogue as an operation of its own.
+    fn apart(&self, shape: Linear, epilogue: Epilogue, out: Matrix) {
+        match epilogue {
+            Epilogue::None => {}
+            Epilogue::Gelu { activated } => self.gelu_forward(shape.rows * shape.outputs, out, activated),
+            Epilogue::Swiglu { activated } => {
+                self.swiglu_forward(shape.rows, shape.outputs / 2, out, activated);
+            }
+            Epilogue::Rope(turn) => {
+                let width = turn.heads * turn.head_size;
+                self.rope(turn, Rows::columns(out, shape.rows, shape.outputs, 0, width));
+            }
+        }
+    }
+
+    /// [`Device::linear_backward_input`].
     pub(super) fn run_linear_backward_input(
         &self,
         shape: Linear,
-        d_out: Span,
-        weight: Span,
-        d_x: Span,
-        accumulate: bool,
+        d_out: Matrix,
+        weight: Matrix,
+        through: Through,
+        d_x: Matrix,
     ) {
-        sized("d_out", d_out, shape.rows * shape.outputs);
-        sized("weight", weight, shape.outputs * shape.inputs);
-        sized("d_x", d_x, shape.rows * shape.inputs);
-        let ([d_x], [d_out, weight]) = resolve(&self.arena, [d_x], [d_out, weight]);
+        let inputs = shape.rows * shape.inputs;
+        let (before, times) = match through {
+            Through::None => (Span::default().into(), 1),
+            Through::Gelu { x } => (x, 1),
+            Through::Swiglu { gate_up } => (gate_up, 2),
+        };
+        matrix("d_out", d_out, shape.rows * shape.outputs);
+        matrix("weight", weight, shape.outputs * shape.inputs);
+        matrix("d_x", d_x, times * inputs);
+        if !matches!(through, Through::None) {
+            matrix("the function's input", before, times * inputs);
+        }
+        let ([to], [d_out_at, weight_at, before_at]) =
+            resolve(&self.arena, [d_x.span], [d_out.span, weight.span, before.span]);
+        let before = Cells::new(before_at, before.format);
+        let then = match through {
+            Through::None => Then::Store,
+            Through::Gelu { .. } => Then::GeluGradient { x: before },
+            Through::Swiglu { .. } => Then::SwigluGradient { gate_up: before, width: shape.inputs },
+        };
+        let (out, stride) = (Cells::new(to, d_x.format), times * shape.inputs);
+        let ending = Ending { out, stride, bias: std::ptr::null(), fold: 0, then };
+        let is_plain = matches!(through, Through::None) && d_x.format == Format::F32;
         let product = Product {
             rows: shape.rows,
             columns: shape.inputs,
             depth: shape.outputs,
-            left: Operand::along(d_out.at(0), shape.outputs),
-            right: Operand::across(weight.at(0), shape.inputs),
-            target: d_x.at(0),
-            stride: shape.inputs,
-            bias: std::ptr::null(),
-            residual: std::ptr::null(),
-            accumulate,
-            left_sums: std::ptr::null_mut(),
+            left: Operand::along(d_out_at.at(0), shape.outputs).kept(d_out.format),
+            right: Operand::across(weight_at.at(0), shape.inputs).kept(weight.format),
+            ending: (!is_plain).then_some(ending),
+            ..plain(to, shape.inputs)
         };
         // SAFETY: sizes were checked, and the lock keeps other operations out.
         unsafe { self.working().engine.product(product) };
     }
 
-    /// [`Device::linear_backward_weight`](crate::Device::linear_backward_weight).
+    /// [`Device::linear_backward_weight`].
     pub(super) fn run_linear_backward_weight(
         &self,
         shape: Linear,
-        d_out: Span,
-        x: Span,
+        d_out: Matrix,
+        x: Matrix,
         d_weight: Span,
         d_bias: Option<Span>,
     ) {
-        sized("d_out", d_out, shape.rows * shape.outputs);
-        sized("x", x, shape.rows * shape.inputs);
-        sized("d_weight", d_weight, shape.outputs * shape.inputs);
+        matrix("d_out", d_out, shape.rows * shape.outputs);
+        matrix("x", x, shape.rows * shape.inputs);
+        matrix("d_weight", d_weight.into(), shape.outputs * shape.inputs);
         let d_bias = optional("d_bias", d_bias, shape.outputs);
-        let ([d_weight, d_bias], [d_out, x]) = resolve(&self.arena, [d_weight, d_bias], [d_out, x]);
+        let ([d_weight, d_bias], [d_out_at, x_at]) =
+            resolve(&self.arena, [d_weight, d_bias], [d_out.span, x.span]);
         let product = Product {
             rows: shape.outputs,
             columns: shape.inputs,
             depth: shape.rows,
-            left: Operand::across(d_out.at(0), shape.outputs),
-            right: Operand::across(x.at(0), shape.inputs),
-            target: d_weight.at(0),
-            stride: shape.inputs,
-            bias: std::ptr::null(),
-            residual: std::ptr::null(),
+            left: Operand::across(d_out_at.at(0), shape.outputs).kept(d_out.format),
+            right: Operand::across(x_at.at(0), shape.inputs).kept(x.format),
             accumulate: true,
             left_sums: d_bias.or_null(),
+            ..plain(d_weight, shape.inputs)
         };
         // SAFETY: sizes were checked, and the lock keeps other operations out.
         unsafe { self.working().engine.product(product) };
     }
+}
+
+/// Heads that turn, with a table that holds their positions.
+fn turning<'a>(shape: Linear, turn: Rope<'a>, table: &'a mut RopeTable) -> Then<'a> {
+    let Rope { positions, heads, head_size, theta, inverse } = turn;
+    assert!(!inverse, "a layer's output turns forth");
+    assert_eq!(positions.len(), shape.rows, "a position for each row is required");
+    assert!(heads * head_size <= shape.outputs, "{heads} heads of {head_size} are more than a row");
+    table.extend(theta, head_size / 2, positions.iter().max().map_or(0, |most| *most as usize + 1));
+    Then::Turn { positions, table, columns: heads * head_size }
 }

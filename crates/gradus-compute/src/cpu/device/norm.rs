@@ -1,11 +1,12 @@
 //! Normalisations.
 
 use super::{optional, sized};
+use crate::cpu::cells::Cells;
 use crate::cpu::elementwise::{Map, Sum};
 use crate::cpu::memory::{Elements, resolve, unless_in_place};
 use crate::cpu::pool::part;
 use crate::cpu::{CpuDevice, Working, norm};
-use crate::device::Norm;
+use crate::device::{Format, Matrix, Norm};
 use gradus_memory::Span;
 
 impl CpuDevice {
@@ -16,17 +17,18 @@ impl CpuDevice {
         x: Span,
         weight: Span,
         bias: Option<Span>,
-        out: Span,
+        out: Matrix,
         statistics: Span,
     ) {
         let rows = x.len / shape.width;
         sized("x", x, rows * shape.width);
         sized("weight", weight, shape.width);
         let bias = optional("bias", bias, shape.width);
-        sized("out", out, x.len);
+        sized("out", out.span, out.format.places(x.len));
         sized("statistics", statistics, 2 * rows);
-        let ([out, statistics], [x, weight, bias]) =
-            resolve(&self.arena, [out, statistics], [x, weight, bias]);
+        let ([to, statistics], [x, weight, bias]) =
+            resolve(&self.arena, [out.span, statistics], [x, weight, bias]);
+        let out = Cells::new(to, out.format);
         self.working().engine.each(rows, 1, 4 * shape.width, |rows| norm::Forward {
             shape,
             x,
@@ -46,7 +48,7 @@ impl CpuDevice {
         x: Span,
         weight: Span,
         statistics: Span,
-        d_out: Span,
+        d_out: Matrix,
         d_residual: Option<Span>,
         d_x: Span,
         d_weight: Span,
@@ -56,18 +58,22 @@ impl CpuDevice {
         sized("x", x, rows * width);
         sized("weight", weight, width);
         sized("statistics", statistics, 2 * rows);
-        sized("d_out", d_out, x.len);
+        sized("d_out", d_out.span, d_out.format.places(x.len));
         sized("d_x", d_x, x.len);
         sized("d_weight", d_weight, width);
         let d_residual = optional("d_residual", d_residual, x.len);
         let d_bias = optional("d_bias", d_bias, width);
-        let (d_out_apart, d_residual_apart) = (unless_in_place(d_out, d_x), unless_in_place(d_residual, d_x));
+        let d_out_apart = match d_out.format {
+            Format::F32 => unless_in_place(d_out.span, d_x),
+            Format::Bf16 => d_out.span,
+        };
+        let d_residual_apart = unless_in_place(d_residual, d_x);
         let ([to, d_weight, d_bias], [x, weight, statistics, d_out_apart, d_residual_apart]) = resolve(
             &self.arena,
             [d_x, d_weight, d_bias],
             [x, weight, statistics, d_out_apart, d_residual_apart],
         );
-        let d_out = if d_out == d_x { to } else { d_out_apart };
+        let d_out = Cells::new(if d_out.span == d_x { to } else { d_out_apart }, d_out.format);
         let d_residual = if d_residual == d_x { to } else { d_residual_apart };
         let Working { engine, shared, .. } = &mut *self.working();
         let parts = engine.worth(rows * width * 8);
@@ -96,7 +102,8 @@ impl CpuDevice {
                 // SAFETY: all parts are done.
                 let partial = unsafe { partials.slice(index * 2 * width + offset, width) };
                 let range = 0..to.len();
-                family.run(Map { f: Sum, inputs: [to, Elements::of(partial)], out: to, range });
+                let [to, partial] = [to, Elements::of(partial)].map(Cells::from);
+                family.run(Map { f: Sum, inputs: [to, partial], out: to, range });
             }
         }
     }

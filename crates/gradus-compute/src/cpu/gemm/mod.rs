@@ -9,10 +9,12 @@
 //! no thread waits for another. Each element's sum is made in the same order whatever the grid.
 //! Invariant: a step allocates nothing; the scratch of a thread has the fixed size [`SCRATCH`].
 
+mod ending;
 mod gemv;
 mod pack;
 mod tile;
 
+pub use ending::{Ending, Finish, Then};
 pub use gemv::{FEW_ROWS, FewRows, Mode, PairRows};
 pub use pack::{Operand, PanelLayout, pack, units_of};
 pub use tile::{Dot, Pairs, Single, Target, TileKernel, Units, Vectors, finish};
@@ -20,25 +22,28 @@ pub use tile::{Dot, Pairs, Single, Target, TileKernel, Units, Vectors, finish};
 use super::pool::part;
 use std::ops::Range;
 
-/// Units of the depth in a block.
+/// Units of the depth in a block, where the depth may be cut.
 const DEPTH_UNITS: usize = 384;
-/// Rows in a block: `224 * 384 * 4` bytes are 336 KiB, a third of a second-level cache of 1 MiB.
-const BLOCK_ROWS: usize = 224;
-/// Columns in a block: `1024 * 384 * 4` bytes are 1.5 MiB, in the third-level cache.
-const BLOCK_COLUMNS: usize = 1024;
-/// Room for a panel that is not full, on either side.
-const LARGEST_TILE: usize = 64;
-/// Room for the panels of a block of rows: their units are whole vectors, at most twice as wide as their rows.
-const ROW_PANELS: usize = (2 * BLOCK_ROWS + LARGEST_TILE) * DEPTH_UNITS;
-/// Room for the panels of a block of columns.
-const COLUMN_PANELS: usize = (BLOCK_COLUMNS + LARGEST_TILE) * DEPTH_UNITS;
+/// Elements of the panels of a block of rows: a third of a second-level cache of 1 MiB.
+const ROW_PANELS: usize = 224 * DEPTH_UNITS;
+/// Elements of the panels of a block of columns: 1.5 MiB, in the third-level cache.
+const COLUMN_PANELS: usize = 1024 * DEPTH_UNITS;
+/// Lines of the largest panel, and what fills up its last vector.
+const LARGEST_PANEL: usize = 64;
 
-/// Elements of scratch that a thread needs.
-pub const SCRATCH: usize = ROW_PANELS + COLUMN_PANELS;
+/// Elements of scratch that a thread needs for most products.
+pub const SCRATCH: usize = room(DEPTH_UNITS).0 + room(DEPTH_UNITS).1;
+
+/// Room for the panels of a block of rows, and of a block of columns, of so many units: rows' units are whole vectors, at
+/// most twice as wide as their rows, and each block has a panel at least.
+const fn room(units: usize) -> (usize, usize) {
+    let panel = LARGEST_PANEL * units;
+    (2 * ROW_PANELS + panel, COLUMN_PANELS + panel)
+}
 
 /// A matrix product. All addresses are valid for its sizes, and the target overlaps no operand.
 #[derive(Clone, Copy)]
-pub struct Product {
+pub struct Product<'a> {
     /// `M`.
     pub rows: usize,
     /// `N`.
@@ -61,17 +66,34 @@ pub struct Product {
     pub accumulate: bool,
     /// Adds the sum of each left line to these, or null; only for left lines across the depth.
     pub left_sums: *mut f32,
+    /// What else sums go through; then nothing is added, and the target is the ending's.
+    pub ending: Option<Ending<'a>>,
 }
 
 // SAFETY: addresses; threads write disjoint rectangles of the target.
-unsafe impl Send for Product {}
+unsafe impl Send for Product<'_> {}
 // SAFETY: as above.
-unsafe impl Sync for Product {}
+unsafe impl Sync for Product<'_> {}
 
-impl Product {
+impl Product<'_> {
     /// Multiplications and additions.
     pub fn flops(&self) -> f64 {
         2.0 * self.rows as f64 * self.columns as f64 * self.depth as f64
+    }
+
+    /// Elements of scratch that a thread needs.
+    pub fn scratch<K: TileKernel>(&self) -> usize {
+        let (rows, columns) = room(units_of::<K>(self.depth_block::<K>()).max(DEPTH_UNITS));
+        rows + columns
+    }
+
+    /// Depth elements in a block: as even as multiples of 32 allow; all of them where sums must be final at once.
+    fn depth_block<K: TileKernel>(&self) -> usize {
+        let blocks = match self.ending {
+            Some(_) => 1,
+            None => self.depth.div_ceil(DEPTH_UNITS * K::GROUP).max(1),
+        };
+        self.depth.div_ceil(blocks).next_multiple_of(32).max(32)
     }
 
     /// The rectangle of thread `index` of `threads`: of the grids with that many cells, the one that packs least.
@@ -91,7 +113,7 @@ impl Product {
         )
     }
 
-    /// Does the part of thread `index` of `threads` with `scratch` of [`SCRATCH`] elements.
+    /// Does the part of thread `index` of `threads` with [`Product::scratch`] elements.
     ///
     /// # Safety
     /// The product is valid, and parts of different indices may run at once but no other writer.
@@ -114,11 +136,15 @@ impl Product {
         columns: Range<usize>,
         scratch: &mut [f32],
     ) {
-        assert!(scratch.len() >= SCRATCH, "the scratch of a product has a fixed size");
-        let (row_panels, column_panels) = scratch.split_at_mut(ROW_PANELS);
-        let depth_block = depth_block(self.depth, K::GROUP);
-        for column in columns.clone().step_by(BLOCK_COLUMNS) {
-            let width = BLOCK_COLUMNS.min(columns.end - column);
+        let depth_block = self.depth_block::<K>();
+        let most_units = units_of::<K>(depth_block);
+        let (row_room, column_room) = room(most_units.max(DEPTH_UNITS));
+        assert!(scratch.len() >= row_room + column_room, "a product's scratch must hold its panels");
+        let (row_panels, column_panels) = scratch.split_at_mut(row_room);
+        let row_block = block_of(ROW_PANELS / most_units, kernel.rows());
+        let column_block = block_of(COLUMN_PANELS / most_units, kernel.columns());
+        for column in columns.clone().step_by(column_block) {
+            let width = column_block.min(columns.end - column);
             // A depth of zero still has its one, empty block: the target is to be set.
             for depth in (0..self.depth.max(1)).step_by(depth_block) {
                 let deep = depth_block.min(self.depth - depth);
@@ -128,11 +154,10 @@ impl Product {
                 unsafe {
                     let layout = PanelLayout::columns(kernel);
                     let operand = self.right.from(column, depth);
-                    assert!(layout.len(width, units) <= COLUMN_PANELS, "a block of columns must fit");
+                    assert!(layout.len(width, units) <= column_panels.len(), "a block of columns must fit");
                     let to = column_panels.as_mut_ptr();
                     pack(kernel.simd(), layout, operand, width, deep, units, to, std::ptr::null_mut());
                 }
-                let row_block = BLOCK_ROWS / kernel.rows() * kernel.rows();
                 for row in rows.clone().step_by(row_block) {
                     let height = row_block.min(rows.end - row);
                     // SAFETY: as above.
@@ -165,7 +190,7 @@ impl Product {
         let (s, layout, operand) =
             (kernel.simd(), PanelLayout::rows(kernel), self.left.from(rows.start, depth.start));
         let units = units_of::<K>(depth.len());
-        assert!(layout.len(rows.len(), units) <= ROW_PANELS, "a block of rows must fit");
+        assert!(layout.len(rows.len(), units) <= to.len(), "a block of rows must fit");
         let sums = if sums.is_null() { sums } else { sums.wrapping_add(rows.start) };
         // SAFETY: inside the operand; the panels fit; a row's sum is written by one thread.
         unsafe { pack(s, layout, operand, rows.len(), depth.len(), units, to.as_mut_ptr(), sums) };
@@ -191,6 +216,9 @@ impl Product {
                     if p.is_null() || !block.first { std::ptr::null() } else { p.wrapping_add(by) }
                 };
                 let target = Target {
+                    row,
+                    column,
+                    ending: self.ending.as_ref(),
                     start: self.target.wrapping_add(offset),
                     stride: self.stride,
                     rows: tile_rows.min(rows.end - row),
@@ -217,8 +245,7 @@ struct Block<K> {
     first: bool,
 }
 
-/// Depth elements in a block: as even as multiples of 32 allow.
-fn depth_block(depth: usize, group: usize) -> usize {
-    let blocks = depth.div_ceil(DEPTH_UNITS * group).max(1);
-    depth.div_ceil(blocks).next_multiple_of(32).max(32)
+/// The most lines, whole panels of `panel` and one at least, of about `lines`.
+fn block_of(lines: usize, panel: usize) -> usize {
+    (lines / panel).max(1) * panel
 }

@@ -4,8 +4,10 @@
 //! operand's lines either run along the depth in memory, and are transposed in registers, or across it, and are copied.
 //! Lines and depth beyond the operand become zeros. Rounding to bf16 happens here, nowhere else.
 
+use super::ending::unfold;
 use super::tile::TileKernel;
 use crate::cpu::simd::{Operation, Simd};
+use crate::device::Format;
 use std::ops::Range;
 
 /// A matrix whose lines are summed over with another's.
@@ -17,25 +19,48 @@ pub struct Operand {
     pub stride: usize,
     /// Whether a line's elements are neighbours in memory.
     pub along: bool,
-    /// Whether elements are bf16 in memory, two in the place of one f32; only along the depth.
+    /// Whether elements are bf16 in memory, two in the place of one f32.
     pub half: bool,
+    /// How far apart lines are that an ending takes together, or 0: see [`unfold`]; only along the depth.
+    pub fold: usize,
+    /// The first line of a folded matrix that is meant: 0 where [`Operand::from`] was not asked for another.
+    pub first: usize,
 }
 
 impl Operand {
     /// A matrix of f32 whose lines run along the depth, `stride` elements apart.
     pub fn along(start: *const f32, stride: usize) -> Self {
-        Self { start, stride, along: true, half: false }
+        Self { start, stride, along: true, half: false, fold: 0, first: 0 }
     }
 
     /// A matrix of f32 whose lines run across the depth, which is `stride` elements from one to the next.
     pub fn across(start: *const f32, stride: usize) -> Self {
-        Self { start, stride, along: false, half: false }
+        Self { along: false, ..Self::along(start, stride) }
+    }
+
+    /// The same matrix, kept in `format`.
+    pub fn kept(self, format: Format) -> Self {
+        Self { half: format == Format::Bf16, ..self }
     }
 
     /// The same matrix from line `line` and depth `depth` on.
     pub fn from(self, line: usize, depth: usize) -> Self {
-        let offset = if self.along { line * self.stride + depth } else { depth * self.stride + line };
-        Self { start: self.start.wrapping_byte_add(offset * self.bytes()), ..self }
+        match (self.fold, self.along) {
+            (0, true) => self.shifted(line * self.stride + depth),
+            (0, false) => self.shifted(depth * self.stride + line),
+            _ => Self { first: self.first + line, ..self.shifted(depth) },
+        }
+    }
+
+    #[inline(always)]
+    fn shifted(self, elements: usize) -> Self {
+        Self { start: self.start.wrapping_byte_add(elements * self.bytes()), ..self }
+    }
+
+    /// Address of the first element of a line along the depth, for vectors of `lanes`.
+    #[inline(always)]
+    fn line(self, line: usize, lanes: usize) -> *const f32 {
+        self.shifted(unfold(self.first + line, self.fold, lanes) * self.stride).start
     }
 
     /// Bytes of an element.
@@ -130,7 +155,8 @@ impl Operation for Panels {
             (true, 1, false, _) => self.each::<S, true, 1, false, false>(s),
             (true, 1, true, _) => self.each::<S, true, 1, true, false>(s),
             (true, _, _, _) => self.each::<S, true, 2, true, false>(s),
-            (false, _, _, true) => unreachable!("bf16 is packed along the depth only"),
+            (false, 1, _, true) => self.each::<S, false, 1, true, true>(s),
+            (false, _, _, true) => self.each::<S, false, 2, true, true>(s),
             (false, 1, false, _) => self.each::<S, false, 1, false, false>(s),
             (false, 1, true, _) => self.each::<S, false, 1, true, false>(s),
             (false, _, _, _) => self.each::<S, false, 2, true, false>(s),
@@ -154,7 +180,7 @@ impl Panels {
                     if ALONG {
                         panel.along::<S, GROUP, ROUND, HALF>(s, units);
                     } else {
-                        panel.across::<S, GROUP, ROUND>(s, units);
+                        panel.across::<S, GROUP, ROUND, HALF>(s, units);
                     }
                 }
             }
@@ -260,9 +286,9 @@ impl Panel {
         let stride = self.operand.stride;
         let (left, last) = (self.depth.saturating_sub(unit * GROUP), self.lines - 1);
         let line = if EDGE { line.min(last) } else { line };
-        // Of an empty rest nothing is read, wherever it would be.
+        // Of an empty rest nothing is read, wherever it would be. Lines of one vector follow each other, folded or not.
         let bytes = if HALF { 2 } else { 4 };
-        let mut from = self.operand.start.wrapping_byte_add((line * stride + unit * GROUP) * bytes);
+        let mut from = self.operand.line(line, S::LANES).wrapping_byte_add(unit * GROUP * bytes);
         let mut square = s.square();
         for (i, v) in square.as_mut().iter_mut().enumerate() {
             // SAFETY: a line of the operand, of which left elements remain.
@@ -295,7 +321,7 @@ impl Panel {
 
     /// One vector of the units of `LANES` lines at one unit of the depth, and the sums of their elements.
     #[inline(always)]
-    unsafe fn units_across<S: Simd, const GROUP: usize, const ROUND: bool>(
+    unsafe fn units_across<S: Simd, const GROUP: usize, const ROUND: bool, const HALF: bool>(
         &self,
         s: S,
         unit: usize,
@@ -307,19 +333,33 @@ impl Panel {
             return (s.splat(0.0), s.splat(0.0));
         }
         let stride = self.operand.stride;
-        let from = self.operand.start.wrapping_add(depth * stride + line);
-        s.prefetch(from.wrapping_add(TURN * GROUP * stride));
+        let from = self.operand.shifted(depth * stride + line).start;
+        let turn = self.operand.shifted((depth + TURN * GROUP) * stride + line).start;
+        s.prefetch(turn);
         // SAFETY: count lines at one or two depths of the operand.
         unsafe {
-            let v = s.load_up_to(from, count);
+            let v = Self::load::<S, HALF>(s, from, count);
             if GROUP == 1 {
-                return (if ROUND { s.round_bf16(v) } else { v }, v);
+                return (if ROUND && !HALF { s.round_bf16(v) } else { v }, v);
             }
-            let from = from.wrapping_add(stride);
-            s.prefetch(from.wrapping_add(TURN * GROUP * stride));
-            let second = if depth + 1 < self.depth { s.load_up_to(from, count) } else { s.splat(0.0) };
+            let bytes = if HALF { 2 } else { 4 };
+            s.prefetch(turn.wrapping_byte_add(stride * bytes));
+            let second = match depth + 1 < self.depth {
+                true => Self::load::<S, HALF>(s, from.wrapping_byte_add(stride * bytes), count),
+                false => s.splat(0.0),
+            };
             (s.pair(v, second), s.add(v, second))
         }
+    }
+
+    /// `count` neighbours.
+    ///
+    /// # Safety
+    /// They are readable.
+    #[inline(always)]
+    unsafe fn load<S: Simd, const HALF: bool>(s: S, from: *const f32, count: usize) -> S::V {
+        // SAFETY: passed on.
+        unsafe { if HALF { s.widen(from.cast(), count) } else { s.load_up_to(from, count) } }
     }
 
     /// Adds to the sums of the panel's lines from `line` on.
@@ -336,14 +376,18 @@ impl Panel {
 
     /// Lines across the depth.
     #[inline(always)]
-    unsafe fn across<S: Simd, const GROUP: usize, const ROUND: bool>(&self, s: S, units: Range<usize>) {
+    unsafe fn across<S: Simd, const GROUP: usize, const ROUND: bool, const HALF: bool>(
+        &self,
+        s: S,
+        units: Range<usize>,
+    ) {
         for line in (0..self.layout.width).step_by(S::LANES) {
             let mut sums = s.splat(0.0);
             if self.layout.run == 1 {
                 for unit in units.clone() {
                     // SAFETY: inside the operand and the panel.
                     unsafe {
-                        let (v, sum) = self.units_across::<S, GROUP, ROUND>(s, unit, line);
+                        let (v, sum) = self.units_across::<S, GROUP, ROUND, HALF>(s, unit, line);
                         sums = s.add(sums, sum);
                         s.store(self.to.add(unit * self.layout.width + line), v);
                     }
@@ -353,7 +397,8 @@ impl Panel {
                     let mut square = s.square();
                     for (i, v) in square.as_mut().iter_mut().enumerate() {
                         // SAFETY: inside the operand, zero beyond.
-                        let (units, sum) = unsafe { self.units_across::<S, GROUP, ROUND>(s, unit + i, line) };
+                        let (units, sum) =
+                            unsafe { self.units_across::<S, GROUP, ROUND, HALF>(s, unit + i, line) };
                         sums = s.add(sums, sum);
                         *v = units;
                     }

@@ -5,12 +5,19 @@
 //! element `p * columns + j`; in a row panel unit `p` of row `i` is element `p * row_stride + i` (except for kernels
 //! that keep [`TileKernel::ROW_RUN`] units of a row together).
 
+use super::ending::{Ending, Finish};
 use crate::cpu::simd::{Operation, Simd};
 use std::marker::PhantomData;
 
 /// Where a tile goes, and what is added to it on the way.
 #[derive(Clone, Copy)]
-pub struct Target {
+pub struct Target<'a> {
+    /// First row of the tile in the product's target; only an ending asks.
+    pub row: usize,
+    /// First column, as panels count them; only an ending asks.
+    pub column: usize,
+    /// What else sums go through; where it is given, nothing of the following but the numbers of rows and columns counts.
+    pub ending: Option<&'a Ending<'a>>,
     /// First element of the tile.
     pub start: *mut f32,
     /// Elements from one row to the next, of the residual too.
@@ -68,7 +75,7 @@ pub trait TileKernel: Copy + Send + Sync {
     /// `rows` holds that many units of the target's rows (of all rows, where rows keep runs of units), `columns` of a
     /// full tile's columns; target, bias, residual and row factors are valid for the tile; `begin` was called on this
     /// thread.
-    unsafe fn tile(self, units: usize, rows: Units, columns: Units, target: &Target);
+    unsafe fn tile(self, units: usize, rows: Units, columns: Units, target: &Target<'_>);
 }
 
 /// How units are multiplied.
@@ -139,7 +146,7 @@ impl<S: Simd, D: Dot> TileKernel for Vectors<S, D> {
         S::TILE_VECTORS * S::LANES
     }
 
-    unsafe fn tile(self, units: usize, rows: Units, columns: Units, target: &Target) {
+    unsafe fn tile(self, units: usize, rows: Units, columns: Units, target: &Target<'_>) {
         debug_assert!(target.rows <= S::TILE_ROWS && target.columns <= self.columns());
         // One compiled kernel for each number of rows: a short tile costs only its own rows.
         macro_rules! of_rows {
@@ -164,7 +171,7 @@ struct Tile<'a, D, const ROWS: usize, const VECTORS: usize> {
     units: usize,
     rows: Units,
     columns: Units,
-    target: &'a Target,
+    target: &'a Target<'a>,
     dot: PhantomData<D>,
 }
 
@@ -200,9 +207,26 @@ impl<D: Dot, const ROWS: usize, const VECTORS: usize> Operation for Tile<'_, D, 
                 column = column.wrapping_add(self.columns.stride);
             }
         }
+        if let Some(ending) = self.target.ending {
+            return end_tile::<S, ROWS, VECTORS>(s, self.target, ending, &sums);
+        }
         // SAFETY: the target is valid for this tile by the same contract.
         unsafe { finish_tile(s, self.target, sums) };
     }
+}
+
+/// Hands a tile's sums to its ending.
+#[inline(always)]
+fn end_tile<S: Simd, const ROWS: usize, const VECTORS: usize>(
+    s: S,
+    target: &Target,
+    ending: &Ending,
+    sums: &[[S::V; VECTORS]; ROWS],
+) {
+    let width = VECTORS * S::LANES;
+    // SAFETY: a vector is LANES elements, by the contract of Simd, and at least as aligned as one.
+    let sums = unsafe { std::slice::from_raw_parts(sums.as_ptr().cast::<f32>(), ROWS * width) };
+    s.vectorize(Finish { sums, width, target, ending });
 }
 
 /// Stores a tile's sums by the shortest way that its target allows: a tile may take no longer than a hundred steps of

@@ -342,21 +342,24 @@ impl Operation {
                 let (bias, residual) = (bias.then_some(bias_span), residual.then_some(residual_span));
                 device.linear_forward(
                     Linear { rows, inputs, outputs },
-                    x,
+                    x.into(),
                     weight.into(),
                     bias,
                     residual,
-                    out,
+                    Epilogue::None,
+                    out.into(),
                 );
             }
             Self::LinearInput { rows, inputs, outputs } => {
                 let [d_out, weight, d_x] = prepared.all();
-                device.linear_backward_input(Linear { rows, inputs, outputs }, d_out, weight, d_x, false);
+                let shape = Linear { rows, inputs, outputs };
+                let (d_out, weight) = (d_out.into(), weight.into());
+                device.linear_backward_input(shape, d_out, weight, Through::None, d_x.into());
             }
             Self::LinearWeight { rows, inputs, outputs, bias } => {
                 let [d_out, x, d_weight, d_bias] = prepared.all();
                 let (shape, d_bias) = (Linear { rows, inputs, outputs }, bias.then_some(d_bias));
-                device.linear_backward_weight(shape, d_out, x, d_weight, d_bias);
+                device.linear_backward_weight(shape, d_out.into(), x.into(), d_weight, d_bias);
             }
             Self::AttentionForward(heads) => {
                 let [qkv, out, log_sum_exp] = prepared.all();
@@ -373,7 +376,8 @@ impl Operation {
             }
             Self::NormForward { width, layer, .. } => {
                 let [x, weight, bias, out, statistics] = prepared.all();
-                device.norm_forward(norm(width, layer), x, weight, layer.then_some(bias), out, statistics);
+                let bias = layer.then_some(bias);
+                device.norm_forward(norm(width, layer), x, weight, bias, out.into(), statistics);
             }
             Self::NormBackward { width, layer, .. } => {
                 let [x, weight, _, _, statistics, d_out, d_residual, d_x, d_weight, d_bias] = prepared.all();
@@ -383,20 +387,28 @@ impl Operation {
                     x,
                     weight,
                     statistics,
-                    d_out,
+                    d_out.into(),
                     Some(d_residual),
                     d_x,
                     d_weight,
                     d_bias,
                 );
             }
-            Self::GeluForward { .. } => device.gelu_forward(prepared.get(0), prepared.get(1)),
-            Self::GeluBackward { .. } => {
-                device.gelu_backward(prepared.get(0), prepared.get(1), prepared.get(2));
+            Self::GeluForward { elements } => {
+                let [x, out] = prepared.all().map(Matrix::from);
+                device.gelu_forward(elements, x, out);
             }
-            Self::SwigluForward { rows, .. } => device.swiglu_forward(rows, prepared.get(0), prepared.get(1)),
-            Self::SwigluBackward { rows, .. } => {
-                device.swiglu_backward(rows, prepared.get(0), prepared.get(1), prepared.get(2));
+            Self::GeluBackward { elements } => {
+                let [x, d_out, d_x] = prepared.all().map(Matrix::from);
+                device.gelu_backward(elements, x, d_out, d_x);
+            }
+            Self::SwigluForward { rows, width } => {
+                let [gate_up, out] = prepared.all().map(Matrix::from);
+                device.swiglu_forward(rows, width, gate_up, out);
+            }
+            Self::SwigluBackward { rows, width } => {
+                let [gate_up, d_out, d_gate_up] = prepared.all().map(Matrix::from);
+                device.swiglu_backward(rows, width, gate_up, d_out, d_gate_up);
             }
             Self::CrossEntropy { vocabulary, .. } => {
                 let shape = CrossEntropy { targets: &prepared.tokens, vocabulary, width: vocabulary };
