@@ -371,9 +371,9 @@ pub trait Device: Send + Sync {
     /// Turns the heads of each row, in place.
     fn rope(&self, shape: Rope, x: Rows);
 
-    /// `out[B * T, H * D]` and `log_sum_exp[B, H, T]` of the scaled scores.
+    /// `out[B * T, H * D]` and `log_sum_exp[B, H, T]` of the scaled scores. All but these sums share one format.
     fn attention_forward(&self, shape: Attention, q: Rows, k: Rows, v: Rows, out: Matrix, log_sum_exp: Span);
-    /// Sets `d_q`, `d_k` and `d_v`. Requires `query_len == key_len == key_rows`.
+    /// Sets `d_q`, `d_k` and `d_v`. Requires `query_len == key_len == key_rows`, and one format but for the sums.
     #[allow(clippy::too_many_arguments, reason = "each is a tensor of the operation")]
     fn attention_backward(
         &self,

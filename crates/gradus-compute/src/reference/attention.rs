@@ -1,7 +1,7 @@
 //! Causal attention, one query at a time.
 
 use super::Reference;
-use crate::device::{Attention, Rows};
+use crate::device::{Attention, Matrix, Rows};
 
 /// Closed-up rows of queries, keys and values; of the keys only those in use.
 pub(super) struct Inputs {
@@ -14,7 +14,7 @@ impl Inputs {
     pub(super) fn read(device: &Reference, shape: Attention, q: Rows, k: Rows, v: Rows) -> Self {
         let kv_width = shape.kv_heads * shape.head_size;
         let keys = |rows: Rows| {
-            let all = device.get(rows.span);
+            let all = device.get_matrix(Matrix { span: rows.span, format: rows.format });
             let row_of = |b: usize, i: usize| (b * shape.key_rows + i) * rows.stride;
             (0..shape.batch)
                 .flat_map(|b| (0..shape.key_len).map(move |i| (b, i)))

@@ -8,10 +8,10 @@ use super::{
     ACROSS, Deep, DotOperation, HeadRows, Item, Kernel, Pieces, SmallProduct, Useful, deepen, down,
     pack_lines, panels_len, pieces_len, rounded,
 };
-use crate::cpu::gemm::{Dot, TileKernel};
+use crate::cpu::gemm::{Dot, Operand, TileKernel};
 use crate::cpu::memory::Elements;
 use crate::cpu::simd::{Operation, Simd};
-use crate::device::Attention;
+use crate::device::{Attention, Format};
 use std::marker::PhantomData;
 use std::ops::Range;
 
@@ -41,16 +41,33 @@ pub struct Backward<'a> {
     pub scratch: &'a mut [f32],
 }
 
-fn scratch_lens(shape: Attention) -> [usize; 14] {
-    let (len, size) = (shape.key_len, shape.head_size);
-    let (lines, depth) = (panels_len(len, size), panels_len(size, len));
-    let block = ACROSS * ACROSS;
-    [lines, lines, depth, lines, lines, depth, depth, block, block, block, block / 2, len, len, len]
+/// Lengths of the pieces of scratch.
+struct Lens {
+    lines: usize,
+    depth: usize,
+    block: usize,
+    queries: usize,
+    sums: usize,
 }
 
-/// Elements of scratch that an item needs.
-pub fn backward_scratch(shape: Attention) -> usize {
-    pieces_len(&scratch_lens(shape))
+impl Lens {
+    fn new(shape: Attention, format: Format) -> Self {
+        let (len, size) = (shape.key_len, shape.head_size);
+        Self {
+            lines: panels_len(len, size),
+            depth: panels_len(size, len),
+            block: ACROSS * ACROSS,
+            queries: len,
+            sums: if format == Format::Bf16 { len * size } else { 0 },
+        }
+    }
+}
+
+/// Elements of scratch that an item needs whose gradients are kept in `format`.
+pub fn backward_scratch(shape: Attention, format: Format) -> usize {
+    let Lens { lines, depth, block, queries, sums } = Lens::new(shape, format);
+    let of = |count: usize, len: usize| count * pieces_len(&[len]);
+    of(4, lines) + of(3, depth) + of(3, block) + of(1, block / 2) + of(3, queries) + of(3, sums)
 }
 
 /// An item's scratch.
@@ -73,10 +90,130 @@ pub(super) struct Work<'a> {
     pub(super) transposed: &'a mut [f32],
     /// Where gradients of scores are paired along the keys before they are transposed: half a block.
     pub(super) along: &'a mut [f32],
+    /// Gradients of keys and values, and of one head's queries.
+    d_keys: Gradient,
+    d_values: Gradient,
+    d_queries: Gradient,
+    /// Room for these three, where they are kept in bf16.
+    gradients: [&'a mut [f32]; 3],
     /// For each query: log-sum-exp in units of log 2, `sum(d_out * out)`, first key.
     pub(super) sums: &'a mut [f32],
     pub(super) means: &'a mut [f32],
     pub(super) first: &'a mut [f32],
+}
+
+impl<'a> Work<'a> {
+    fn new(shape: Attention, format: Format, scratch: &'a mut [f32]) -> Self {
+        let (mut pieces, lens) = (Pieces(scratch), Lens::new(shape, format));
+        let [keys, values, queries, d_out] = pieces.take_each(lens.lines);
+        let deep = pieces.take_each(lens.depth);
+        let [p, d_scores, transposed] = pieces.take_each(lens.block);
+        let along = pieces.take(lens.block / 2);
+        let [sums, means, first] = pieces.take_each(lens.queries);
+        Self {
+            keys,
+            values,
+            keys_deep: Deep::NONE,
+            queries,
+            d_out,
+            queries_deep: Deep::NONE,
+            d_out_deep: Deep::NONE,
+            deep,
+            p,
+            d_scores,
+            transposed,
+            along,
+            d_keys: Gradient::NONE,
+            d_values: Gradient::NONE,
+            d_queries: Gradient::NONE,
+            gradients: pieces.take_each(lens.sums),
+            sums,
+            means,
+            first,
+        }
+    }
+}
+
+/// Where rows of a head's gradient are summed, in f32.
+#[derive(Clone, Copy)]
+struct Gradient {
+    start: *mut f32,
+    stride: usize,
+}
+
+impl Gradient {
+    /// Before there is one.
+    const NONE: Self = Self { start: std::ptr::null_mut(), stride: 0 };
+
+    /// Of zeros: in its own place where that is f32, else in `room`.
+    ///
+    /// # Safety
+    /// The rows are the caller's alone; so is the room, which holds them, for as long as the gradient is used.
+    unsafe fn begin(to: Head, room: &mut [f32]) -> Self {
+        let (start, stride) = match to.rows.format {
+            Format::F32 => (to.at(), to.rows.stride),
+            Format::Bf16 => (room.as_mut_ptr(), to.size),
+        };
+        for i in 0..to.count {
+            // SAFETY: as the caller says.
+            unsafe { start.add(i * stride).write_bytes(0, to.size) };
+        }
+        Self { start, stride }
+    }
+
+    /// The same from row `row` on.
+    fn from(self, row: usize) -> Self {
+        Self { start: self.start.wrapping_add(row * self.stride), ..self }
+    }
+}
+
+/// Rows of one head, from row `row` on.
+#[derive(Clone, Copy)]
+struct Head {
+    rows: HeadRows,
+    row: usize,
+    head: usize,
+    /// How many.
+    count: usize,
+    /// Elements of each.
+    size: usize,
+}
+
+impl Head {
+    fn at(self) -> *mut f32 {
+        self.rows.at(self.row, self.head, self.size)
+    }
+
+    fn along(self) -> Operand {
+        self.rows.along(self.row, self.head, self.size)
+    }
+
+    fn across(self) -> Operand {
+        self.rows.across(self.row, self.head, self.size)
+    }
+}
+
+/// Writes a gradient, summed elsewhere, to its place.
+struct Write {
+    from: Gradient,
+    to: Head,
+}
+
+impl Operation for Write {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let Head { rows, row, head, count, size } = self.to;
+        for i in 0..count {
+            let (from, to) = (self.from.from(i).start, rows.at(row + i, head, size));
+            for at in (0..size).step_by(S::LANES) {
+                let count = S::LANES.min(size - at);
+                // SAFETY: inside a row of the gradient, and of this item's own part of the tensor.
+                unsafe { rows.store(s, to, at, count, s.load_up_to(from.add(at), count)) };
+            }
+        }
+    }
 }
 
 impl DotOperation for Backward<'_> {
@@ -86,63 +223,65 @@ impl DotOperation for Backward<'_> {
 }
 
 fn run<S: Simd, D: Dot>(mut this: Backward, s: S) {
-    let mut pieces = Pieces(std::mem::take(&mut this.scratch));
-    let [a, b, c, d, e, f, g, h, i, j, n, k, l, m] =
-        scratch_lens(this.item.shape).map(|len| pieces.take(len));
-    let mut work = Work {
-        keys: a,
-        values: b,
-        keys_deep: Deep::NONE,
-        deep: [c, f, g],
-        queries: d,
-        d_out: e,
-        queries_deep: Deep::NONE,
-        d_out_deep: Deep::NONE,
-        p: h,
-        d_scores: i,
-        transposed: j,
-        along: n,
-        sums: k,
-        means: l,
-        first: m,
-    };
+    let scratch = std::mem::take(&mut this.scratch);
+    let mut work = Work::new(this.item.shape, this.d_q.format, scratch);
     this.item.first_keys(work.first);
     this.begin_keys::<S, D>(s, &mut work);
     for head in this.item.heads() {
         this.begin_head::<S, D>(s, head, &mut work);
         for key in (0..this.item.shape.key_len).step_by(ACROSS) {
-            this.keys::<S, D>(s, head, key..this.item.shape.key_len.min(key + ACROSS), &mut work);
+            this.keys::<S, D>(s, key..this.item.shape.key_len.min(key + ACROSS), &mut work);
         }
+        finish(s, work.d_queries, this.head_of_queries(this.d_q, head));
+    }
+    finish(s, work.d_keys, this.head_of_keys(this.d_k));
+    finish(s, work.d_values, this.head_of_keys(this.d_v));
+}
+
+/// Writes a gradient, unless it was summed in its place.
+fn finish<S: Simd>(s: S, from: Gradient, to: Head) {
+    if to.rows.half() {
+        s.vectorize(Write { from, to });
     }
 }
 
 impl Backward<'_> {
+    /// The item's rows of keys, or the like.
+    fn head_of_keys(&self, rows: HeadRows) -> Head {
+        let Item { shape, kv_head, .. } = self.item;
+        let (count, size) = (shape.key_len, shape.head_size);
+        Head { rows, row: self.item.key_row(), head: kv_head, count, size }
+    }
+
+    /// The rows of a head's queries, or the like.
+    fn head_of_queries(&self, rows: HeadRows, head: usize) -> Head {
+        let (count, size) = (self.item.shape.query_len, self.item.shape.head_size);
+        Head { rows, row: self.item.query_row(), head, count, size }
+    }
+
     /// Packs keys and values, and clears their gradients.
     fn begin_keys<S: Simd, D: Dot>(&self, s: S, work: &mut Work) {
-        let Item { shape, kv_head, .. } = self.item;
-        let (row, len, size) = (self.item.key_row(), shape.key_len, shape.head_size);
-        let (k, v) = (self.k.at(row, kv_head, size), self.v.at(row, kv_head, size));
+        let (k, v) = (self.head_of_keys(self.k), self.head_of_keys(self.v));
         // SAFETY: the item's keys and values are readable, their gradients its own, by the word of the device.
         unsafe {
-            pack_lines::<S, D>(s, false, k, self.k.stride, len, size, work.keys);
-            pack_lines::<S, D>(s, false, v, self.v.stride, len, size, work.values);
-            work.keys_deep = deepen::<S, D>(s, k, self.k.stride, len, size, work.deep[0]);
-            clear(self.d_k, row, kv_head, len, size);
-            clear(self.d_v, row, kv_head, len, size);
+            pack_lines::<S, D>(s, false, k.along(), k.count, k.size, work.keys);
+            pack_lines::<S, D>(s, false, v.along(), v.count, v.size, work.values);
+            work.keys_deep = deepen::<S, D>(s, k.across(), k.count, k.size, work.deep[0]);
+            work.d_keys = Gradient::begin(self.head_of_keys(self.d_k), work.gradients[0]);
+            work.d_values = Gradient::begin(self.head_of_keys(self.d_v), work.gradients[1]);
         }
     }
 
     /// Packs one head's queries and output gradients, and clears the gradients of queries.
     fn begin_head<S: Simd, D: Dot>(&self, s: S, head: usize, work: &mut Work) {
-        let (row, len, size) = (self.item.query_row(), self.item.shape.query_len, self.item.shape.head_size);
-        let (q, d_out) = (self.q.at(row, head, size), self.d_out.at(row, head, size));
+        let (q, d_out) = (self.head_of_queries(self.q, head), self.head_of_queries(self.d_out, head));
         // SAFETY: the head's rows are readable, and the gradient of its queries its own, by the word of the device.
         unsafe {
-            pack_lines::<S, D>(s, true, q, self.q.stride, len, size, work.queries);
-            pack_lines::<S, D>(s, true, d_out, self.d_out.stride, len, size, work.d_out);
-            work.queries_deep = deepen::<S, D>(s, q, self.q.stride, len, size, work.deep[1]);
-            work.d_out_deep = deepen::<S, D>(s, d_out, self.d_out.stride, len, size, work.deep[2]);
-            clear(self.d_q, row, head, len, size);
+            pack_lines::<S, D>(s, true, q.along(), q.count, q.size, work.queries);
+            pack_lines::<S, D>(s, true, d_out.along(), q.count, q.size, work.d_out);
+            work.queries_deep = deepen::<S, D>(s, q.across(), q.count, q.size, work.deep[1]);
+            work.d_out_deep = deepen::<S, D>(s, d_out.across(), q.count, q.size, work.deep[2]);
+            work.d_queries = Gradient::begin(self.head_of_queries(self.d_q, head), work.gradients[2]);
         }
         for (query, sum) in work.sums.iter_mut().enumerate() {
             // SAFETY: the head's own log-sum-exp.
@@ -153,24 +292,17 @@ impl Backward<'_> {
     }
 
     /// All queries that see a block of keys.
-    fn keys<S: Simd, D: Dot>(&self, s: S, head: usize, keys: Range<usize>, work: &mut Work) {
+    fn keys<S: Simd, D: Dot>(&self, s: S, keys: Range<usize>, work: &mut Work) {
         let (len, step) = (self.item.shape.query_len, down::<S, D>());
         for query in (keys.start / step * step..len).step_by(step) {
             if work.first[query] as usize >= keys.end {
                 break;
             }
-            self.block::<S, D>(s, head, query..len.min(query + step), keys.clone(), work);
+            self.block::<S, D>(s, query..len.min(query + step), keys.clone(), work);
         }
     }
 
-    fn block<S: Simd, D: Dot>(
-        &self,
-        s: S,
-        head: usize,
-        queries: Range<usize>,
-        keys: Range<usize>,
-        work: &mut Work,
-    ) {
+    fn block<S: Simd, D: Dot>(&self, s: S, queries: Range<usize>, keys: Range<usize>, work: &mut Work) {
         self.scores::<S, D>(s, work.queries, work.keys, &queries, &keys, work.p);
         self.scores::<S, D>(s, work.d_out, work.values, &queries, &keys, work.d_scores);
         let last = work.first[queries.end - 1] as usize;
@@ -185,20 +317,18 @@ impl Backward<'_> {
             work,
             dot: PhantomData::<D>,
         });
-        let kv_head = self.item.kv_head;
-        let (key, query) = (self.item.key_row() + keys.start, self.item.query_row() + queries.start);
         let diagonal = queries.start as isize - keys.start as isize;
         let (rows, depth) = (keys.len(), queries.len());
         let (deep, useful) = (work.d_out_deep.from::<D>(queries.start), Useful::DepthFrom(diagonal));
-        self.gradient::<S, D>(s, (work.p, rows), (deep, depth), (self.d_v, key, kv_head), useful);
+        self.gradient::<S, D>(s, (work.p, rows), (deep, depth), work.d_values.from(keys.start), useful);
         let deep = work.queries_deep.from::<D>(queries.start);
-        self.gradient::<S, D>(s, (work.d_scores, rows), (deep, depth), (self.d_k, key, kv_head), useful);
+        self.gradient::<S, D>(s, (work.d_scores, rows), (deep, depth), work.d_keys.from(keys.start), useful);
         let (deep, useful) = (work.keys_deep.from::<D>(keys.start), Useful::DepthUpTo(diagonal));
         self.gradient::<S, D>(
             s,
             (work.transposed, queries.len()),
             (deep, keys.len()),
-            (self.d_q, query, head),
+            work.d_queries.from(queries.start),
             useful,
         );
     }
@@ -242,7 +372,7 @@ impl Backward<'_> {
         s: S,
         (left, rows): (&[f32], usize),
         (deep, depth): (Deep, usize),
-        (to, row, head): (HeadRows, usize, usize),
+        to: Gradient,
         useful: Useful,
     ) {
         let kernel = Kernel::<S, D>::new(s);
@@ -257,7 +387,7 @@ impl Backward<'_> {
             right: deep.start,
             right_panel: deep.panel,
             right_stride: deep.stride,
-            target: to.at(row, head, shape.head_size),
+            target: to.start,
             stride: to.stride,
             accumulate: true,
             row_scale: std::ptr::null(),
@@ -265,17 +395,6 @@ impl Backward<'_> {
         };
         // SAFETY: a block's rows and depth are inside its piece and the panels; the gradient is this item's own.
         unsafe { product.run::<S, D>(s) };
-    }
-}
-
-/// Sets a head's rows to zero.
-///
-/// # Safety
-/// They are the caller's alone.
-unsafe fn clear(to: HeadRows, row: usize, head: usize, rows: usize, size: usize) {
-    for i in 0..rows {
-        // SAFETY: as the caller says.
-        unsafe { to.elements.slice_mut((row + i) * to.stride + head * size, size).fill(0.0) };
     }
 }
 
@@ -301,7 +420,8 @@ impl<D: Dot> Operation for Means<'_, D> {
             for at in (0..size).step_by(S::LANES) {
                 let count = S::LANES.min(size - at);
                 // SAFETY: inside the head.
-                let (a, b) = unsafe { (s.load_up_to(a.add(at), count), s.load_up_to(b.add(at), count)) };
+                let (a, b) =
+                    unsafe { (self.of.out.load(s, a, at, count), self.of.d_out.load(s, b, at, count)) };
                 sum = s.mul_add(a, rounded::<S, D>(s, b), sum);
             }
             *mean = s.sum(sum);

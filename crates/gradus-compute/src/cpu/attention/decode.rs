@@ -1,4 +1,4 @@
-//! Attention of a few queries over many keys: decoding. Keys and values are streamed once, unpacked.
+//! Attention of a few queries over many keys: decoding. Keys and values are streamed once, unpacked; all is kept in f32.
 
 use super::{HeadRows, Item, LOWEST, Pieces, pieces_len};
 use crate::cpu::math::exp2;

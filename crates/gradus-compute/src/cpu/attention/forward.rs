@@ -26,7 +26,7 @@ pub struct Forward<'a> {
     /// Values.
     pub v: HeadRows,
     /// `[B * T, H * D]`.
-    pub out: Elements,
+    pub out: HeadRows,
     /// `[B, H, T]`.
     pub log_sum_exp: Elements,
     /// The blocks to compute, of [`Forward::blocks`].
@@ -96,8 +96,8 @@ fn run<S: Simd, D: Dot>(mut this: Forward, s: S) {
     let (row, head, size) = (this.item.key_row(), this.item.kv_head, shape.head_size);
     // SAFETY: the item's keys and values are readable by the word of the device.
     let values = unsafe {
-        pack_lines::<S, D>(s, true, this.k.at(row, head, size), this.k.stride, shape.key_len, size, keys);
-        deepen::<S, D>(s, this.v.at(row, head, size), this.v.stride, shape.key_len, size, values)
+        pack_lines::<S, D>(s, true, this.k.along(row, head, size), shape.key_len, size, keys);
+        deepen::<S, D>(s, this.v.across(row, head, size), shape.key_len, size, values)
     };
     let mut work = Work { keys, values, queries, scores, sums, running, first };
     this.item.first_keys(work.first);
@@ -115,8 +115,8 @@ impl Forward<'_> {
         let size = self.item.shape.head_size;
         // SAFETY: the block's queries are readable; the piece was sized for a block.
         unsafe {
-            let queries = self.q.at(self.item.query_row() + block.start, block.head, size);
-            pack_lines::<S, D>(s, false, queries, self.q.stride, block.count, size, work.queries);
+            let queries = self.q.along(self.item.query_row() + block.start, block.head, size);
+            pack_lines::<S, D>(s, false, queries, block.count, size, work.queries);
         }
         work.sums.fill(0.0);
         work.running[..ACROSS].fill(LOWEST);
@@ -337,13 +337,13 @@ impl Operation for Finish<'_> {
             let (most, total) = (self.running[i], self.running[ACROSS + i]);
             let from = &self.sums[i * size.next_multiple_of(PANEL)..][..size];
             let row = item.query_row() + self.block.start + i;
-            let to = self.of.out.at((row * item.shape.heads + self.block.head) * size);
+            let to = self.of.out.at(row, self.block.head, size);
             for at in (0..size).step_by(S::LANES) {
                 let count = S::LANES.min(size - at);
                 // SAFETY: inside the query's head of the output, which this item alone writes.
                 unsafe {
                     let v = s.load_up_to(from.as_ptr().add(at), count);
-                    s.store_up_to(to.add(at), count, s.mul(v, s.splat(1.0 / total)));
+                    self.of.out.store(s, to, at, count, s.mul(v, s.splat(1.0 / total)));
                 }
             }
             let sum = (most + total.log2()) * std::f32::consts::LN_2;

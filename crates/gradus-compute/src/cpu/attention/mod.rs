@@ -7,7 +7,8 @@
 //! probabilities are powers of two.
 //! Products multiply as the device's precision says: in f32, or with operands rounded to bf16 (queries, keys, values,
 //! output gradients, probabilities and gradients of scores), which are packed in pairs where the processor multiplies pairs.
-//! Sums, scores and the softmax are f32 in any case.
+//! Sums, scores and the softmax are f32 in any case. Tensors may be kept in bf16: then what is written is rounded once, after
+//! all of its sum was made in f32 (gradients in scratch), and what is read is packed without rounding.
 //! Invariants: an item writes only its own rows and heads; its sums are made in a fixed order.
 
 mod backward;
@@ -22,7 +23,7 @@ pub use forward::{Forward, forward_scratch};
 use super::gemm::{Dot, Operand, PanelLayout, Target, TileKernel, Units, Vectors, pack};
 use super::memory::Elements;
 use super::simd::Simd;
-use crate::device::Attention;
+use crate::device::{Attention, Format};
 use std::ops::Range;
 
 /// Queries (forward) or keys (backward) across a block of scores: a multiple of every family's panel of columns.
@@ -54,12 +55,65 @@ pub struct HeadRows {
     pub elements: Elements,
     /// Elements from one row to the next.
     pub stride: usize,
+    /// How elements are kept.
+    pub format: Format,
 }
 
 impl HeadRows {
-    /// Address of a row's head.
+    /// Whether elements are bf16.
+    #[inline(always)]
+    fn half(&self) -> bool {
+        self.format == Format::Bf16
+    }
+
+    /// Address of a row's head, of whatever format.
+    #[inline(always)]
     fn at(&self, row: usize, head: usize, head_size: usize) -> *mut f32 {
-        self.elements.at(row * self.stride + head * head_size)
+        let index = row * self.stride + head * head_size;
+        debug_assert!(index <= self.elements.len() * self.format.each(), "element {index} is outside");
+        self.elements.at(0).wrapping_byte_add(index * if self.half() { 2 } else { 4 })
+    }
+
+    /// A head of the rows from `row` on, as lines along it.
+    fn along(&self, row: usize, head: usize, head_size: usize) -> Operand {
+        Operand { half: self.half(), ..Operand::along(self.at(row, head, head_size), self.stride) }
+    }
+
+    /// The same as lines across them: each is an element of the head.
+    fn across(&self, row: usize, head: usize, head_size: usize) -> Operand {
+        Operand { along: false, ..self.along(row, head, head_size) }
+    }
+
+    /// `count` elements from element `at` of a head on, zero in the other lanes.
+    ///
+    /// # Safety
+    /// They are readable from `head`, an address of [`HeadRows::at`], on.
+    #[inline(always)]
+    unsafe fn load<S: Simd>(&self, s: S, head: *const f32, at: usize, count: usize) -> S::V {
+        // SAFETY: passed on.
+        unsafe {
+            if self.half() {
+                s.widen(head.cast::<u16>().add(at), count)
+            } else {
+                s.load_up_to(head.add(at), count)
+            }
+        }
+    }
+
+    /// Sets `count` elements from element `at` of a head on.
+    ///
+    /// # Safety
+    /// They are writable from `head`, an address of [`HeadRows::at`], on.
+    #[inline(always)]
+    unsafe fn store<S: Simd>(&self, s: S, head: *mut f32, at: usize, count: usize, v: S::V) {
+        // SAFETY: passed on.
+        unsafe {
+            if self.half() {
+                s.narrow(head.cast::<u16>().add(at), count, v);
+            } else {
+                s.store_up_to(head.add(at), count, v);
+            }
+        }
     }
 }
 
@@ -132,6 +186,10 @@ impl<'a> Pieces<'a> {
         self.0 = rest;
         &mut piece[..len]
     }
+
+    fn take_each<const N: usize>(&mut self, len: usize) -> [&'a mut [f32]; N] {
+        std::array::from_fn(|_| self.take(len))
+    }
 }
 
 /// Elements that [`Pieces::take`] uses for pieces of these lengths.
@@ -161,18 +219,17 @@ fn down<S: Simd, D: Dot>() -> usize {
 unsafe fn pack_lines<S: Simd, D: Dot>(
     s: S,
     rows: bool,
-    from: *const f32,
-    stride: usize,
+    from: Operand,
     lines: usize,
     size: usize,
     to: &mut [f32],
 ) {
     let kernel = Kernel::<S, D>::new(s);
     let layout = if rows { PanelLayout::rows(kernel) } else { PanelLayout::columns(kernel) };
-    let (operand, units) = (Operand::along(from, stride), size.div_ceil(D::GROUP));
+    let units = size.div_ceil(D::GROUP);
     assert!(to.len() >= layout.len(lines, units), "panels must fit their piece of scratch");
     // SAFETY: as the caller says, and as asserted.
-    unsafe { pack(s, layout, operand, lines, size, units, to.as_mut_ptr(), std::ptr::null_mut()) };
+    unsafe { pack(s, layout, from, lines, size, units, to.as_mut_ptr(), std::ptr::null_mut()) };
 }
 
 /// Rows of one head as the right side of a product over rows: column panels of the head's elements.
@@ -196,28 +253,20 @@ impl Deep {
     }
 }
 
-/// Rows of one head as the right side of a product over rows: in place where they are multiplied as they are and the head
-/// is whole panels, else packed.
+/// Rows of one head, as lines across them, as the right side of a product over rows: in place where they are multiplied as
+/// they are and the head is whole panels, else packed.
 ///
 /// # Safety
 /// `from` is readable for `rows` rows.
-unsafe fn deepen<S: Simd, D: Dot>(
-    s: S,
-    from: *const f32,
-    stride: usize,
-    rows: usize,
-    size: usize,
-    to: &mut [f32],
-) -> Deep {
+unsafe fn deepen<S: Simd, D: Dot>(s: S, from: Operand, rows: usize, size: usize, to: &mut [f32]) -> Deep {
     let layout = PanelLayout::columns(Kernel::<S, D>::new(s));
-    if !D::ROUND && size.is_multiple_of(layout.lines) {
-        return Deep { start: from, panel: layout.lines, stride };
+    if !D::ROUND && !from.half && size.is_multiple_of(layout.lines) {
+        return Deep { start: from.start, panel: layout.lines, stride: from.stride };
     }
     let units = rows.div_ceil(D::GROUP);
     assert!(to.len() >= layout.len(size, units), "panels must fit their piece of scratch");
-    let operand = Operand::across(from, stride);
     // SAFETY: as the caller says, and as asserted.
-    unsafe { pack(s, layout, operand, size, rows, units, to.as_mut_ptr(), std::ptr::null_mut()) };
+    unsafe { pack(s, layout, from, size, rows, units, to.as_mut_ptr(), std::ptr::null_mut()) };
     Deep { start: to.as_ptr(), panel: layout.width * units, stride: layout.width }
 }
 

@@ -8,9 +8,18 @@ use crate::cpu::pool::part;
 use crate::device::{Attention, Format, Matrix, Rows};
 use gradus_memory::Span;
 
-/// A whole span as rows of `width`.
-fn as_rows(span: Span, width: usize) -> Columns {
-    Columns { rows: Rows { span, stride: width.max(1), format: Format::F32 }, width }
+/// A whole span as one row.
+fn as_row(span: Span) -> Columns {
+    Columns { rows: Rows { span, stride: span.len.max(1), format: Format::F32 }, width: span.len }
+}
+
+/// The format that all tensors of an operation share.
+fn shared_format<const N: usize>(formats: [Format; N]) -> Format {
+    assert!(
+        formats.iter().all(|format| *format == formats[0]),
+        "attention wants all of its tensors in one format, not {formats:?}"
+    );
+    formats[0]
 }
 
 impl CpuDevice {
@@ -47,20 +56,20 @@ impl CpuDevice {
         out: Matrix,
         log_sum_exp: Span,
     ) {
-        let out = out.span;
-        sized("out", out, shape.batch * shape.query_len * shape.heads * shape.head_size);
+        let format = shared_format([q.format, k.format, v.format, out.format]);
+        let width = shape.heads * shape.head_size;
+        sized("out", out.span, format.places(shape.batch * shape.query_len * width));
         sized("log_sum_exp", log_sum_exp, shape.batch * shape.query_len * shape.heads);
-        let (read, written) =
-            (Self::heads(shape, q, k, v), [as_rows(out, out.len), as_rows(log_sum_exp, out.len)]);
-        let ([out, log_sum_exp], read) = resolve_rows(&self.arena, written, read);
-        let strides = [q.stride, k.stride, v.stride];
-        let [q, k, v] = std::array::from_fn(|i| HeadRows { elements: read[i], stride: strides[i] });
+        let (read, written) = (Self::heads(shape, q, k, v), [as_row(out.span), as_row(log_sum_exp)]);
+        let ([out, log_sum_exp], [from_q, from_k, from_v]) = resolve_rows(&self.arena, written, read);
+        let rows = |elements, stride| HeadRows { elements, stride, format };
+        let [q, k, v] = [rows(from_q, q.stride), rows(from_k, k.stride), rows(from_v, v.stride)];
         let engine = &mut self.working().engine;
         let (family, dots) = (engine.family, engine.dots());
         let items = shape.batch * shape.kv_heads;
         let work = shape.batch * shape.heads * shape.head_size * shape.query_len * shape.key_len;
         let parts = engine.worth(work);
-        if shape.query_len <= attention::FEW_QUERIES {
+        if shape.query_len <= attention::FEW_QUERIES && format == Format::F32 {
             let len = attention::decode_scratch(shape);
             return engine.parts(parts, |index, scratch| {
                 for item in part(items, 1, parts, index) {
@@ -70,6 +79,7 @@ impl CpuDevice {
                 }
             });
         }
+        let out = rows(out, width);
         // Where there are fewer items than threads, an item's queries are shared out too.
         let blocks = attention::Forward::blocks(shape);
         let pieces = parts.div_ceil(items.max(1)).min(blocks);
@@ -103,24 +113,33 @@ impl CpuDevice {
             shape.query_len == shape.key_len && shape.key_len == shape.key_rows,
             "{shape:?} is for decoding"
         );
-        let (out, d_out) = (out.span, d_out.span);
-        let width = shape.heads * shape.head_size;
-        sized("out", out, shape.batch * shape.query_len * width);
+        let format = shared_format([
+            q.format,
+            k.format,
+            v.format,
+            out.format,
+            d_out.format,
+            d_q.format,
+            d_k.format,
+            d_v.format,
+        ]);
+        let (out, d_out, width) = (out.span, d_out.span, shape.heads * shape.head_size);
+        sized("out", out, format.places(shape.batch * shape.query_len * width));
         sized("d_out", d_out, out.len);
         sized("log_sum_exp", log_sum_exp, shape.batch * shape.query_len * shape.heads);
         let [q_columns, k_columns, v_columns] = Self::heads(shape, q, k, v);
-        let whole = [as_rows(out, out.len), as_rows(d_out, out.len), as_rows(log_sum_exp, out.len)];
+        let whole = [as_row(out), as_row(d_out), as_row(log_sum_exp)];
         let ([to_q, to_k, to_v], [from_q, from_k, from_v, out, d_out, log_sum_exp]) = resolve_rows(
             &self.arena,
             Self::heads(shape, d_q, d_k, d_v),
             [q_columns, k_columns, v_columns, whole[0], whole[1], whole[2]],
         );
-        let rows = |elements, stride| HeadRows { elements, stride };
+        let rows = |elements, stride| HeadRows { elements, stride, format };
         let engine = &mut self.working().engine;
         let dots = engine.dots();
         let items = shape.batch * shape.kv_heads;
-        let parts = engine.worth(2 * out.len() * shape.key_len);
-        let len = attention::backward_scratch(shape);
+        let parts = engine.worth(2 * shape.batch * shape.query_len * width * shape.key_len);
+        let len = attention::backward_scratch(shape, format);
         engine.parts(parts, |index, scratch| {
             for item in part(items, 1, parts, index) {
                 dots.run(attention::Backward {
