@@ -162,12 +162,12 @@ pub enum Epilogue<'a> {
     /// Nothing: `out` is the layer's output.
     #[default]
     None,
-    /// `activated[M, N] = gelu(out)`, of `out` before it is rounded.
+    /// `activated[M, N] = gelu(out)`, of `out` as it is kept.
     Gelu {
         /// As [`Device::gelu_forward`] gives it.
         activated: Matrix,
     },
-    /// `activated[M, N / 2] = silu(gate) * up`, of `out` before it is rounded: gate first in each row.
+    /// `activated[M, N / 2] = silu(gate) * up`, of `out` as it is kept: gate first in each row.
     Swiglu {
         /// As [`Device::swiglu_forward`] gives it.
         activated: Matrix,

@@ -7,7 +7,7 @@ use crate::config::{Family, ModelConfig};
 use crate::parameters::{BlockTensors, LinearTensors, NormTensors};
 use crate::weights::Weights;
 use crate::workspace::{BlockGradients, BlockSaved};
-use gradus_compute::{Attention, Device, Linear, Norm, NormKind, Rope, Rows};
+use gradus_compute::{Attention, Device, Epilogue, Linear, Matrix, Norm, NormKind, Rope, Rows, Through};
 use gradus_memory::Span;
 
 /// What is the same for all blocks of one pass.
@@ -47,7 +47,12 @@ impl Pass<'_> {
     }
 
     /// The part of a workspace's matrix that this pass's rows take.
-    fn matrix(&self, span: Span, width: usize) -> Span {
+    fn matrix(&self, whole: Matrix, width: usize) -> Matrix {
+        whole.part(0, self.rows() * width)
+    }
+
+    /// The same of one in f32.
+    fn single(&self, span: Span, width: usize) -> Span {
         span.part(0, self.rows() * width)
     }
 
@@ -63,7 +68,7 @@ impl Pass<'_> {
         Linear { rows: self.rows(), inputs, outputs: tensors.weight.len / inputs }
     }
 
-    pub fn norm_forward(&self, tensors: NormTensors, x: Span, out: Span, statistics: Span) {
+    pub fn norm_forward(&self, tensors: NormTensors, x: Span, out: Matrix, statistics: Span) {
         let bias = tensors.bias.map(|bias| self.weights.vector(bias));
         self.device.norm_forward(self.norm(), x, self.weights.vector(tensors.weight), bias, out, statistics);
     }
@@ -74,7 +79,7 @@ impl Pass<'_> {
         tensors: NormTensors,
         x: Span,
         statistics: Span,
-        d_out: Span,
+        d_out: Matrix,
         d_residual: Option<Span>,
         d_x: Span,
         gradients: Span,
@@ -98,27 +103,35 @@ impl Pass<'_> {
     fn linear_forward(
         &self,
         tensors: LinearTensors,
-        x: Span,
+        x: Matrix,
         inputs: usize,
         residual: Option<Span>,
-        out: Span,
+        epilogue: Epilogue,
+        out: Matrix,
     ) {
         let (weight, bias) =
             (self.weights.matrix(tensors.weight), tensors.bias.map(|bias| self.weights.vector(bias)));
-        self.device.linear_forward(self.linear(tensors, inputs), x, weight, bias, residual, out);
+        self.device.linear_forward(self.linear(tensors, inputs), x, weight, bias, residual, epilogue, out);
     }
 
-    fn linear_backward_input(&self, tensors: LinearTensors, d_out: Span, d_x: Span, inputs: usize) {
-        let shape = self.linear(tensors, inputs);
-        self.device.linear_backward_input(shape, d_out, self.weights.master(tensors.weight), d_x, false);
+    fn linear_backward_input(
+        &self,
+        tensors: LinearTensors,
+        d_out: Matrix,
+        through: Through,
+        d_x: Matrix,
+        inputs: usize,
+    ) {
+        let (shape, weight) = (self.linear(tensors, inputs), self.weights.master(tensors.weight));
+        self.device.linear_backward_input(shape, d_out, weight.into(), through, d_x);
         self.observer.between_operations();
     }
 
     fn linear_backward_weight(
         &self,
         tensors: LinearTensors,
-        d_out: Span,
-        x: Span,
+        d_out: Matrix,
+        x: Matrix,
         inputs: usize,
         gradients: Span,
     ) {
@@ -128,24 +141,43 @@ impl Pass<'_> {
         self.observer.between_operations();
     }
 
-    /// Turns queries and keys of `qkv`, forth or back; GPT-2 knows positions from its table and does nothing.
-    fn rope(&self, qkv: Span, inverse: bool) {
-        if self.config.family == Family::Gpt2 {
-            return;
-        }
-        let shape = Rope {
+    /// How queries and keys turn, forth or back; GPT-2 knows positions from its table, and nothing turns.
+    fn turn(&self, inverse: bool) -> Option<Rope<'_>> {
+        (self.config.family == Family::Llama).then_some(Rope {
             positions: self.positions,
             heads: self.config.heads + self.config.kv_heads,
             head_size: self.config.head_size,
             theta: self.config.rope_theta,
             inverse,
-        };
-        let width = self.config.query_width() + self.config.kv_width();
-        self.device.rope(shape, Rows::columns(qkv, self.rows(), self.config.qkv_width(), 0, width));
+        })
+    }
+
+    /// Turns the gradients of queries and keys back.
+    fn turn_back(&self, d_qkv: Matrix) {
+        if let Some(turn) = self.turn(true) {
+            let width = turn.heads * turn.head_size;
+            self.device.rope(turn, Rows::columns(d_qkv, self.rows(), self.config.qkv_width(), 0, width));
+        }
+    }
+
+    /// What the feed-forward part's first layer goes on through.
+    fn activation(&self, activated: Matrix) -> Epilogue<'_> {
+        match self.config.family {
+            Family::Gpt2 => Epilogue::Gelu { activated },
+            Family::Llama => Epilogue::Swiglu { activated },
+        }
+    }
+
+    /// The way back through the same.
+    fn through_activation(&self, up: Matrix) -> Through {
+        match self.config.family {
+            Family::Gpt2 => Through::Gelu { x: up },
+            Family::Llama => Through::Swiglu { gate_up: up },
+        }
     }
 
     /// Queries, keys and values as columns of `qkv`.
-    fn split(&self, qkv: Span) -> [Rows; 3] {
+    fn split(&self, qkv: Matrix) -> [Rows; 3] {
         let (queries, keys) = (self.config.query_width(), self.config.kv_width());
         let columns = |first, width| Rows::columns(qkv, self.rows(), self.config.qkv_width(), first, width);
         [columns(0, queries), columns(queries, keys), columns(queries + keys, keys)]
@@ -185,12 +217,12 @@ impl Block<'_> {
     fn sized(&self) -> BlockSaved {
         let (pass, config, saved) = (&self.pass, self.pass.config, &self.saved);
         BlockSaved {
-            attention_statistics: pass.matrix(saved.attention_statistics, 2),
+            attention_statistics: pass.single(saved.attention_statistics, 2),
             qkv: pass.matrix(saved.qkv, config.qkv_width()),
             attention: pass.matrix(saved.attention, config.query_width()),
-            log_sum_exp: pass.matrix(saved.log_sum_exp, config.heads),
-            middle: pass.matrix(saved.middle, config.width),
-            feed_forward_statistics: pass.matrix(saved.feed_forward_statistics, 2),
+            log_sum_exp: pass.single(saved.log_sum_exp, config.heads),
+            middle: pass.single(saved.middle, config.width),
+            feed_forward_statistics: pass.single(saved.feed_forward_statistics, 2),
             up: pass.matrix(saved.up, config.up_width()),
             normal: pass.matrix(saved.normal, config.width),
             activated: pass.matrix(saved.activated, config.feed_forward),
@@ -200,8 +232,8 @@ impl Block<'_> {
     fn attention_forward(&self, saved: &BlockSaved, x: Span, cache: Option<(&KeyValueCache, usize)>) {
         let (pass, tensors) = (&self.pass, self.tensors);
         self.attention_norm(saved, x);
-        pass.linear_forward(tensors.qkv, saved.normal, pass.config.width, None, saved.qkv);
-        pass.rope(saved.qkv, false);
+        let turn = pass.turn(false).map_or(Epilogue::None, Epilogue::Rope);
+        pass.linear_forward(tensors.qkv, saved.normal, pass.config.width, None, turn, saved.qkv);
         let [q, mut k, mut v] = pass.split(saved.qkv);
         let mut shape = pass.attention(pass.sequence, pass.sequence);
         if let Some((cache, layer)) = cache {
@@ -211,18 +243,19 @@ impl Block<'_> {
             (k, v) = cache.layer(layer);
             shape = pass.attention(cache.len(), cache.capacity());
         }
-        pass.device.attention_forward(shape, q, k, v, saved.attention.into(), saved.log_sum_exp);
+        pass.device.attention_forward(shape, q, k, v, saved.attention, saved.log_sum_exp);
         let width = pass.config.query_width();
-        pass.linear_forward(tensors.attention_out, saved.attention, width, Some(x), saved.middle);
+        let (plain, middle) = (Epilogue::None, saved.middle.into());
+        pass.linear_forward(tensors.attention_out, saved.attention, width, Some(x), plain, middle);
     }
 
     fn feed_forward_forward(&self, saved: &BlockSaved, out: Span) {
         let (pass, tensors) = (&self.pass, self.tensors);
         self.feed_forward_norm(saved);
-        pass.linear_forward(tensors.up, saved.normal, pass.config.width, None, saved.up);
-        self.activate(saved);
-        let width = pass.config.feed_forward;
-        pass.linear_forward(tensors.down, saved.activated, width, Some(saved.middle), out);
+        let activation = pass.activation(saved.activated);
+        pass.linear_forward(tensors.up, saved.normal, pass.config.width, None, activation, saved.up);
+        let (width, residual) = (pass.config.feed_forward, Some(saved.middle));
+        pass.linear_forward(tensors.down, saved.activated, width, residual, Epilogue::None, out.into());
     }
 
     fn attention_norm(&self, saved: &BlockSaved, x: Span) {
@@ -234,11 +267,13 @@ impl Block<'_> {
         self.pass.norm_forward(norm, saved.middle, saved.normal, statistics);
     }
 
+    /// Makes again what the activation put out.
     fn activate(&self, saved: &BlockSaved) {
-        let pass = &self.pass;
+        let (pass, width) = (&self.pass, self.pass.config.feed_forward);
+        let rows = pass.rows();
         match pass.config.family {
-            Family::Gpt2 => pass.device.gelu_forward(saved.up, saved.activated),
-            Family::Llama => pass.device.swiglu_forward(pass.rows(), saved.up, saved.activated),
+            Family::Gpt2 => pass.device.gelu_forward(rows * width, saved.up, saved.activated),
+            Family::Llama => pass.device.swiglu_forward(rows, width, saved.up, saved.activated),
         }
     }
 
@@ -247,37 +282,33 @@ impl Block<'_> {
     pub fn backward_input(&self, x: Span, slot: &BlockGradients, gradients: Span) {
         let (pass, saved) = (&self.pass, self.sized());
         let slot = self.sized_gradients(slot);
-        let inner = |width: usize| slot.inner.part(0, pass.rows() * width);
-        let (tensors, config) = (self.tensors, pass.config);
+        let inner = |width: usize| pass.matrix(slot.inner, width);
+        let (tensors, config, plain) = (self.tensors, pass.config, Through::None);
 
-        let d_activated = inner(config.feed_forward);
-        pass.linear_backward_input(tensors.down, slot.out, d_activated, config.feed_forward);
-        match config.family {
-            Family::Gpt2 => pass.device.gelu_backward(saved.up, d_activated, slot.up),
-            Family::Llama => pass.device.swiglu_backward(pass.rows(), saved.up, d_activated, slot.up),
-        }
+        let (through, d_out) = (pass.through_activation(saved.up), slot.out.into());
+        pass.linear_backward_input(tensors.down, d_out, through, slot.up, config.feed_forward);
         let d_normal = inner(config.width);
-        pass.linear_backward_input(tensors.up, slot.up, d_normal, config.width);
+        pass.linear_backward_input(tensors.up, slot.up, plain, d_normal, config.width);
         let (norm, statistics) = (tensors.feed_forward_norm, saved.feed_forward_statistics);
         pass.norm_backward(norm, saved.middle, statistics, d_normal, Some(slot.out), slot.middle, gradients);
 
-        let d_attention = inner(config.query_width());
-        pass.linear_backward_input(tensors.attention_out, slot.middle, d_attention, config.query_width());
+        let (d_attention, d_middle) = (inner(config.query_width()), slot.middle.into());
+        pass.linear_backward_input(tensors.attention_out, d_middle, plain, d_attention, config.query_width());
         self.attention_backward(&saved, d_attention, slot.qkv);
         let d_normal = inner(config.width);
-        pass.linear_backward_input(tensors.qkv, slot.qkv, d_normal, config.width);
+        pass.linear_backward_input(tensors.qkv, slot.qkv, plain, d_normal, config.width);
         let (norm, statistics) = (tensors.attention_norm, saved.attention_statistics);
         pass.norm_backward(norm, x, statistics, d_normal, Some(slot.middle), slot.input, gradients);
     }
 
-    fn attention_backward(&self, saved: &BlockSaved, d_attention: Span, d_qkv: Span) {
+    fn attention_backward(&self, saved: &BlockSaved, d_attention: Matrix, d_qkv: Matrix) {
         let pass = &self.pass;
         let [q, k, v] = pass.split(saved.qkv);
         let [d_q, d_k, d_v] = pass.split(d_qkv);
         let shape = pass.attention(pass.sequence, pass.sequence);
-        let (out, log_sum_exp, d_out) = (saved.attention.into(), saved.log_sum_exp, d_attention.into());
-        pass.device.attention_backward(shape, q, k, v, out, log_sum_exp, d_out, d_q, d_k, d_v);
-        pass.rope(d_qkv, true);
+        let (out, log_sum_exp) = (saved.attention, saved.log_sum_exp);
+        pass.device.attention_backward(shape, q, k, v, out, log_sum_exp, d_attention, d_q, d_k, d_v);
+        pass.turn_back(d_qkv);
         pass.observer.between_operations();
     }
 
@@ -287,11 +318,12 @@ impl Block<'_> {
         let slot = self.sized_gradients(slot);
         let tensors = self.tensors;
         self.activate(&saved);
-        pass.linear_backward_weight(tensors.down, slot.out, saved.activated, config.feed_forward, gradients);
+        let d_out = slot.out.into();
+        pass.linear_backward_weight(tensors.down, d_out, saved.activated, config.feed_forward, gradients);
         self.feed_forward_norm(&saved);
         pass.linear_backward_weight(tensors.up, slot.up, saved.normal, config.width, gradients);
-        let width = config.query_width();
-        pass.linear_backward_weight(tensors.attention_out, slot.middle, saved.attention, width, gradients);
+        let (width, d_middle) = (config.query_width(), slot.middle.into());
+        pass.linear_backward_weight(tensors.attention_out, d_middle, saved.attention, width, gradients);
         self.attention_norm(&saved, x);
         pass.linear_backward_weight(tensors.qkv, slot.qkv, saved.normal, config.width, gradients);
     }
@@ -299,9 +331,9 @@ impl Block<'_> {
     fn sized_gradients(&self, slot: &BlockGradients) -> BlockGradients {
         let (pass, config) = (&self.pass, self.pass.config);
         BlockGradients {
-            out: pass.matrix(slot.out, config.width),
-            input: pass.matrix(slot.input, config.width),
-            middle: pass.matrix(slot.middle, config.width),
+            out: pass.single(slot.out, config.width),
+            input: pass.single(slot.input, config.width),
+            middle: pass.single(slot.middle, config.width),
             up: pass.matrix(slot.up, config.up_width()),
             qkv: pass.matrix(slot.qkv, config.qkv_width()),
             inner: slot.inner,

@@ -12,7 +12,6 @@ mod config;
 mod generate;
 pub mod hugging_face;
 mod initial;
-#[cfg_attr(not(test), expect(dead_code, reason = "workspaces are to be planned by it"))]
 mod liveness;
 mod parameters;
 pub mod sampling;

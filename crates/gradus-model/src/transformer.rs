@@ -6,8 +6,10 @@ use crate::config::ModelConfig;
 use crate::initial;
 use crate::parameters::Parameters;
 use crate::weights::Weights;
-use crate::workspace::{BlockGradients, Workspace};
-use gradus_compute::{CrossEntropy, Device, Embedding, IGNORED, Linear, Precision};
+use crate::workspace::{BlockGradients, BlockSaved, Workspace};
+use gradus_compute::{
+    CrossEntropy, Device, Embedding, Epilogue, IGNORED, Linear, Matrix, Precision, Through,
+};
 use gradus_error::{Error, Result};
 use gradus_memory::Span;
 use std::ops::AddAssign;
@@ -270,7 +272,11 @@ impl Transformer {
         self.device.embedding_forward(shape, self.weights.matrix(self.parameters.embedding), positions, x);
         for layer in 0..self.config.layers {
             let (x, out) = (workspace.input(layer, rows, width), workspace.input(layer + 1, rows, width));
-            self.block(pass, workspace, layer).forward(x, out, cache.map(|cache| (cache, layer)));
+            self.block(pass, *workspace.saved(layer), layer).forward(
+                x,
+                out,
+                cache.map(|cache| (cache, layer)),
+            );
         }
         let x = workspace.input(self.config.layers, rows, width);
         let (normal, statistics) =
@@ -278,8 +284,8 @@ impl Transformer {
         pass.norm_forward(self.parameters.final_norm, x, normal, statistics);
     }
 
-    fn block<'a>(&'a self, pass: Pass<'a>, workspace: &Workspace, layer: usize) -> Block<'a> {
-        Block { pass, tensors: &self.parameters.blocks[layer], saved: *workspace.saved(layer) }
+    fn block<'a>(&'a self, pass: Pass<'a>, saved: BlockSaved, layer: usize) -> Block<'a> {
+        Block { pass, tensors: &self.parameters.blocks[layer], saved }
     }
 
     fn head_shape(&self, rows: usize) -> Linear {
@@ -287,7 +293,7 @@ impl Transformer {
     }
 
     /// Logits of `rows` rows of the final norm's output.
-    fn head(&self, normal: Span, workspace: &Workspace, rows: usize) -> Span {
+    fn head(&self, normal: Matrix, workspace: &Workspace, rows: usize) -> Span {
         let logits = workspace.logits.part(0, rows * self.config.padded_vocabulary());
         self.device.linear_forward(
             self.head_shape(rows),
@@ -295,7 +301,8 @@ impl Transformer {
             self.weights.matrix(self.parameters.head),
             None,
             None,
-            logits,
+            Epilogue::None,
+            logits.into(),
         );
         logits
     }
@@ -322,15 +329,11 @@ impl Transformer {
             if let Some((slot, gradients)) = backward {
                 let d_normal = slot.middle.part(start * width, len * width);
                 let head = self.parameters.head;
-                self.device.linear_backward_input(
-                    self.head_shape(len),
-                    logits,
-                    self.weights.master(head),
-                    d_normal,
-                    false,
-                );
+                let (shape, weight, d_logits) =
+                    (self.head_shape(len), self.weights.master(head).into(), logits.into());
+                self.device.linear_backward_input(shape, d_logits, weight, Through::None, d_normal.into());
                 let d_head = gradients.part(head.start, head.len);
-                self.device.linear_backward_weight(self.head_shape(len), logits, normal, d_head, None);
+                self.device.linear_backward_weight(shape, d_logits, normal, d_head, None);
                 pass.observer.between_operations();
             }
         }
@@ -344,7 +347,7 @@ impl Transformer {
         let x = workspace.input(self.config.layers, rows, width);
         let (d_normal, d_x) = (slot.middle.part(0, rows * width), slot.out.part(0, rows * width));
         let statistics = workspace.statistics.part(0, rows * 2);
-        pass.norm_backward(self.parameters.final_norm, x, statistics, d_normal, None, d_x, gradients);
+        pass.norm_backward(self.parameters.final_norm, x, statistics, d_normal.into(), None, d_x, gradients);
         pass.observer.final_up_to(self.parameters.end_of_head());
     }
 
@@ -358,7 +361,9 @@ impl Transformer {
     ) -> Span {
         let (rows, width) = (pass.rows(), self.config.width);
         for layer in (0..self.config.layers).rev() {
-            let block = self.block(pass, workspace, layer);
+            // What the activation puts out is made again where gradients inside of the block were.
+            let saved = BlockSaved { activated: slot.inner, ..*workspace.saved(layer) };
+            let block = self.block(pass, saved, layer);
             let x = workspace.input(layer, rows, width);
             if workspace.recompute {
                 block.forward(x, workspace.input(layer + 1, rows, width), None);

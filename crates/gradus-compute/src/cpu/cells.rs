@@ -41,6 +41,15 @@ impl Cells {
         self.start.wrapping_byte_add(index * bytes)
     }
 
+    /// `v` as it would be read again.
+    #[inline(always)]
+    pub fn kept<S: Simd>(self, s: S, v: S::V) -> S::V {
+        match self.format {
+            Format::F32 => v,
+            Format::Bf16 => s.round_bf16(v),
+        }
+    }
+
     /// Elements `index..index + count`, zero in the other lanes.
     ///
     /// # Safety

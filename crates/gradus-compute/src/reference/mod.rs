@@ -242,18 +242,15 @@ impl Device for Reference {
         if let Some(residual) = residual {
             elementwise::accumulate(&mut product, &self.get(residual));
         }
-        match epilogue {
-            Epilogue::None => {}
-            Epilogue::Gelu { activated } => {
-                let values: Vec<f32> = product.iter().copied().map(elementwise::gelu).collect();
-                self.put_matrix(activated, &values);
-            }
-            Epilogue::Swiglu { activated } => {
-                self.put_matrix(activated, &elementwise::swiglu(rows, &product));
-            }
-            Epilogue::Rope(turn) => elementwise::rope(turn, &mut product, outputs),
+        if let Epilogue::Rope(turn) = epilogue {
+            elementwise::rope(turn, &mut product, outputs);
         }
         self.put_matrix(out, &product);
+        match epilogue {
+            Epilogue::None | Epilogue::Rope(_) => {}
+            Epilogue::Gelu { activated } => self.gelu_forward(rows * outputs, out, activated),
+            Epilogue::Swiglu { activated } => self.swiglu_forward(rows, outputs / 2, out, activated),
+        }
     }
 
     fn linear_backward_input(

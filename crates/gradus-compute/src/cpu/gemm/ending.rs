@@ -39,7 +39,7 @@ pub enum Then<'a> {
     Store,
     /// `out = x`, `activated = gelu(x)`, both in rows of the stride.
     Gelu {
-        /// Of x before it is rounded.
+        /// Of x as it is kept.
         activated: Cells,
     },
     /// `out = gelu'(x) * d`.
@@ -49,7 +49,7 @@ pub enum Then<'a> {
     },
     /// Folded: `out = x`, `activated = silu(gate) * up` in rows of half the stride.
     Swiglu {
-        /// Of x before it is rounded.
+        /// Of x as it is kept.
         activated: Cells,
     },
     /// From a gradient of `fold` columns that of gate and up: `out` and `gate_up` have rows of the stride, twice as wide.
@@ -141,7 +141,7 @@ impl Finish<'_> {
             match ending.then {
                 Then::Gelu { activated } => {
                     ending.out.store(s, at, count, x);
-                    activated.store(s, at, count, Gelu.apply(s, [x]));
+                    activated.store(s, at, count, Gelu.apply(s, [ending.out.kept(s, x)]));
                 }
                 Then::GeluGradient { x: before } => {
                     let before = before.load(s, at, count);
@@ -178,7 +178,8 @@ impl Finish<'_> {
         unsafe {
             match ending.then {
                 Then::Swiglu { activated } => {
-                    activated.store(s, row * ending.stride / 2 + column, S::LANES, swiglu(s, a, b));
+                    let value = swiglu(s, ending.out.kept(s, a), ending.out.kept(s, b));
+                    activated.store(s, row * ending.stride / 2 + column, S::LANES, value);
                 }
                 Then::Turn { positions, table, columns } if column < columns => {
                     let (cosines, sines) = table.entry(positions[row]);

@@ -5,8 +5,8 @@
 use super::inputs;
 use anyhow::Result;
 use gradus_compute::{
-    AdamW, Attention, CpuDevice, CrossEntropy, Device, Embedding, Linear, Norm, NormKind, Precision, Rope,
-    Rows,
+    AdamW, Attention, CpuDevice, CrossEntropy, Device, Embedding, Epilogue, Linear, Matrix, Norm, NormKind,
+    Precision, Rope, Rows, Through,
 };
 use gradus_memory::Span;
 use gradus_model::logits_rows;
@@ -469,12 +469,14 @@ impl Operation {
             let rows = most.min(whole.rows - first);
             let (shape, logits) = (Linear { rows, ..whole }, logits.part(0, rows * vocabulary));
             let x = x.part(first * width, rows * width);
-            device.linear_forward(shape, x, weight.into(), None, None, logits);
+            let (x, weight, plain) = (x.into(), weight.into(), Epilogue::None);
+            device.linear_forward(shape, x, weight, None, None, plain, logits.into());
             let targets = &prepared.tokens[first..first + rows];
             let loss = CrossEntropy { targets, vocabulary, width: vocabulary };
             device.cross_entropy(loss, logits, losses.part(first, rows), true);
-            device.linear_backward_input(shape, logits, weight, d_x.part(first * width, rows * width), false);
-            device.linear_backward_weight(shape, logits, x, d_weight, None);
+            let (d_x, d_logits) = (d_x.part(first * width, rows * width), logits.into());
+            device.linear_backward_input(shape, d_logits, weight, Through::None, d_x.into());
+            device.linear_backward_weight(shape, d_logits, x, d_weight, None);
         }
     }
 }
