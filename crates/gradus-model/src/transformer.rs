@@ -13,7 +13,10 @@ use gradus_compute::{
 use gradus_error::{Error, Result};
 use gradus_memory::Span;
 use std::ops::AddAssign;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
+
+/// Losses that are read at once: 16 KiB of stack.
+const LOSSES_CHUNK: usize = 4096;
 
 /// Sequences to learn from.
 #[derive(Debug, Clone, Copy)]
@@ -60,8 +63,19 @@ pub struct Transformer {
     parameters: Parameters,
     device: Arc<dyn Device>,
     weights: Weights,
-    /// Position of each row for the largest batch seen by construction: 0, 1, ..., T - 1.
+    /// Positions of one sequence as long as the context: 0, 1, ...
     positions: Vec<u32>,
+    /// Positions of the batches seen last.
+    batches: Mutex<BatchPositions>,
+}
+
+/// Position of each row of a batch: 0, 1, ..., T - 1 for each of its sequences. Kept from batch to batch, for most have
+/// the same shape, and a step should allocate nothing.
+struct BatchPositions {
+    /// `T`.
+    sequence: usize,
+    /// Of the largest such batch so far.
+    rows: Arc<[u32]>,
 }
 
 impl Transformer {
@@ -93,7 +107,8 @@ impl Transformer {
         let parameters = Parameters::new(&config);
         let weights = weights(device.as_ref(), &parameters)?;
         let positions = (0..config.context as u32).collect();
-        Ok(Self { config, parameters, device, weights, positions })
+        let batches = Mutex::new(BatchPositions { sequence: 0, rows: Arc::new([]) });
+        Ok(Self { config, parameters, device, weights, positions, batches })
     }
 
     /// Gives every tensor its first values, which depend on `seed` and the tensor's name alone.
@@ -150,7 +165,7 @@ impl Transformer {
     /// `Invalid` for a batch that does not fit the model or the workspace.
     pub fn loss(&self, workspace: &Workspace, batch: Batch) -> Result<LossSum> {
         self.check(workspace, batch)?;
-        let positions = self.positions_of(batch.batch, batch.sequence, 0);
+        let positions = self.batch_positions(batch);
         let pass = self.pass(batch, &positions, &());
         self.forward(pass, workspace, batch.tokens, None);
         self.head_loss(pass, workspace, batch.targets, None);
@@ -173,7 +188,7 @@ impl Transformer {
         let (Some(slot), Some(_)) = (workspace.gradients, self.weights.span()) else {
             return Err(Error::internal("a model or workspace for inference was used for training"));
         };
-        let positions = self.positions_of(batch.batch, batch.sequence, 0);
+        let positions = self.batch_positions(batch);
         let pass = self.pass(batch, &positions, observer);
         self.forward(pass, workspace, batch.tokens, None);
         self.head_loss(pass, workspace, batch.targets, Some((slot, gradients)));
@@ -198,8 +213,7 @@ impl Transformer {
         self.check(workspace, batch)?;
         let first = cache.len();
         cache.advance(tokens.len())?;
-        let positions = self.positions_of(1, tokens.len(), first);
-        let pass = self.pass(batch, &positions, &());
+        let pass = self.pass(batch, &self.positions[first..first + tokens.len()], &());
         self.forward(pass, workspace, tokens, Some(cache));
         let mut logits = Vec::with_capacity(rows * self.config.vocabulary);
         let (normal, chunk_rows) = (workspace.normal, workspace.chunk_rows(&self.config));
@@ -239,10 +253,15 @@ impl Transformer {
         }
     }
 
-    fn positions_of(&self, batch: usize, sequence: usize, first: usize) -> Vec<u32> {
-        // The table ends at the context; a cache never holds more than that.
-        let last = (first + sequence).min(self.positions.len());
-        self.positions[first.min(last)..last].repeat(batch)
+    /// Position of each row of `batch`, or of more rows of sequences as long.
+    fn batch_positions(&self, batch: Batch) -> Arc<[u32]> {
+        let rows = batch.batch * batch.sequence;
+        let mut kept = self.batches.lock().unwrap_or_else(PoisonError::into_inner);
+        if kept.sequence != batch.sequence || kept.rows.len() < rows {
+            let rows = self.positions[..batch.sequence].repeat(batch.batch);
+            *kept = BatchPositions { sequence: batch.sequence, rows: rows.into() };
+        }
+        Arc::clone(&kept.rows)
     }
 
     fn pass<'a>(
@@ -257,7 +276,7 @@ impl Transformer {
             weights: &self.weights,
             batch: batch.batch,
             sequence: batch.sequence,
-            positions,
+            positions: &positions[..batch.batch * batch.sequence],
             documents: batch.documents,
             observer,
         }
@@ -386,9 +405,11 @@ impl Transformer {
 
     /// Sums the rows' losses in their order, in f64.
     fn loss_sum(&self, workspace: &Workspace, targets: &[u32]) -> LossSum {
-        let mut losses = vec![0.0; targets.len()];
-        self.device.read(workspace.losses.part(0, targets.len()), &mut losses);
-        let nats = losses.into_iter().map(f64::from).sum();
+        let (mut nats, mut losses) = (0.0, [0.0; LOSSES_CHUNK]);
+        for (start, len) in chunks(0, targets.len(), LOSSES_CHUNK) {
+            self.device.read(workspace.losses.part(start, len), &mut losses[..len]);
+            nats = losses[..len].iter().fold(nats, |sum, loss| sum + f64::from(*loss));
+        }
         LossSum { nats, targets: targets.iter().filter(|target| **target != IGNORED).count() as u64 }
     }
 }

@@ -17,13 +17,16 @@ fn buckets(len: usize, bucket_len: usize) -> Vec<Span> {
 pub struct DataParallel {
     communicator: RefCell<Communicator>,
     buckets: Vec<Span>,
+    /// Buckets under way: room for all of them, kept from step to step.
+    handles: RefCell<Vec<Handle>>,
 }
 
 impl DataParallel {
     /// Sums ranges of about `bucket_bytes` of a layout of `len` elements.
     pub fn new(communicator: Communicator, len: usize, bucket_bytes: usize) -> Self {
         let buckets = buckets(len, bucket_bytes / size_of::<f32>());
-        Self { communicator: RefCell::new(communicator), buckets }
+        let handles = RefCell::new(Vec::with_capacity(buckets.len()));
+        Self { communicator: RefCell::new(communicator), buckets, handles }
     }
 
     /// The communicator, between steps.
@@ -36,14 +39,10 @@ impl DataParallel {
     /// # Safety
     /// `gradients` stays valid until the returned sum is finished or this object is dropped, and nobody but the
     /// observed backward pass touches it meanwhile; that pass reports as final only what it will not touch again.
-    pub unsafe fn begin(&self, gradients: RawRange) -> GradientSum<'_> {
-        GradientSum {
-            parent: self,
-            gradients,
-            started: Cell::new(0),
-            handles: RefCell::new(Vec::new()),
-            failure: RefCell::new(None),
-        }
+    pub unsafe fn begin(&mut self, gradients: RawRange) -> GradientSum<'_> {
+        // Of a sum that was given up some may be left.
+        self.handles.get_mut().clear();
+        GradientSum { parent: self, gradients, started: Cell::new(0), failure: RefCell::new(None) }
     }
 }
 
@@ -53,7 +52,6 @@ pub struct GradientSum<'a> {
     gradients: RawRange,
     /// Buckets handed to the communicator so far.
     started: Cell<usize>,
-    handles: RefCell<Vec<Handle>>,
     failure: RefCell<Option<Error>>,
 }
 
@@ -78,7 +76,7 @@ impl GradientSum<'_> {
             return Err(failure);
         }
         let mut communicator = self.parent.communicator.borrow_mut();
-        self.handles.into_inner().into_iter().try_for_each(|handle| communicator.wait(handle))
+        self.parent.handles.borrow_mut().drain(..).try_for_each(|handle| communicator.wait(handle))
     }
 
     fn start_final(&self, end: usize) -> Result<()> {
@@ -88,7 +86,7 @@ impl GradientSum<'_> {
             // SAFETY: the bucket is final, so by the word given to `begin` nobody touches it until it is waited for.
             let handle =
                 unsafe { communicator.start_all_reduce(self.gradients.part(bucket.start, bucket.len)) }?;
-            self.handles.borrow_mut().push(handle);
+            self.parent.handles.borrow_mut().push(handle);
             self.started.set(self.started.get() + 1);
         }
         communicator.progress()

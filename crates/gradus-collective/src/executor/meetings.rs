@@ -31,6 +31,8 @@ pub(super) struct Meetings {
     bounce: Vec<u64>,
     /// Companions of a meeting that is over, for the next one.
     spare: Vec<Companion>,
+    /// For each peer, while meetings go on one after the other, whether an earlier one has it.
+    taken: Vec<bool>,
 }
 
 impl Executor {
@@ -109,10 +111,11 @@ impl Executor {
     pub(super) fn advance_meetings(&mut self, level: usize, most: usize) -> Result<bool> {
         let Self { transport, flights, meetings, moved, .. } = self;
         let Some(neighbours) = transport.neighbours(level) else { return Ok(false) };
-        let Meetings { open, slots, bounce, .. } = meetings;
+        let Meetings { open, slots, bounce, taken, .. } = meetings;
         let mut around = Surroundings { neighbours, slots: &mut slots[level], bounce, most };
         let mut came_further = false;
-        let mut taken = vec![false; self.pasts.len()];
+        taken.clear();
+        taken.resize(self.pasts.len(), false);
         for meeting in flights.meetings_at(level) {
             if meeting.peers().all(|peer| !taken[peer]) {
                 let before = meeting.exchanged();

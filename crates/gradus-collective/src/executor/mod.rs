@@ -106,6 +106,16 @@ pub(crate) struct Executor {
     /// What was begun with each peer, at all levels together: the same at both ends, or they do not do the same.
     pasts: Vec<Past>,
     meetings: Meetings,
+    begin: Begin,
+}
+
+/// What beginning a collective over streams counts in: kept from one to the next.
+#[derive(Default)]
+struct Begin {
+    /// What there was before with each of its ranks.
+    pasts: Vec<Past>,
+    /// Messages to and from each peer.
+    messages: Vec<(u32, u32)>,
 }
 
 impl Executor {
@@ -124,6 +134,7 @@ impl Executor {
             moved: Moved::default(),
             pasts: vec![Past::default(); world_size],
             meetings: Meetings::default(),
+            begin: Begin::default(),
         }
     }
 
@@ -162,15 +173,17 @@ impl Executor {
         prepared: Arc<Prepared>,
         ready: Option<Ready>,
     ) -> u64 {
-        let mut pasts = Vec::with_capacity(call.ranks.len());
+        let Begin { mut pasts, mut messages } = std::mem::take(&mut self.begin);
+        pasts.clear();
         self.count_in(call, |_, past| pasts.push(past));
         let scratch = self.flights.scratch(prepared.scratch_bytes(call.identity.element.bytes()));
         self.flights.unready += usize::from(ready.is_some());
         let flight = Flight::new(call.identity, Regions::new(memory, scratch), prepared, ready);
-        let mut counts = vec![(0, 0); self.world_size];
+        messages.clear();
+        messages.resize(self.world_size, (0, 0));
         for (step, what) in flight.steps().iter().enumerate().filter(|(_, what)| !what.is_local()) {
             let (peer, order) = (call.ranks[what.peer()], pasts[what.peer()].order);
-            let (sends, receives) = &mut counts[peer];
+            let (sends, receives) = &mut messages[peer];
             let lane = Lane { peer, level: call.identity.level() }.index(self.world_size);
             let (queue, count) = if what.sends() {
                 (&mut self.outgoing[lane].queue, sends)
@@ -181,10 +194,11 @@ impl Executor {
             queue.push_back(Job { ticket, step, message: *count, order });
             *count += 1;
         }
-        for (past, (sends, receives)) in self.pasts.iter_mut().zip(counts) {
-            past.sends = past.sends.wrapping_add(sends);
-            past.receives = past.receives.wrapping_add(receives);
+        for (past, (sends, receives)) in self.pasts.iter_mut().zip(&messages) {
+            past.sends = past.sends.wrapping_add(*sends);
+            past.receives = past.receives.wrapping_add(*receives);
         }
+        self.begin = Begin { pasts, messages };
         let ticket = self.push(InFlight::Streams(flight), call.ranks);
         self.record_and_retire();
         ticket

@@ -64,7 +64,7 @@ fn backward(communicator: Communicator) -> (Vec<Seen>, Vec<f32>, Vec<f32>) {
     let [alone, summed] = [(); 2].map(|()| device.allocate(layout_len).unwrap());
     model.forward_backward(&workspace, batch, alone, &()).unwrap();
 
-    let ranks = DataParallel::new(communicator, layout_len, 1 << 16);
+    let mut ranks = DataParallel::new(communicator, layout_len, 1 << 16);
     // SAFETY: the device outlives the sum, and only the observed pass touches the gradients.
     let sum = unsafe { ranks.begin(device.raw(summed)) };
     let watch = Watch { sum: &sum, end: layout_len, seen: RefCell::default() };
