@@ -4,6 +4,7 @@
 
 mod attention;
 mod devices;
+mod differences;
 mod epilogues;
 mod matmul;
 mod rows;
