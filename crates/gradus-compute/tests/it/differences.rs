@@ -7,7 +7,8 @@
 
 use crate::devices::{all_f32, get, reference, uniform};
 use gradus_compute::{
-    Attention, CrossEntropy, Device, Embedding, IGNORED, Linear, Norm, NormKind, Precision, Rope, Rows,
+    Attention, CrossEntropy, Device, Embedding, Epilogue, IGNORED, Linear, Matrix, Norm, NormKind, Precision,
+    Rope, Rows, Through,
 };
 use gradus_memory::Span;
 
@@ -173,15 +174,85 @@ fn linear_layers() {
             0,
             |device, t| {
                 let [x, weight, bias] = t.inputs;
-                device.linear_forward(shape, x, weight.into(), Some(bias), None, t.out);
+                let (x, weight, plain) = (x.into(), weight.into(), Epilogue::None);
+                device.linear_forward(shape, x, weight, Some(bias), None, plain, t.out.into());
             },
             |device, t| {
                 let ([x, weight, _], [d_x, d_weight, d_bias]) = (t.inputs, t.gradients);
-                device.linear_backward_input(shape, t.d_out, weight, d_x, false);
-                device.linear_backward_weight(shape, t.d_out, x, d_weight, Some(d_bias));
+                let (d_out, plain) = (t.d_out.into(), Through::None);
+                device.linear_backward_input(shape, d_out, weight.into(), plain, d_x.into());
+                device.linear_backward_weight(shape, d_out, x.into(), d_weight, Some(d_bias));
             },
         );
     }
+}
+
+/// A layer whose output goes through an epilogue: the chain of both is differentiated, by the layer's input, weight and
+/// bias. `out` is what comes out of the epilogue; what the layer itself put out is kept.
+fn fused(what: &str, shape: Linear, out: usize, epilogue: impl Fn(Span) -> Epilogue<'static>) {
+    let Linear { rows, inputs, outputs } = shape;
+    let values = [uniform(1, rows * inputs), scaled(0.3, 2, outputs * inputs), uniform(3, outputs)];
+    check(
+        &format!("{what} of {shape:?}"),
+        values,
+        &uniform(4, out),
+        rows * outputs,
+        |device, t| {
+            let [x, weight, bias] = t.inputs;
+            let (x, weight, bias) = (x.into(), weight.into(), Some(bias));
+            device.linear_forward(shape, x, weight, bias, None, epilogue(t.out), t.kept.into());
+        },
+        |device, t| {
+            let ([x, weight, _], [d_x, d_weight, d_bias]) = (t.inputs, t.gradients);
+            // The next layer passes its input's gradient on to this layer's output: here that layer is the identity.
+            let width = out / rows;
+            let next = Linear { rows, inputs: width, outputs: width };
+            let identity: Vec<f32> =
+                (0..width * width).map(|i| if i % (width + 1) == 0 { 1.0 } else { 0.0 }).collect();
+            let identity = crate::devices::put(device, &identity).into();
+            let through = match epilogue(t.out) {
+                Epilogue::Gelu { .. } => Through::Gelu { x: t.kept.into() },
+                _ => Through::Swiglu { gate_up: t.kept.into() },
+            };
+            let d_kept: Matrix = device.allocate(rows * outputs).unwrap().into();
+            device.linear_backward_input(next, t.d_out.into(), identity, through, d_kept);
+            device.linear_backward_input(shape, d_kept, weight.into(), Through::None, d_x.into());
+            device.linear_backward_weight(shape, d_kept, x.into(), d_weight, Some(d_bias));
+        },
+    );
+}
+
+#[test]
+fn layers_with_activations() {
+    for (rows, inputs, outputs) in [(3, 17, 32), (77, 30, 64), (20, 9, 34)] {
+        let shape = Linear { rows, inputs, outputs };
+        fused("gelu", shape, rows * outputs, |out| Epilogue::Gelu { activated: out.into() });
+        fused("swiglu", shape, rows * outputs / 2, |out| Epilogue::Swiglu { activated: out.into() });
+    }
+}
+
+#[test]
+fn layers_with_rotary_positions() {
+    let positions: Vec<u32> = (0..77).map(|i| i * 37 % 500).collect();
+    let turn = |inverse| Rope { positions: &positions, heads: 2, head_size: 32, theta: 10_000.0, inverse };
+    let shape = Linear { rows: 77, inputs: 30, outputs: 96 };
+    check(
+        "a layer that turns",
+        [uniform(1, 77 * 30), uniform(2, 96 * 30), uniform(3, 96)],
+        &uniform(4, 77 * 96),
+        0,
+        |device, t| {
+            let [x, weight, bias] = t.inputs;
+            let (x, weight, turn) = (x.into(), weight.into(), Epilogue::Rope(turn(false)));
+            device.linear_forward(shape, x, weight, Some(bias), None, turn, t.out.into());
+        },
+        |device, t| {
+            let ([x, weight, _], [d_x, d_weight, d_bias]) = (t.inputs, t.gradients);
+            device.rope(turn(true), Rows::columns(t.d_out, 77, 96, 0, 64));
+            device.linear_backward_input(shape, t.d_out.into(), weight.into(), Through::None, d_x.into());
+            device.linear_backward_weight(shape, t.d_out.into(), x.into(), d_weight, Some(d_bias));
+        },
+    );
 }
 
 #[test]
@@ -197,11 +268,12 @@ fn norms() {
             2 * rows,
             |device, t| {
                 let [x, weight, bias] = t.inputs;
-                device.norm_forward(shape, x, weight, Some(bias), t.out, t.kept);
+                device.norm_forward(shape, x, weight, Some(bias), t.out.into(), t.kept);
             },
             |device, t| {
                 let ([x, weight, _], [d_x, d_weight, d_bias]) = (t.inputs, t.gradients);
-                device.norm_backward(shape, x, weight, t.kept, t.d_out, None, d_x, d_weight, Some(d_bias));
+                let d_out = t.d_out.into();
+                device.norm_backward(shape, x, weight, t.kept, d_out, None, d_x, d_weight, Some(d_bias));
             },
         );
         // Beside a residual stream: what is put out is the norm, then the stream itself.
@@ -213,12 +285,12 @@ fn norms() {
             2 * rows,
             |device, t| {
                 let [x, weight] = t.inputs;
-                device.norm_forward(shape, x, weight, None, t.out.part(0, len), t.kept);
+                device.norm_forward(shape, x, weight, None, t.out.part(0, len).into(), t.kept);
                 copy(device, x, t.out.part(len, len));
             },
             |device, t| {
                 let ([x, weight], [d_x, d_weight]) = (t.inputs, t.gradients);
-                let (d_normal, d_stream) = (t.d_out.part(0, len), Some(t.d_out.part(len, len)));
+                let (d_normal, d_stream) = (t.d_out.part(0, len).into(), Some(t.d_out.part(len, len)));
                 device.norm_backward(shape, x, weight, t.kept, d_normal, d_stream, d_x, d_weight, None);
             },
         );
@@ -234,16 +306,21 @@ fn activations() {
             [scaled(3.0, 1, len)],
             &uniform(2, len),
             0,
-            |device, t| device.gelu_forward(t.inputs[0], t.out),
-            |device, t| device.gelu_backward(t.inputs[0], t.d_out, t.gradients[0]),
+            |device, t| device.gelu_forward(len, t.inputs[0].into(), t.out.into()),
+            |device, t| {
+                device.gelu_backward(len, t.inputs[0].into(), t.d_out.into(), t.gradients[0].into());
+            },
         );
         check(
             &format!("swiglu of {rows} x {width}"),
             [scaled(3.0, 1, 2 * len)],
             &uniform(2, len),
             0,
-            |device, t| device.swiglu_forward(rows, t.inputs[0], t.out),
-            |device, t| device.swiglu_backward(rows, t.inputs[0], t.d_out, t.gradients[0]),
+            |device, t| device.swiglu_forward(rows, width, t.inputs[0].into(), t.out.into()),
+            |device, t| {
+                let (gate_up, d_out) = (t.inputs[0].into(), t.d_out.into());
+                device.swiglu_backward(rows, width, gate_up, d_out, t.gradients[0].into());
+            },
         );
     }
 }
@@ -356,9 +433,9 @@ fn planted(change: impl Fn(&mut [f32])) {
         [scaled(3.0, 1, 200)],
         &uniform(2, 200),
         0,
-        |device, t| device.gelu_forward(t.inputs[0], t.out),
+        |device, t| device.gelu_forward(200, t.inputs[0].into(), t.out.into()),
         |device, t| {
-            device.gelu_backward(t.inputs[0], t.d_out, t.gradients[0]);
+            device.gelu_backward(200, t.inputs[0].into(), t.d_out.into(), t.gradients[0].into());
             let mut gradient = get(device, t.gradients[0]);
             change(&mut gradient);
             device.write(t.gradients[0], &gradient);

@@ -32,6 +32,26 @@ unsafe impl Sync for Ending<'_> {}
 // SAFETY: as above.
 unsafe impl Send for Ending<'_> {}
 
+impl Ending<'_> {
+    /// Asks for what a tile's end will read and write: a cache line of each row, which of bf16 is a whole tile's.
+    #[inline(always)]
+    pub fn prefetch<S: Simd>(&self, s: S, target: &Target) {
+        let column = unfold(target.column, self.fold, S::LANES);
+        for row in target.row..target.row + target.rows {
+            let at = row * self.stride + column;
+            s.prefetch(self.out.at(at));
+            match self.then {
+                Then::GeluGradient { x } => s.prefetch(x.at(at)),
+                Then::SwigluGradient { gate_up, width } => {
+                    s.prefetch(gate_up.at(at));
+                    s.prefetch(gate_up.at(at + width));
+                }
+                _ => {}
+            }
+        }
+    }
+}
+
 /// What sums go through.
 #[derive(Clone, Copy)]
 pub enum Then<'a> {

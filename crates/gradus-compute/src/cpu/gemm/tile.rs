@@ -8,6 +8,7 @@
 use super::ending::{Ending, Finish};
 use crate::cpu::simd::{Operation, Simd};
 use std::marker::PhantomData;
+use std::mem::MaybeUninit;
 
 /// Where a tile goes, and what is added to it on the way.
 #[derive(Clone, Copy)]
@@ -34,6 +35,25 @@ pub struct Target<'a> {
     pub accumulate: bool,
     /// With `accumulate`: a factor for each row of what is there, or null.
     pub row_scale: *const f32,
+}
+
+impl Target<'_> {
+    /// What sums will be added to, or go through, is on its way while they are made.
+    #[inline(always)]
+    fn prefetch<S: Simd>(&self, s: S, vectors: usize) {
+        if let Some(ending) = self.ending {
+            return ending.prefetch(s, self);
+        }
+        let before = if self.accumulate { self.start.cast_const() } else { self.residual };
+        if before.is_null() {
+            return;
+        }
+        for i in 0..self.rows {
+            for j in 0..vectors {
+                s.prefetch(before.wrapping_add(i * self.stride + j * S::LANES));
+            }
+        }
+    }
 }
 
 /// One side of a tile: its units, one after another.
@@ -180,14 +200,7 @@ impl<D: Dot, const ROWS: usize, const VECTORS: usize> Operation for Tile<'_, D, 
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        // What the sums will be added to is on its way while they are made.
-        if self.target.accumulate {
-            for i in 0..ROWS {
-                for j in 0..VECTORS {
-                    s.prefetch(self.target.start.wrapping_add(i * self.target.stride + j * S::LANES));
-                }
-            }
-        }
+        self.target.prefetch(s, VECTORS);
         let mut sums = [[s.splat(0.0); VECTORS]; ROWS];
         let (mut row, mut column) = (self.rows.start, self.columns.start);
         for _ in 0..self.units {
@@ -208,7 +221,7 @@ impl<D: Dot, const ROWS: usize, const VECTORS: usize> Operation for Tile<'_, D, 
             }
         }
         if let Some(ending) = self.target.ending {
-            return end_tile::<S, ROWS, VECTORS>(s, self.target, ending, &sums);
+            return end_tile::<S, ROWS, VECTORS>(s, self.target, ending, sums);
         }
         // SAFETY: the target is valid for this tile by the same contract.
         unsafe { finish_tile(s, self.target, sums) };
@@ -221,11 +234,19 @@ fn end_tile<S: Simd, const ROWS: usize, const VECTORS: usize>(
     s: S,
     target: &Target,
     ending: &Ending,
-    sums: &[[S::V; VECTORS]; ROWS],
+    sums: [[S::V; VECTORS]; ROWS],
 ) {
-    let width = VECTORS * S::LANES;
-    // SAFETY: a vector is LANES elements, by the contract of Simd, and at least as aligned as one.
-    let sums = unsafe { std::slice::from_raw_parts(sums.as_ptr().cast::<f32>(), ROWS * width) };
+    // Memory of its own: sums whose address is taken would never have been in registers.
+    let mut memory = MaybeUninit::<[[S::V; VECTORS]; ROWS]>::uninit();
+    let (first, width) = (memory.as_mut_ptr().cast::<f32>(), VECTORS * S::LANES);
+    for (i, sums) in sums.iter().enumerate() {
+        for (j, sum) in sums.iter().enumerate() {
+            // SAFETY: a vector is LANES elements, by the contract of Simd.
+            unsafe { s.store(first.add(i * width + j * S::LANES), *sum) };
+        }
+    }
+    // SAFETY: all of it was stored just now, and vectors are at least as aligned as their elements.
+    let sums = unsafe { std::slice::from_raw_parts(first, ROWS * width) };
     s.vectorize(Finish { sums, width, target, ending });
 }
 
