@@ -70,6 +70,34 @@ impl From<Span> for Matrix {
     }
 }
 
+/// The weight of a linear layer, `[N, K]`.
+#[derive(Debug, Clone, Copy)]
+pub enum Weight {
+    /// As it is.
+    Rows(Matrix),
+    /// As [`Device::prepare`] left it there, for the same use and shape.
+    Prepared(Span),
+}
+
+impl<M: Into<Matrix>> From<M> for Weight {
+    fn from(matrix: M) -> Self {
+        Self::Rows(matrix.into())
+    }
+}
+
+/// What a weight is multiplied for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Use {
+    /// A layer's output, whose epilogue takes columns together that are `apart` from each other: half the outputs for
+    /// [`Epilogue::Swiglu`], half the head for [`Epilogue::Rope`], else 0.
+    Forward {
+        /// Columns from one to the other.
+        apart: usize,
+    },
+    /// The gradient of its input.
+    Backward,
+}
+
 /// Rows of a matrix that may be columns of a wider one: row `i` begins `i * stride` elements after the start of the span.
 #[derive(Debug, Clone, Copy)]
 pub struct Rows {
@@ -328,6 +356,11 @@ pub trait Device: Send + Sync {
         d_bias: Option<Span>,
     );
 
+    /// Elements of f32 whose place a weight takes that is prepared for a use, whatever the rows of the shape.
+    fn prepared_len(&self, shape: Linear, usage: Use) -> usize;
+    /// Makes a weight ready for many products: rounded, and laid out as they take it. Good until the weight changes.
+    fn prepare(&self, shape: Linear, usage: Use, weight: Span, to: Span);
+
     /// `out = x * w^T`, plus `bias[N]` and `residual[M, N]` where given, through `epilogue`; in place where `out` is
     /// `residual`. A residual is f32, as is its `out`, and goes with no epilogue.
     #[allow(clippy::too_many_arguments, reason = "each is a tensor of the operation")]
@@ -335,7 +368,7 @@ pub trait Device: Send + Sync {
         &self,
         shape: Linear,
         x: Matrix,
-        weight: Matrix,
+        weight: Weight,
         bias: Option<Span>,
         residual: Option<Span>,
         epilogue: Epilogue,
@@ -346,7 +379,7 @@ pub trait Device: Send + Sync {
         &self,
         shape: Linear,
         d_out: Matrix,
-        weight: Matrix,
+        weight: Weight,
         through: Through,
         d_x: Matrix,
     );

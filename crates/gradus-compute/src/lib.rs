@@ -16,6 +16,6 @@ mod reference;
 pub use cpu::CpuDevice;
 pub use device::{
     AdamW, Attention, CrossEntropy, Device, Embedding, Epilogue, Format, IGNORED, Linear, Matrix, Norm,
-    NormKind, Precision, Rope, Rows, Through,
+    NormKind, Precision, Rope, Rows, Through, Use, Weight,
 };
 pub use reference::Reference;

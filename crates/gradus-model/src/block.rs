@@ -110,7 +110,7 @@ impl Pass<'_> {
         out: Matrix,
     ) {
         let (weight, bias) =
-            (self.weights.matrix(tensors.weight), tensors.bias.map(|bias| self.weights.vector(bias)));
+            (self.weights.weight(tensors.weight, true), tensors.bias.map(|bias| self.weights.vector(bias)));
         self.device.linear_forward(self.linear(tensors, inputs), x, weight, bias, residual, epilogue, out);
     }
 
@@ -122,8 +122,8 @@ impl Pass<'_> {
         d_x: Matrix,
         inputs: usize,
     ) {
-        let (shape, weight) = (self.linear(tensors, inputs), self.weights.master(tensors.weight));
-        self.device.linear_backward_input(shape, d_out, weight.into(), through, d_x);
+        let (shape, weight) = (self.linear(tensors, inputs), self.weights.weight(tensors.weight, false));
+        self.device.linear_backward_input(shape, d_out, weight, through, d_x);
         self.observer.between_operations();
     }
 

@@ -14,6 +14,7 @@ pub mod hugging_face;
 mod initial;
 mod liveness;
 mod parameters;
+mod prepared;
 pub mod sampling;
 mod transformer;
 mod weights;

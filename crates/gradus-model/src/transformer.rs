@@ -95,17 +95,17 @@ impl Transformer {
     pub fn for_inference(config: ModelConfig, device: Arc<dyn Device>) -> Result<Self> {
         // Files are read part by part: with an odd width a part of a matrix might begin in the middle of a pair.
         let halves = device.precision() == Precision::Bf16 && config.width.is_multiple_of(2);
-        Self::with(config, device, if halves { Weights::halves } else { Weights::masters })
+        Self::with(config, device, if halves { Weights::halves } else { Weights::single })
     }
 
     fn with(
         config: ModelConfig,
         device: Arc<dyn Device>,
-        weights: impl Fn(&dyn Device, &Parameters) -> Result<Weights>,
+        weights: impl Fn(&dyn Device, &ModelConfig, &Parameters) -> Result<Weights>,
     ) -> Result<Self> {
         config.check()?;
         let parameters = Parameters::new(&config);
-        let weights = weights(device.as_ref(), &parameters)?;
+        let weights = weights(device.as_ref(), &config, &parameters)?;
         let positions = (0..config.context as u32).collect();
         let batches = Mutex::new(BatchPositions { sequence: 0, rows: Arc::new([]) });
         Ok(Self { config, parameters, device, weights, positions, batches })
@@ -131,7 +131,7 @@ impl Transformer {
         &self.device
     }
 
-    /// All weights, in the order of the layout.
+    /// All weights, in the order of the layout. Who changes them says so by [`Transformer::weights_changed`].
     ///
     /// # Panics
     /// If the model was made for inference: it may not have them so.
@@ -139,7 +139,12 @@ impl Transformer {
         self.weights.span().expect("a model that learns keeps f32")
     }
 
-    /// Bytes of memory that all weights take.
+    /// Says that what lies in [`Transformer::weights`] was changed: copies of it are made anew before they are used again.
+    pub fn weights_changed(&self) {
+        self.weights.changed();
+    }
+
+    /// Bytes of memory that all weights take, without copies that products take.
     pub fn weight_bytes(&self) -> usize {
         self.weights.bytes()
     }
@@ -270,6 +275,7 @@ impl Transformer {
         positions: &'a [u32],
         observer: &'a dyn BackwardObserver,
     ) -> Pass<'a> {
+        self.weights.refresh(self.device.as_ref());
         Pass {
             device: self.device.as_ref(),
             config: &self.config,
@@ -286,9 +292,9 @@ impl Transformer {
     fn forward(&self, pass: Pass, workspace: &Workspace, tokens: &[u32], cache: Option<&KeyValueCache>) {
         let (rows, width) = (pass.rows(), self.config.width);
         let shape = Embedding { tokens, positions: pass.positions, width };
-        let positions = self.parameters.positions.map(|table| self.weights.matrix(table));
+        let positions = self.parameters.positions.map(|table| self.weights.table(table));
         let x = workspace.input(0, rows, width);
-        self.device.embedding_forward(shape, self.weights.matrix(self.parameters.embedding), positions, x);
+        self.device.embedding_forward(shape, self.weights.table(self.parameters.embedding), positions, x);
         for layer in 0..self.config.layers {
             let (x, out) = (workspace.input(layer, rows, width), workspace.input(layer + 1, rows, width));
             self.block(pass, *workspace.saved(layer), layer).forward(
@@ -317,7 +323,7 @@ impl Transformer {
         self.device.linear_forward(
             self.head_shape(rows),
             normal,
-            self.weights.matrix(self.parameters.head),
+            self.weights.weight(self.parameters.head, true),
             None,
             None,
             Epilogue::None,
@@ -349,7 +355,7 @@ impl Transformer {
                 let d_normal = slot.middle.part(start * width, len * width);
                 let head = self.parameters.head;
                 let (shape, weight, d_logits) =
-                    (self.head_shape(len), self.weights.master(head).into(), logits.into());
+                    (self.head_shape(len), self.weights.weight(head, false), logits.into());
                 self.device.linear_backward_input(shape, d_logits, weight, Through::None, d_normal.into());
                 let d_head = gradients.part(head.start, head.len);
                 self.device.linear_backward_weight(shape, d_logits, normal, d_head, None);

@@ -1,18 +1,21 @@
 //! Where a model's weights are, and how they are kept.
 //!
-//! What learns keeps f32: the masters that the optimizer changes. What only runs may keep matrices as its device multiplies
+//! What learns keeps f32: the masters that the optimizer changes; and, where its device multiplies in bf16, each linear
+//! layer's weight [prepared](crate::prepared) for its products. What only runs may keep matrices as its device multiplies
 //! them, in bf16: half the memory, and half of what each token written costs to read. Vectors (norms, biases) stay f32.
 
+use crate::config::ModelConfig;
 use crate::parameters::Parameters;
-use gradus_compute::{Device, Format, Matrix};
+use crate::prepared::Prepared;
+use gradus_compute::{Device, Format, Matrix, Precision, Weight};
 use gradus_error::Result;
 use gradus_memory::Span;
 
 /// The weights of one model.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub(crate) enum Weights {
     /// The layout as it is, in f32.
-    Masters(Span),
+    Masters(Span, Prepared),
     /// Matrices in bf16, vectors in f32.
     Halves {
         /// The layout at half its size; where its vectors would be, nothing is.
@@ -24,12 +27,26 @@ pub(crate) enum Weights {
 
 impl Weights {
     /// Room for f32.
-    pub(crate) fn masters(device: &dyn Device, parameters: &Parameters) -> Result<Self> {
-        Ok(Self::Masters(device.allocate(parameters.layout.len())?))
+    pub(crate) fn single(device: &dyn Device, _: &ModelConfig, parameters: &Parameters) -> Result<Self> {
+        Ok(Self::Masters(device.allocate(parameters.layout.len())?, Prepared::default()))
+    }
+
+    /// Room for f32, and for what products take of it.
+    pub(crate) fn masters(
+        device: &dyn Device,
+        config: &ModelConfig,
+        parameters: &Parameters,
+    ) -> Result<Self> {
+        let all = device.allocate(parameters.layout.len())?;
+        let prepared = match device.precision() {
+            Precision::Bf16 => Prepared::new(device, config, parameters)?,
+            Precision::F32 => Prepared::default(),
+        };
+        Ok(Self::Masters(all, prepared))
     }
 
     /// Room for matrices in bf16.
-    pub(crate) fn halves(device: &dyn Device, parameters: &Parameters) -> Result<Self> {
+    pub(crate) fn halves(device: &dyn Device, _: &ModelConfig, parameters: &Parameters) -> Result<Self> {
         let matrices = device.allocate(Format::Bf16.places(parameters.layout.len()))?;
         let vectors = parameters.layout.tensors().iter().filter(|tensor| tensor.shape.len() == 1);
         let place = |span: Span| Ok((span, device.allocate(span.len)?));
@@ -42,7 +59,7 @@ impl Weights {
     /// The f32 of the whole layout; `None` where matrices are not kept so.
     pub(crate) fn span(&self) -> Option<Span> {
         match self {
-            Self::Masters(span) => Some(*span),
+            Self::Masters(span, _) => Some(*span),
             Self::Halves { .. } => None,
         }
     }
@@ -50,7 +67,7 @@ impl Weights {
     /// Bytes of memory that they take.
     pub(crate) fn bytes(&self) -> usize {
         let places = match self {
-            Self::Masters(span) => span.len,
+            Self::Masters(span, _) => span.len,
             Self::Halves { matrices, vectors } => {
                 matrices.len + vectors.iter().map(|(_, place)| place.len).sum::<usize>()
             }
@@ -58,26 +75,41 @@ impl Weights {
         places * size_of::<f32>()
     }
 
-    /// A matrix of the layout.
-    pub(crate) fn matrix(&self, tensor: Span) -> Matrix {
+    /// A matrix of the layout, to be looked up in.
+    pub(crate) fn table(&self, tensor: Span) -> Matrix {
         match self {
-            Self::Masters(all) => all.part(tensor.start, tensor.len).into(),
+            Self::Masters(all, _) => all.part(tensor.start, tensor.len).into(),
             Self::Halves { matrices, .. } => Matrix { span: halved(*matrices, tensor), format: Format::Bf16 },
         }
     }
 
-    /// The f32 of a matrix, which its input's gradient is made from.
-    ///
-    /// # Panics
-    /// If matrices are not kept so: whoever runs backward has masters.
-    pub(crate) fn master(&self, tensor: Span) -> Span {
-        self.span().expect("a model that learns keeps f32").part(tensor.start, tensor.len)
+    /// A linear layer's weight, to be multiplied.
+    pub(crate) fn weight(&self, tensor: Span, forward: bool) -> Weight {
+        match self {
+            Self::Masters(_, prepared) => prepared.find(tensor, forward),
+            Self::Halves { .. } => None,
+        }
+        .unwrap_or_else(|| self.table(tensor).into())
+    }
+
+    /// Prepares again what has changed since it was.
+    pub(crate) fn refresh(&self, device: &dyn Device) {
+        if let Self::Masters(all, prepared) = self {
+            prepared.refresh(device, *all);
+        }
+    }
+
+    /// Says that masters have changed.
+    pub(crate) fn changed(&self) {
+        if let Self::Masters(_, prepared) = self {
+            prepared.outdate();
+        }
     }
 
     /// A vector of the layout.
     pub(crate) fn vector(&self, tensor: Span) -> Span {
         match self {
-            Self::Masters(all) => all.part(tensor.start, tensor.len),
+            Self::Masters(all, _) => all.part(tensor.start, tensor.len),
             Self::Halves { vectors, .. } => {
                 vector_of(vectors, tensor).expect("a norm's weight or a bias is a vector of the layout")
             }
@@ -87,7 +119,10 @@ impl Weights {
     /// Sets a range of the layout that lies in one tensor and, in a matrix, begins with an even element of it.
     pub(crate) fn put(&self, device: &dyn Device, span: Span, values: &[f32]) {
         match self {
-            Self::Masters(all) => device.write(all.part(span.start, span.len), values),
+            Self::Masters(all, prepared) => {
+                device.write(all.part(span.start, span.len), values);
+                prepared.outdate();
+            }
             Self::Halves { matrices, vectors } => match vector_of(vectors, span) {
                 Some(place) => device.write(place, values),
                 None => device.write_bf16(halved(*matrices, span), values),

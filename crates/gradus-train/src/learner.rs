@@ -154,6 +154,7 @@ impl Learner {
             let scale = clip(self.clip_norm, gradient_norm) / targets;
             let weights = self.model.weights();
             self.optimizer.update(device.as_ref(), weights, self.gradients.span(), learning_rate, scale);
+            self.model.weights_changed();
         }
         Ok(StepResult { loss, gradient_norm, skipped, asked_to_stop: votes[2] > 0.0 })
     }

@@ -3,6 +3,7 @@
 mod attention;
 mod linear;
 mod norm;
+mod prepared;
 
 pub use linear::forward_product;
 
@@ -14,7 +15,7 @@ use super::memory::{Columns, Elements, resolve, resolve_rows, unless_in_place};
 use super::{CpuDevice, Working};
 use crate::device::{
     AdamW, Attention, CrossEntropy, Device, Embedding, Epilogue, Format, IGNORED, Linear, Matrix, Norm,
-    Precision, Rope, Rows, Through,
+    Precision, Rope, Rows, Through, Use, Weight,
 };
 use gradus_error::Result;
 use gradus_memory::{HeapRange, RawRange, SharedHeap, Span};
@@ -208,11 +209,19 @@ impl Device for CpuDevice {
         self.run_norm_backward(shape, x, weight, statistics, d_out, d_residual, d_x, d_weight, d_bias);
     }
 
+    fn prepared_len(&self, shape: Linear, usage: Use) -> usize {
+        self.run_prepared_len(shape, usage)
+    }
+
+    fn prepare(&self, shape: Linear, usage: Use, weight: Span, to: Span) {
+        self.run_prepare(shape, usage, weight, to);
+    }
+
     fn linear_forward(
         &self,
         shape: Linear,
         x: Matrix,
-        weight: Matrix,
+        weight: Weight,
         bias: Option<Span>,
         residual: Option<Span>,
         epilogue: Epilogue,
@@ -225,7 +234,7 @@ impl Device for CpuDevice {
         &self,
         shape: Linear,
         d_out: Matrix,
-        weight: Matrix,
+        weight: Weight,
         through: Through,
         d_x: Matrix,
     ) {

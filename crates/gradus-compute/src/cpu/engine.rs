@@ -3,7 +3,7 @@
 use super::amx;
 use super::attention::DotOperation;
 use super::features::{Family, Handed, Kernels};
-use super::gemm::{Dot, Pairs, Product, SCRATCH, Single, TileKernel, Vectors};
+use super::gemm::{Dot, Pairs, Preparation, Product, SCRATCH, Single, TileKernel, Vectors};
 use super::memory::Scratch;
 use super::pool::{Pool, part};
 #[cfg(target_arch = "x86_64")]
@@ -225,19 +225,44 @@ impl Engine {
         let threads = self.worth(product.flops() as usize);
         let (products, family) = (self.products, self.family);
         self.parts(threads, |index, scratch| {
-            let job = Share { product, threads, index, scratch };
-            // SAFETY: passed on.
-            unsafe {
-                match products {
-                    Products::Single => family.run(InFamily::<Single<false>>(job, PhantomData)),
-                    Products::Rounded => family.run(InFamily::<Single<true>>(job, PhantomData)),
-                    #[cfg(target_arch = "x86_64")]
-                    Products::Pairs(s) => job.run(Vectors::<_, Pairs>::new(s)),
-                    #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
-                    Products::Tiles(kernel) => job.run(kernel),
-                }
-            }
+            products.hand(family, Share { product, threads, index, scratch });
         });
+    }
+
+    /// Elements that the panels of a product's right side take.
+    pub fn panels_len(&self, lines: usize, depth: usize) -> usize {
+        self.products.hand(self.family, Measure { lines, depth })
+    }
+
+    /// Packs them, once for many products.
+    ///
+    /// # Safety
+    /// The preparation is valid, and nobody else writes what it reads and writes.
+    pub unsafe fn prepare(&mut self, preparation: Preparation) {
+        let (products, family) = (self.products, self.family);
+        let panel = products.hand(family, PanelLines);
+        self.split(preparation.lines, panel, preparation.depth, |lines, _| {
+            products.hand(family, Pack { preparation, lines });
+        });
+    }
+}
+
+/// Work for whichever kernel computes products.
+trait KernelJob {
+    type Output;
+    fn run<K: TileKernel>(self, kernel: K) -> Self::Output;
+}
+
+impl Products {
+    fn hand<J: KernelJob>(self, family: Family, job: J) -> J::Output {
+        match self {
+            Self::Single => family.run(InFamily::<J, Single<false>>(job, PhantomData)),
+            Self::Rounded => family.run(InFamily::<J, Single<true>>(job, PhantomData)),
+            #[cfg(target_arch = "x86_64")]
+            Self::Pairs(s) => job.run(Vectors::<_, Pairs>::new(s)),
+            #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+            Self::Tiles(kernel) => job.run(kernel),
+        }
     }
 }
 
@@ -271,27 +296,64 @@ struct Share<'a> {
     scratch: &'a mut Scratch,
 }
 
-impl Share<'_> {
-    /// # Safety
-    /// As [`Product::run`].
-    unsafe fn run<K: TileKernel>(self, kernel: K) {
-        // SAFETY: passed on.
-        unsafe {
-            let scratch = self.scratch.at_least(self.product.scratch::<K>());
-            self.product.run(kernel, self.threads, self.index, scratch);
-        }
+impl KernelJob for Share<'_> {
+    type Output = ();
+
+    fn run<K: TileKernel>(self, kernel: K) {
+        let scratch = self.scratch.at_least(self.product.scratch::<K>());
+        // SAFETY: made only in Engine::product, whose caller vouches for the product.
+        unsafe { self.product.run(kernel, self.threads, self.index, scratch) };
     }
 }
 
-/// A share by the vectors of a family.
-struct InFamily<'a, D>(Share<'a>, PhantomData<D>);
+/// How many elements panels take.
+struct Measure {
+    lines: usize,
+    depth: usize,
+}
 
-impl<D: super::gemm::Dot> Operation for InFamily<'_, D> {
+impl KernelJob for Measure {
+    type Output = usize;
+
+    fn run<K: TileKernel>(self, kernel: K) -> usize {
+        Preparation::len(kernel, self.lines, self.depth)
+    }
+}
+
+/// How many lines a panel of columns has.
+struct PanelLines;
+
+impl KernelJob for PanelLines {
+    type Output = usize;
+
+    fn run<K: TileKernel>(self, kernel: K) -> usize {
+        kernel.columns()
+    }
+}
+
+/// Some panels of a preparation.
+struct Pack {
+    preparation: Preparation,
+    lines: Range<usize>,
+}
+
+impl KernelJob for Pack {
     type Output = ();
 
+    fn run<K: TileKernel>(self, kernel: K) {
+        // SAFETY: made only in Engine::prepare, whose caller vouches for the preparation; parts are whole panels.
+        unsafe { self.preparation.run(kernel, self.lines) };
+    }
+}
+
+/// A job by the vectors of a family.
+struct InFamily<J, D>(J, PhantomData<D>);
+
+impl<J: KernelJob, D: super::gemm::Dot> Operation for InFamily<J, D> {
+    type Output = J::Output;
+
     #[inline(always)]
-    fn run<S: Simd>(self, s: S) {
-        // SAFETY: made only in Engine::product, whose caller vouches for the product.
-        unsafe { self.0.run(Vectors::<S, D>::new(s)) };
+    fn run<S: Simd>(self, s: S) -> J::Output {
+        self.0.run(Vectors::<S, D>::new(s))
     }
 }

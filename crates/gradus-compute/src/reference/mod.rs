@@ -11,7 +11,7 @@ mod norm;
 
 use crate::device::{
     AdamW, Attention, CrossEntropy, Device, Embedding, Epilogue, Format, Linear, Matrix, Norm, Precision,
-    Rope, Rows, Through,
+    Rope, Rows, Through, Use, Weight,
 };
 use gradus_error::Result;
 use gradus_memory::{Arena, HeapRange, RawRange, SharedHeap, Span};
@@ -74,6 +74,14 @@ impl Reference {
     /// An operand of a matrix product, in the precision of this device.
     fn operand(&self, matrix: Matrix, len: usize) -> Vec<f32> {
         self.rounded(self.get_first(matrix, len))
+    }
+
+    /// A weight in the precision of this device.
+    fn weight(&self, weight: Weight, len: usize) -> Vec<f32> {
+        match weight {
+            Weight::Rows(matrix) => self.operand(matrix, len),
+            Weight::Prepared(span) => self.get(span),
+        }
     }
 
     /// All `len` elements of a matrix as f32.
@@ -223,18 +231,26 @@ impl Device for Reference {
         }
     }
 
+    fn prepared_len(&self, shape: Linear, _: Use) -> usize {
+        shape.outputs * shape.inputs
+    }
+
+    fn prepare(&self, _: Linear, _: Use, weight: Span, to: Span) {
+        self.put(to, &self.rounded(self.get(weight)));
+    }
+
     fn linear_forward(
         &self,
         shape: Linear,
         x: Matrix,
-        weight: Matrix,
+        weight: Weight,
         bias: Option<Span>,
         residual: Option<Span>,
         epilogue: Epilogue,
         out: Matrix,
     ) {
         let Linear { rows, inputs, outputs } = shape;
-        let (x, weight) = (self.operand(x, rows * inputs), self.operand(weight, outputs * inputs));
+        let (x, weight) = (self.operand(x, rows * inputs), self.weight(weight, outputs * inputs));
         let mut product = matmul::forward(shape, &x, &weight);
         if let Some(bias) = bias.map(|span| self.get(span)) {
             product.chunks_exact_mut(outputs).for_each(|row| elementwise::accumulate(row, &bias));
@@ -257,12 +273,12 @@ impl Device for Reference {
         &self,
         shape: Linear,
         d_out: Matrix,
-        weight: Matrix,
+        weight: Weight,
         through: Through,
         d_x: Matrix,
     ) {
         let Linear { rows, inputs, outputs } = shape;
-        let (d_out, weight) = (self.operand(d_out, rows * outputs), self.operand(weight, outputs * inputs));
+        let (d_out, weight) = (self.operand(d_out, rows * outputs), self.weight(weight, outputs * inputs));
         let product = matmul::backward_input(shape, &d_out, &weight);
         let values = match through {
             Through::None => product,

@@ -1,7 +1,9 @@
 //! What a linear layer's output goes through on its way, and its gradient on its way back: as operations apart would have it.
 
 use crate::devices::{assert_close, cpu, get_matrix, kernels, put, put_halves, reference, room, uniform};
-use gradus_compute::{CpuDevice, Device, Epilogue, Format, Linear, Matrix, Precision, Rope, Through};
+use gradus_compute::{
+    CpuDevice, Device, Epilogue, Format, Linear, Matrix, Precision, Rope, Through, Use, Weight,
+};
 
 /// Rows, inputs, outputs: around tiles and vectors of all families, odd ones, few rows, more than one block each way, and
 /// a depth that no other product has in one block.
@@ -46,8 +48,15 @@ fn script(device: &dyn Device, [rows, inputs_len, outputs]: [usize; 3], format: 
     let turn =
         |heads, head_size| Rope { positions: &positions, heads, head_size, theta: 100.0, inverse: false };
     let mut forward = |epilogue: Epilogue, second: Option<(Matrix, usize)>| {
-        device.linear_forward(shape, x, weight, Some(bias), None, epilogue, out);
-        results.push(get_matrix(device, out, len));
+        device.linear_forward(shape, x, weight.into(), Some(bias), None, epilogue, out);
+        let values = get_matrix(device, out, len);
+        let usage = Use::Forward { apart: apart(epilogue, outputs) };
+        device.linear_forward(shape, x, prepared(device, shape, usage), Some(bias), None, epilogue, out);
+        // A few rows are multiplied another way unless the weight is prepared.
+        if rows > 8 {
+            assert_eq!(get_matrix(device, out, len), values, "prepared {usage:?} of {shape:?}");
+        }
+        results.push(values);
         results.extend(second.map(|(matrix, len)| get_matrix(device, matrix, len)));
     };
     forward(Epilogue::None, None);
@@ -64,6 +73,23 @@ fn script(device: &dyn Device, [rows, inputs_len, outputs]: [usize; 3], format: 
     results
 }
 
+/// How far apart columns are that an epilogue takes together.
+fn apart(epilogue: Epilogue, outputs: usize) -> usize {
+    match epilogue {
+        Epilogue::None | Epilogue::Gelu { .. } => 0,
+        Epilogue::Swiglu { .. } => outputs / 2,
+        Epilogue::Rope(turn) => turn.head_size / 2,
+    }
+}
+
+/// The weight that all of these layers have, prepared.
+fn prepared(device: &dyn Device, shape: Linear, usage: Use) -> Weight {
+    let weight = put(device, &inputs(2, shape.outputs * shape.inputs));
+    let place = device.allocate(device.prepared_len(shape, usage)).unwrap();
+    device.prepare(shape, usage, weight, place);
+    Weight::Prepared(place)
+}
+
 fn gradients(device: &dyn Device, shape: Linear, format: Format) -> Vec<Vec<f32>> {
     let Linear { rows, inputs: width, outputs } = shape;
     let (d_out, weight) = (inputs(4, rows * outputs), inputs(2, outputs * width));
@@ -74,8 +100,11 @@ fn gradients(device: &dyn Device, shape: Linear, format: Format) -> Vec<Vec<f32>
         .map(|(through, times)| {
             let len = times * rows * width;
             let d_x = room(device, format, len);
-            device.linear_backward_input(shape, d_out, weight, through, d_x);
-            get_matrix(device, d_x, len)
+            device.linear_backward_input(shape, d_out, weight.into(), through, d_x);
+            let values = get_matrix(device, d_x, len);
+            device.linear_backward_input(shape, d_out, prepared(device, shape, Use::Backward), through, d_x);
+            assert_eq!(get_matrix(device, d_x, len), values, "a prepared weight of {shape:?}");
+            values
         })
         .to_vec()
 }

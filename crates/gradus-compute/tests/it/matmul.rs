@@ -68,9 +68,9 @@ impl<'a> Tensors<'a> {
         }
         self.device.write(bias, &uniform(3, outputs));
         self.device.write(d_weight, &uniform(4, d_weight.len));
-        self.device.linear_forward(shape, x, weight, Some(bias), None, Epilogue::None, out.into());
-        self.device.linear_forward(shape, x, weight, Some(bias), None, Epilogue::None, halves);
-        self.device.linear_backward_input(shape, d_out, weight, Through::None, d_x);
+        self.device.linear_forward(shape, x, weight.into(), Some(bias), None, Epilogue::None, out.into());
+        self.device.linear_forward(shape, x, weight.into(), Some(bias), None, Epilogue::None, halves);
+        self.device.linear_backward_input(shape, d_out, weight.into(), Through::None, d_x);
         self.device.linear_backward_weight(shape, d_out, x, d_weight, Some(bias));
         let halves = [(halves, lens[2]), (d_x, lens[0])]
             .map(|(m, len)| (get_matrix(self.device, m, len), Format::Bf16));

@@ -64,6 +64,7 @@ impl Case {
             depth,
             left: Self::operand(&left, rows, depth, self.left_along),
             right: Self::operand(&right, columns, depth, self.right_along),
+            panels: std::ptr::null(),
             target: target.as_mut_ptr(),
             stride: columns,
             bias: bias.as_ptr(),

@@ -1,5 +1,6 @@
 //! Linear layers.
 
+use super::prepared::fold_of;
 use super::{LINE, matrix, optional};
 use crate::cpu::cells::Cells;
 use crate::cpu::elementwise::{Function, Map, RopeTable};
@@ -7,7 +8,7 @@ use crate::cpu::gemm::{Ending, FEW_ROWS, FewRows, Mode, Operand, PairRows, Produ
 use crate::cpu::memory::{Elements, resolve, unless_in_place};
 use crate::cpu::simd::Simd;
 use crate::cpu::{CpuDevice, Working};
-use crate::device::{Device, Epilogue, Format, Linear, Matrix, Rope, Rows, Through};
+use crate::device::{Device, Epilogue, Format, Linear, Matrix, Rope, Rows, Through, Use, Weight};
 use gradus_memory::Span;
 
 /// Rounds elements to bf16.
@@ -30,6 +31,7 @@ fn plain<'a>(target: Elements, stride: usize) -> Product<'a> {
         depth: 0,
         left: nothing,
         right: nothing,
+        panels: std::ptr::null(),
         target: target.at(0),
         stride,
         bias: std::ptr::null(),
@@ -40,16 +42,13 @@ fn plain<'a>(target: Elements, stride: usize) -> Product<'a> {
     }
 }
 
-/// How far apart columns are that an epilogue takes together, 0 where it takes each alone; `None` where kernels that
-/// take vectors of `lanes` together, or none, cannot bring them into one tile.
-fn fold_of(epilogue: Epilogue, shape: Linear, lanes: Option<usize>) -> Option<usize> {
-    let fold = match epilogue {
-        Epilogue::None | Epilogue::Gelu { .. } => return Some(0),
+/// How far apart columns are that an epilogue takes together, or 0 where it takes each alone.
+fn apart(epilogue: Epilogue, shape: Linear) -> usize {
+    match epilogue {
+        Epilogue::None | Epilogue::Gelu { .. } => 0,
         Epilogue::Swiglu { .. } => shape.outputs / 2,
         Epilogue::Rope(Rope { head_size, .. }) => head_size / 2,
-    };
-    let whole = fold.is_multiple_of(lanes?) && shape.outputs.is_multiple_of(2 * fold);
-    whole.then_some(fold)
+    }
 }
 
 /// `out = x * w^T`, nothing added.
@@ -66,6 +65,24 @@ pub fn forward_product<'a>(
         left: Operand::along(x.at(0), shape.inputs).kept(x_format),
         right: Operand::along(weight.at(0), shape.inputs).kept(format),
         ..plain(out, shape.outputs)
+    }
+}
+
+/// What a forward pass takes.
+#[derive(Clone, Copy)]
+struct Tensors {
+    x: Matrix,
+    weight: Matrix,
+    /// Whether the weight is packed already.
+    prepared: bool,
+    bias: Option<Span>,
+    out: Matrix,
+}
+
+impl Tensors {
+    /// The weight's panels, or null.
+    fn panels(&self, weight: Elements) -> *const f32 {
+        if self.prepared { weight.at(0) } else { std::ptr::null() }
     }
 }
 
@@ -113,48 +130,37 @@ impl CpuDevice {
         &self,
         shape: Linear,
         x: Matrix,
-        weight: Matrix,
+        weight: Weight,
         bias: Option<Span>,
         residual: Option<Span>,
         epilogue: Epilogue,
         out: Matrix,
     ) {
         matrix("x", x, shape.rows * shape.inputs);
-        matrix("weight", weight, shape.outputs * shape.inputs);
         matrix("out", out, shape.rows * shape.outputs);
-        let plain = matches!(epilogue, Epilogue::None);
-        assert!(
-            residual.is_none() || plain && out.format == Format::F32,
-            "a residual is added in f32, and nothing else done"
-        );
-        let single = [x, out].iter().all(|matrix| matrix.format == Format::F32);
-        let few = single && (1..=FEW_ROWS).contains(&shape.rows);
-        let lanes = self.working().engine.family.lanes_together();
-        match fold_of(epilogue, shape, lanes).filter(|_| !few) {
-            Some(fold) if !plain || out.format == Format::Bf16 => {
-                self.forward_into(shape, [x, weight, out], bias, epilogue, fold);
-            }
-            _ => {
-                if plain || out.format == Format::F32 {
-                    self.forward_plain(shape, [x, weight, out], bias, residual, few);
-                } else {
-                    self.forward_into(shape, [x, weight, out], bias, Epilogue::None, 0);
-                }
-                self.apart(shape, epilogue, out);
-            }
+        let (alone, apart) = (matches!(epilogue, Epilogue::None), apart(epilogue, shape));
+        let (weight, prepared) = self.place_of(shape, Use::Forward { apart }, weight);
+        let single = out.format == Format::F32;
+        assert!(residual.is_none() || alone && single, "a residual is added in f32, and nothing else done");
+        let few = single && x.format == Format::F32 && !prepared && (1..=FEW_ROWS).contains(&shape.rows);
+        let fold = fold_of(apart, shape.outputs, self.working().engine.family.lanes_together());
+        let fused = !few && !alone && (apart == 0 || fold > 0);
+        let tensors = Tensors { x, weight, prepared, bias, out };
+        if fused {
+            return self.forward_into(shape, tensors, epilogue, fold);
         }
+        if single {
+            self.forward_plain(shape, tensors, residual, few);
+        } else {
+            self.forward_into(shape, tensors, Epilogue::None, 0);
+        }
+        self.epilogue_apart(shape, epilogue, out);
     }
 
     /// Into f32, with nothing but a bias and a residual.
-    fn forward_plain(
-        &self,
-        shape: Linear,
-        [x, weight, out]: [Matrix; 3],
-        bias: Option<Span>,
-        residual: Option<Span>,
-        few: bool,
-    ) {
-        let bias = optional("bias", bias, shape.outputs);
+    fn forward_plain(&self, shape: Linear, tensors: Tensors, residual: Option<Span>, few: bool) {
+        let Tensors { x, weight, out, .. } = tensors;
+        let bias = optional("bias", tensors.bias, shape.outputs);
         let residual = optional("residual", residual, out.span.len);
         let apart = unless_in_place(residual, out.span);
         let ([to], [x_at, weight_at, bias, apart]) =
@@ -166,6 +172,7 @@ impl CpuDevice {
         let product = Product {
             bias: bias.or_null(),
             residual: residual.or_null(),
+            panels: tensors.panels(weight_at),
             ..forward_product(shape, (x_at, x.format), (weight_at, weight.format), to)
         };
         // SAFETY: sizes were checked, and the lock keeps other operations out.
@@ -173,15 +180,9 @@ impl CpuDevice {
     }
 
     /// Through an epilogue, or into bf16.
-    fn forward_into(
-        &self,
-        shape: Linear,
-        [x, weight, out]: [Matrix; 3],
-        bias: Option<Span>,
-        epilogue: Epilogue,
-        fold: usize,
-    ) {
-        let bias = optional("bias", bias, shape.outputs);
+    fn forward_into(&self, shape: Linear, tensors: Tensors, epilogue: Epilogue, fold: usize) {
+        let Tensors { x, weight, out, .. } = tensors;
+        let bias = optional("bias", tensors.bias, shape.outputs);
         let activated = match epilogue {
             Epilogue::Gelu { activated } => Some((activated, shape.rows * shape.outputs)),
             Epilogue::Swiglu { activated } => Some((activated, shape.rows * shape.outputs / 2)),
@@ -202,7 +203,7 @@ impl CpuDevice {
             Epilogue::Rope(turn) => turning(shape, turn, rope),
         };
         let mut product = forward_product(shape, (x_at, x.format), (weight_at, weight.format), to);
-        product.right.fold = fold;
+        (product.right.fold, product.panels) = (fold, tensors.panels(weight_at));
         let (out, stride) = (Cells::new(to, out.format), shape.outputs);
         product.ending = Some(Ending { out, stride, bias: bias.or_null(), fold, then });
         // SAFETY: sizes were checked, and the lock keeps other operations out.
@@ -210,7 +211,7 @@ impl CpuDevice {
     }
 
     /// An epilogue as an operation of its own.
-    fn apart(&self, shape: Linear, epilogue: Epilogue, out: Matrix) {
+    fn epilogue_apart(&self, shape: Linear, epilogue: Epilogue, out: Matrix) {
         match epilogue {
             Epilogue::None => {}
             Epilogue::Gelu { activated } => self.gelu_forward(shape.rows * shape.outputs, out, activated),
@@ -229,7 +230,7 @@ impl CpuDevice {
         &self,
         shape: Linear,
         d_out: Matrix,
-        weight: Matrix,
+        weight: Weight,
         through: Through,
         d_x: Matrix,
     ) {
@@ -239,8 +240,8 @@ impl CpuDevice {
             Through::Gelu { x } => (x, 1),
             Through::Swiglu { gate_up } => (gate_up, 2),
         };
+        let (weight, prepared) = self.place_of(shape, Use::Backward, weight);
         matrix("d_out", d_out, shape.rows * shape.outputs);
-        matrix("weight", weight, shape.outputs * shape.inputs);
         matrix("d_x", d_x, times * inputs);
         if !matches!(through, Through::None) {
             matrix("the function's input", before, times * inputs);
@@ -262,6 +263,7 @@ impl CpuDevice {
             depth: shape.outputs,
             left: Operand::along(d_out_at.at(0), shape.outputs).kept(d_out.format),
             right: Operand::across(weight_at.at(0), shape.inputs).kept(weight.format),
+            panels: if prepared { weight_at.at(0) } else { std::ptr::null() },
             ending: (!is_plain).then_some(ending),
             ..plain(to, shape.inputs)
         };

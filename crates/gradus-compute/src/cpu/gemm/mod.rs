@@ -54,6 +54,8 @@ pub struct Product<'a> {
     pub left: Operand,
     /// Its lines are columns of the target.
     pub right: Operand,
+    /// Its panels, where they were packed before (see [`Preparation`]), or null.
+    pub panels: *const f32,
     /// First element of the target.
     pub target: *mut f32,
     /// Elements from one row of the target to the next, and of the residual.
@@ -150,14 +152,10 @@ impl Product<'_> {
                 let deep = depth_block.min(self.depth - depth);
                 let units = units_of::<K>(deep);
                 let block = Block { kernel, units, first: depth == 0 };
-                // SAFETY: inside the operand; the panels were sized for a block.
-                unsafe {
-                    let layout = PanelLayout::columns(kernel);
-                    let operand = self.right.from(column, depth);
-                    assert!(layout.len(width, units) <= column_panels.len(), "a block of columns must fit");
-                    let to = column_panels.as_mut_ptr();
-                    pack(kernel.simd(), layout, operand, width, deep, units, to, std::ptr::null_mut());
-                }
+                // SAFETY: passed on.
+                let columns_packed = unsafe {
+                    self.columns(kernel, column..column + width, depth..depth + deep, column_panels)
+                };
                 for row in rows.clone().step_by(row_block) {
                     let height = row_block.min(rows.end - row);
                     // SAFETY: as above.
@@ -170,12 +168,40 @@ impl Product<'_> {
                             row..row + height,
                             column..column + width,
                             row_panels,
-                            column_panels,
+                            columns_packed,
                         );
                     }
                 }
             }
         }
+    }
+
+    /// Panels of a block of columns: packed now, or found where they were before.
+    unsafe fn columns<K: TileKernel>(
+        &self,
+        kernel: K,
+        columns: Range<usize>,
+        depth: Range<usize>,
+        to: &mut [f32],
+    ) -> Panels {
+        let units = units_of::<K>(depth.len());
+        if !self.panels.is_null() {
+            // Blocks of the depth are whole units, and a run of them.
+            let (all, width) = (units_of::<K>(self.depth), kernel.columns());
+            let offset = columns.start / width * width * all + depth.start / K::GROUP * width;
+            return Panels { start: self.panels.wrapping_add(offset), units: all };
+        }
+        let layout = PanelLayout::columns(kernel);
+        assert!(layout.len(columns.len(), units) <= to.len(), "a block of columns must fit");
+        let preparation = Preparation {
+            operand: self.right.from(columns.start, depth.start),
+            lines: columns.len(),
+            depth: depth.len(),
+            to: to.as_mut_ptr(),
+        };
+        // SAFETY: inside the operand, and the panels fit.
+        unsafe { preparation.run(kernel, 0..columns.len()) };
+        Panels { start: to.as_ptr(), units }
     }
 
     /// Packs a block of rows; adds the sums of its rows to those of `sums` unless that is null.
@@ -203,12 +229,13 @@ impl Product<'_> {
         rows: Range<usize>,
         columns: Range<usize>,
         row_panels: &[f32],
-        column_panels: &[f32],
+        column_panels: Panels,
     ) {
         let (tile_rows, tile_columns) = (block.kernel.rows(), block.kernel.columns());
         let row_stride = block.kernel.row_stride();
         for column in columns.clone().step_by(tile_columns) {
-            let column_panel = &column_panels[(column - columns.start) * block.units..];
+            let column_panel =
+                column_panels.start.wrapping_add((column - columns.start) * column_panels.units);
             for row in rows.clone().step_by(tile_rows) {
                 let row_panel = &row_panels[(row - rows.start) / tile_rows * row_stride * block.units..];
                 let offset = row * self.stride + column;
@@ -229,10 +256,56 @@ impl Product<'_> {
                     row_scale: std::ptr::null(),
                 };
                 let rows = Units { start: row_panel.as_ptr(), stride: row_stride };
-                let columns = Units { start: column_panel.as_ptr(), stride: tile_columns };
+                let columns = Units { start: column_panel, stride: tile_columns };
                 // SAFETY: both panels hold the block's units; the target is inside this thread's rectangle.
                 unsafe { block.kernel.tile(block.units, rows, columns, &target) };
             }
+        }
+    }
+}
+
+/// Panels of columns, from some block on.
+#[derive(Clone, Copy)]
+struct Panels {
+    start: *const f32,
+    /// Units of a whole panel: each column of it takes so many elements.
+    units: usize,
+}
+
+/// The panels of a right side, packed for one product's block or, whole, once for many products.
+#[derive(Clone, Copy)]
+pub struct Preparation {
+    /// Its lines are columns of targets.
+    pub operand: Operand,
+    /// How many there are.
+    pub lines: usize,
+    /// Elements of each.
+    pub depth: usize,
+    /// Where they go: room for [`Preparation::len`] elements.
+    pub to: *mut f32,
+}
+
+// SAFETY: addresses; threads write disjoint panels.
+unsafe impl Send for Preparation {}
+// SAFETY: as above.
+unsafe impl Sync for Preparation {}
+
+impl Preparation {
+    /// Elements that the panels of `lines` lines of `depth` take.
+    pub fn len<K: TileKernel>(kernel: K, lines: usize, depth: usize) -> usize {
+        PanelLayout::columns(kernel).len(lines, units_of::<K>(depth))
+    }
+
+    /// Packs `lines`, which begin a panel, and end one or all.
+    ///
+    /// # Safety
+    /// The operand is readable, and its panels are writable and nobody else's.
+    pub unsafe fn run<K: TileKernel>(&self, kernel: K, lines: Range<usize>) {
+        let (layout, units) = (PanelLayout::columns(kernel), units_of::<K>(self.depth));
+        let (operand, to) = (self.operand.from(lines.start, 0), self.to.wrapping_add(lines.start * units));
+        // SAFETY: passed on; a panel's lines are all its width.
+        unsafe {
+            pack(kernel.simd(), layout, operand, lines.len(), self.depth, units, to, std::ptr::null_mut());
         }
     }
 }

@@ -1,0 +1,89 @@
+//! Weights of linear layers as their products take them: rounded and packed once for each change, not once for each use.
+//!
+//! A weight is multiplied in every microbatch forward and backward, the head's in every piece of rows. Its two copies take
+//! as much memory as its master. They are made when a pass begins, if anything has changed since.
+
+use crate::config::{Family, ModelConfig};
+use crate::parameters::{LinearTensors, Parameters};
+use gradus_compute::{Device, Linear, Use, Weight};
+use gradus_error::Result;
+use gradus_memory::Span;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+/// One weight for one use.
+#[derive(Debug, Clone, Copy)]
+struct Copy {
+    /// Its range of the layout.
+    tensor: Span,
+    shape: Linear,
+    usage: Use,
+    place: Span,
+}
+
+/// All of them; by default none.
+#[derive(Debug, Default)]
+pub(crate) struct Prepared {
+    /// By their start in the layout, forward before backward.
+    copies: Vec<Copy>,
+    outdated: AtomicBool,
+}
+
+impl Prepared {
+    /// Room for all linear layers of a model.
+    ///
+    /// # Errors
+    /// `Exhausted` when the device has no room.
+    pub(crate) fn new(device: &dyn Device, config: &ModelConfig, parameters: &Parameters) -> Result<Self> {
+        let mut copies = Vec::new();
+        for (tensor, inputs, apart) in layers(config, parameters) {
+            // Rows do not matter to how a weight is laid out.
+            let shape = Linear { rows: 0, inputs, outputs: tensor.len / inputs };
+            for usage in [Use::Forward { apart }, Use::Backward] {
+                let place = device.allocate(device.prepared_len(shape, usage))?;
+                copies.push(Copy { tensor, shape, usage, place });
+            }
+        }
+        copies.sort_by_key(|copy| (copy.tensor.start, copy.usage == Use::Backward));
+        Ok(Self { copies, outdated: AtomicBool::new(true) })
+    }
+
+    /// The weight of a layer for its forward pass, or backward.
+    pub(crate) fn find(&self, tensor: Span, forward: bool) -> Option<Weight> {
+        let first = self.copies.partition_point(|copy| copy.tensor.start < tensor.start);
+        let copy = self.copies.get(first + usize::from(!forward))?;
+        (copy.tensor == tensor).then_some(Weight::Prepared(copy.place))
+    }
+
+    /// Says that what they are made of has changed.
+    pub(crate) fn outdate(&self) {
+        self.outdated.store(true, Ordering::Relaxed);
+    }
+
+    /// Makes them anew of all masters, if those have changed.
+    pub(crate) fn refresh(&self, device: &dyn Device, masters: Span) {
+        if self.outdated.swap(false, Ordering::Relaxed) {
+            for Copy { tensor, shape, usage, place } in &self.copies {
+                device.prepare(*shape, *usage, masters.part(tensor.start, tensor.len), *place);
+            }
+        }
+    }
+}
+
+/// Every linear layer's weight: its range, its inputs, and how far apart columns are that its epilogue takes together.
+fn layers(config: &ModelConfig, parameters: &Parameters) -> Vec<(Span, usize, usize)> {
+    let (turns, gates) = match config.family {
+        Family::Gpt2 => (0, 0),
+        Family::Llama => (config.head_size / 2, config.feed_forward),
+    };
+    let layer = |layer: &LinearTensors, inputs, apart| (layer.weight, inputs, apart);
+    let mut layers = vec![(parameters.head, config.width, 0)];
+    for block in &parameters.blocks {
+        layers.extend([
+            layer(&block.qkv, config.width, turns),
+            layer(&block.attention_out, config.query_width(), 0),
+            layer(&block.up, config.width, gates),
+            layer(&block.down, config.feed_forward, 0),
+        ]);
+    }
+    layers
+}
