@@ -5,5 +5,6 @@
 mod attention;
 mod devices;
 mod matmul;
+mod muon;
 mod rows;
 mod stable;
