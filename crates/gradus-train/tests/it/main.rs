@@ -1,5 +1,6 @@
-//! The step, against itself on one rank: buckets go out while the backward pass is under way.
+//! The step, against itself on one rank: buckets go out while the backward pass is under way. And what it learns by Muon.
 
 #![allow(clippy::unwrap_used, reason = "a failing helper fails its test")]
 
+mod muon;
 mod overlap;
