@@ -2,5 +2,6 @@
 
 #![allow(clippy::unwrap_used, reason = "a failing helper fails its test")]
 
+mod golden_muon;
 mod muon;
 mod overlap;
