@@ -6,7 +6,7 @@
 /// `X = G / |G|` (Frobenius' norm, at least [`NewtonSchulz::SMALLEST_NORM`]); then, `iterations` times over, with
 /// `A = X X^T`, `X = a X + (b A + c A A) X`. A matrix with more rows than columns is iterated as its transpose, so that `A`
 /// is the smaller of the two products. Operands of products are rounded as those of linear layers are; `X` itself and
-/// sums stay f32. After 5 iterations singular values that were at least 1/400 of the norm lie from about 0.65 to 1.2.
+/// sums stay f32. After 5 iterations singular values that were at least 1/500 of the norm lie from 0.68 to 1.21, but for rounding.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct NewtonSchulz {
     /// `M`.
