@@ -10,6 +10,9 @@ Each case is one folder under crates/gradus-model/tests/golden/:
                            gradient of the sum of the losses divided by the number of targets that count
     training.json          settings and losses of ten AdamW steps on that one batch, in f32 and under bf16 autocast;
                            each loss is the one before the step's update
+    muon.json              of two cases: losses of ten such steps in f32 in which `torch.optim.Muon` updates the matrices of
+                           blocks, by each way to adjust the learning rate: as it is (it multiplies in bf16), and with
+                           f32 in the place of bf16
 
 How: weights and tokens come from numpy's generator in integers and f64, which gives the same bits on every machine.
 Everything is computed in f32 by one thread. Every bias and norm is moved away from 0 and 1, so that no gradient is
@@ -22,10 +25,12 @@ Usage: golden.py [--check] [--folder FOLDER] [CASE ...]
 """
 
 import argparse
+import contextlib
 import json
 import pathlib
 import sys
 import tempfile
+from unittest import mock
 
 import numpy
 import torch
@@ -40,6 +45,10 @@ POSITIONS = 24
 IGNORED = -100
 STEPS = 10
 ADAMW = {"learning_rate": 3e-4, "beta1": 0.9, "beta2": 0.95, "epsilon": 1e-8, "weight_decay": 0.1}
+MUON = {"momentum": 0.95, "nesterov": True, "iterations": 5}
+# Muon takes queries, keys and values, gate and up for matrices of their own, as which these models keep them.
+MUON_CASES = ("llama-free", "qwen2-tied")
+ADJUSTMENTS = ("original", "match_rms_adamw")
 FOLDER = pathlib.Path(__file__).resolve().parent.parent / "crates/gradus-model/tests/golden"
 
 transformers.logging.set_verbosity_error()
@@ -149,6 +158,45 @@ def train(model, tokens, targets, mask, autocast):
     return losses
 
 
+def matrices_of_blocks(model):
+    """What Muon is for: the weights of linear layers, but for the head."""
+    decayed = gpt.decay_groups(model)[0]["params"]
+    return [p for p in decayed if p is not model.get_output_embeddings().weight]
+
+
+def train_by_muon(model, tokens, targets, mask, adjustment, precise):
+    matrices = matrices_of_blocks(model)
+    groups = gpt.decay_groups(model, ADAMW["weight_decay"])
+    taken = {id(p) for p in matrices}
+    for group in groups:
+        group["params"] = [p for p in group["params"] if id(p) not in taken]
+    adamw = torch.optim.AdamW(
+        [group for group in groups if group["params"]], lr=ADAMW["learning_rate"],
+        betas=(ADAMW["beta1"], ADAMW["beta2"]), eps=ADAMW["epsilon"], foreach=False)
+    muon = torch.optim.Muon(
+        matrices, lr=ADAMW["learning_rate"], weight_decay=ADAMW["weight_decay"], momentum=MUON["momentum"],
+        nesterov=MUON["nesterov"], ns_steps=MUON["iterations"], adjust_lr_fn=adjustment)
+    losses = []
+    for _ in range(STEPS):
+        loss = loss_of(logits_of(model, tokens, mask), targets)
+        losses.append(loss.item())
+        model.zero_grad()
+        loss.backward()
+        adamw.step()
+        with mock.patch.object(torch, "bfloat16", torch.float32) if precise else contextlib.nullcontext():
+            muon.step()
+    return losses
+
+
+def make_muon(name, folder, tokens, targets, mask):
+    found = {f"{adjustment}{suffix}": train_by_muon(prepare(name)[0], tokens, targets, mask, adjustment, precise)
+             for adjustment in ADJUSTMENTS for suffix, precise in (("", True), ("_bf16", False))}
+    model = prepare(name)[0]
+    names = {id(p): n for n, p in model.named_parameters()}
+    matrices = sorted(names[id(p)] for p in matrices_of_blocks(model))
+    write_json(folder / "muon.json", {**MUON, "matrices": matrices, **found})
+
+
 def prepare(name):
     case = CASES[name]
     generator = numpy.random.Generator(numpy.random.PCG64(case["seed"]))
@@ -198,6 +246,8 @@ def make_case(name, folder):
     losses = train(prepare(name)[0], tokens, targets, mask, autocast=False)
     losses_bf16 = train(prepare(name)[0], tokens, targets, mask, autocast=True)
     assert losses[-1] < losses[0], f"{name}: training does not lower the loss"
+    if name in MUON_CASES:
+        make_muon(name, folder, tokens, targets, mask)
     names = {id(p): n for n, p in model.named_parameters()}
     write_json(folder / "training.json", {
         **ADAMW, "decayed": sorted(names[id(w)] for w in gpt.decay_groups(model)[0]["params"]),
@@ -217,6 +267,8 @@ LOSS_F32 = 1e-5
 # bf16 keeps 8 bits, so that another order flips some roundings by 2^-8 of a value: measured 2.3e-3 between AVX2 and
 # AVX-512 kernels. Between bf16 and f32 it is 5e-3.
 LOSS_BF16 = 1e-2
+# Of Muon's steps only their own products are in bf16: they differ from f32's by 8e-5 after nine updates.
+LOSS_MUON_BF16 = 1e-3
 
 
 def compare_tensors(name, made, committed):
@@ -265,6 +317,19 @@ def check_case(name, made, committed):
     problems += same_json(f"{name}/training.json", here, there, losses)
     problems += compare_losses(f"{name}/training.json losses", here["losses"], there["losses"], LOSS_F32)
     problems += compare_losses(f"{name}/training.json losses_bf16_autocast", here[losses[1]], there[losses[1]], LOSS_BF16)
+    return problems + check_muon(name, made, committed)
+
+
+def check_muon(name, made, committed):
+    if name not in MUON_CASES:
+        return []
+    if not (committed / "muon.json").exists():
+        return [f"{name}: muon.json is missing; make it with golden.py {name}"]
+    here, there = (json.loads((folder / "muon.json").read_text()) for folder in (made, committed))
+    problems = same_json(f"{name}/muon.json", here, there, [key for key in here if key.startswith(ADJUSTMENTS)])
+    for adjustment in ADJUSTMENTS:
+        for key, limit in ((adjustment, LOSS_F32), (f"{adjustment}_bf16", LOSS_MUON_BF16)):
+            problems += compare_losses(f"{name}/muon.json {key}", here[key], there[key], limit)
     return problems
 
 

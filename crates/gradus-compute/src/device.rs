@@ -1,5 +1,6 @@
 //! What a device can do.
 
+use crate::muon::{Muon, NewtonSchulz};
 use gradus_error::Result;
 use gradus_memory::{HeapRange, RawRange, SharedHeap, Span};
 use serde::{Deserialize, Serialize};
@@ -430,4 +431,8 @@ pub trait Device: Send + Sync {
     fn sum_of_squares(&self, x: Span) -> f64;
     /// One update of `parameter` and both moments.
     fn adamw(&self, update: AdamW, parameter: Span, gradient: Span, moment1: Span, moment2: Span);
+    /// Sets `to[M, N]` to what the iteration makes of `from[M, N]`.
+    fn orthogonalise(&self, shape: NewtonSchulz, from: Span, to: Span);
+    /// One update of `parameter[M, N]` and of its `moment`, the only one.
+    fn muon(&self, update: Muon, parameter: Span, gradient: Span, moment: Span);
 }

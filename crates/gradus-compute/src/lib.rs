@@ -10,6 +10,7 @@
 
 pub mod cpu;
 mod device;
+mod muon;
 pub mod reduce;
 mod reference;
 
@@ -18,4 +19,5 @@ pub use device::{
     AdamW, Attention, CrossEntropy, Device, Embedding, Epilogue, Format, IGNORED, Linear, Matrix, Norm,
     NormKind, Precision, Rope, Rows, Through, Use, Weight,
 };
+pub use muon::{Muon, NewtonSchulz};
 pub use reference::Reference;

@@ -7,9 +7,6 @@
 use crate::Span;
 use serde::{Deserialize, Serialize};
 
-/// Every tensor begins on a multiple of this many elements: a cache line of 64 bytes.
-const ALIGNMENT: usize = 16;
-
 /// A named tensor and its place.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Tensor {
@@ -21,9 +18,22 @@ pub struct Tensor {
     pub start: usize,
     /// Whether weight decay applies (matrices of linear layers; not norms, biases, embeddings).
     pub decay: bool,
+    /// Rows of each matrix that it is made of, from the top down, where it is the weight of a block's linear layers: an
+    /// optimizer such as Muon needs whole matrices, and layers that share their input share a tensor. Else empty.
+    pub matrices: Vec<usize>,
 }
 
 impl Tensor {
+    /// Its matrices: the range of each in the layout, and its rows.
+    pub fn each_matrix(&self) -> impl Iterator<Item = (Span, usize)> {
+        let columns = self.shape.last().copied().unwrap_or(0);
+        self.matrices.iter().scan(self.start, move |start, rows| {
+            let span = Span::new(*start, rows * columns);
+            *start = span.end();
+            Some((span, *rows))
+        })
+    }
+
     /// Number of elements.
     pub fn len(&self) -> usize {
         self.shape.iter().product()
@@ -53,6 +63,9 @@ pub struct Layout {
 }
 
 impl Layout {
+    /// Every tensor begins on a multiple of this many elements: a cache line of 64 bytes.
+    pub const ALIGNMENT: usize = 16;
+
     /// The tensors, by growing start.
     pub fn tensors(&self) -> &[Tensor] {
         &self.tensors
@@ -83,8 +96,18 @@ pub struct LayoutBuilder {
 impl LayoutBuilder {
     /// Appends a tensor and returns its range.
     pub fn push(&mut self, name: impl Into<String>, shape: &[usize], decay: bool) -> Span {
-        let tensor = Tensor { name: name.into(), shape: shape.to_vec(), start: self.layout.len, decay };
-        self.layout.len = (tensor.start + tensor.len()).next_multiple_of(ALIGNMENT);
+        self.append(name.into(), shape, decay, &[])
+    }
+
+    /// Appends the weight of linear layers that share their `inputs`, one above the other, and returns its range.
+    pub fn push_matrices(&mut self, name: impl Into<String>, outputs: &[usize], inputs: usize) -> Span {
+        self.append(name.into(), &[outputs.iter().sum(), inputs], true, outputs)
+    }
+
+    fn append(&mut self, name: String, shape: &[usize], decay: bool, matrices: &[usize]) -> Span {
+        let (shape, matrices) = (shape.to_vec(), matrices.to_vec());
+        let tensor = Tensor { name, shape, start: self.layout.len, decay, matrices };
+        self.layout.len = (tensor.start + tensor.len()).next_multiple_of(Layout::ALIGNMENT);
         let span = tensor.span();
         self.layout.tensors.push(tensor);
         span
@@ -93,5 +116,23 @@ impl LayoutBuilder {
     /// The finished layout.
     pub fn finish(self) -> Layout {
         self.layout
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn matrices_of_one_tensor_follow_each_other() {
+        let mut builder = LayoutBuilder::default();
+        builder.push("norm", &[3], false);
+        builder.push_matrices("qkv", &[4, 2, 2], 3);
+        let layout = builder.finish();
+        let [norm, qkv] = layout.tensors() else { panic!("two tensors") };
+        assert_eq!(norm.each_matrix().count(), 0);
+        assert_eq!((qkv.shape.as_slice(), qkv.start, qkv.decay), (&[8, 3][..], 16, true));
+        let found: Vec<_> = qkv.each_matrix().collect();
+        assert_eq!(found, [(Span::new(16, 12), 4), (Span::new(28, 6), 2), (Span::new(34, 6), 2)]);
     }
 }

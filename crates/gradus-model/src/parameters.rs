@@ -108,8 +108,10 @@ impl Builder<'_> {
         NormTensors { weight, bias: biased.then(|| self.tensor(format!("{name}.bias"), &[width], false)) }
     }
 
-    fn linear(&mut self, name: &str, outputs: usize, inputs: usize, bias: bool) -> LinearTensors {
-        let weight = self.tensor(format!("{name}.weight"), &[outputs, inputs], true);
+    /// Layers of so many outputs each, which share their inputs.
+    fn linear(&mut self, name: &str, outputs: &[usize], inputs: usize, bias: bool) -> LinearTensors {
+        let weight = self.layout.push_matrices(format!("{name}.weight"), outputs, inputs);
+        let outputs = outputs.iter().sum();
         LinearTensors { weight, bias: bias.then(|| self.tensor(format!("{name}.bias"), &[outputs], false)) }
     }
 
@@ -118,12 +120,15 @@ impl Builder<'_> {
         let biased = config.family == Family::Gpt2;
         let name = |part: &str| format!("blocks.{layer}.{part}");
         let up_name = if biased { "feed_forward.up" } else { "feed_forward.gate_up" };
-        let down = self.linear(&name("feed_forward.down"), config.width, config.feed_forward, biased);
-        let up = self.linear(&name(up_name), config.up_width(), config.width, biased);
+        let gate_and_up = [config.feed_forward; 2];
+        let up = if biased { &gate_and_up[..1] } else { &gate_and_up };
+        let qkv = [config.query_width(), config.kv_width(), config.kv_width()];
+        let down = self.linear(&name("feed_forward.down"), &[config.width], config.feed_forward, biased);
+        let up = self.linear(&name(up_name), up, config.width, biased);
         let feed_forward_norm = self.norm(&name("feed_forward.norm"));
-        let attention_out = self.linear(&name("attention.out"), config.width, config.query_width(), biased);
-        let qkv =
-            self.linear(&name("attention.qkv"), config.qkv_width(), config.width, biased || config.qkv_bias);
+        let attention_out =
+            self.linear(&name("attention.out"), &[config.width], config.query_width(), biased);
+        let qkv = self.linear(&name("attention.qkv"), &qkv, config.width, biased || config.qkv_bias);
         let attention_norm = self.norm(&name("attention.norm"));
         BlockTensors { attention_norm, qkv, attention_out, feed_forward_norm, up, down }
     }

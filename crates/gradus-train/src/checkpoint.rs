@@ -1,12 +1,13 @@
 //! Saving and resuming: model and training state, as a sealed folder that is whole or absent.
 //!
-//! A checkpoint is a Hugging Face folder with three more files: `training_state.safetensors` (both moments, by tensor
+//! A checkpoint is a Hugging Face folder with three more files: `training_state.safetensors` (moments, by tensor
 //! name, f32), `training_state.json` (everything else that a step depends on) and `checksums.json` (of all the rest).
 //! The weights in `model.safetensors` are the f32 masters themselves.
 
+use crate::conditions;
 use crate::optimizer::Optimizer;
 use gradus_error::{Error, IoContext, Kind, Result};
-use gradus_memory::Tensor;
+use gradus_memory::{Span, Tensor};
 use gradus_model::Transformer;
 use gradus_model::hugging_face::{self, SpecialTokens};
 use gradus_store::{Tokenizer, atomic};
@@ -123,8 +124,9 @@ pub fn save(
 /// A tensor of moments that is read from the device when it is written out.
 struct Moment<'a> {
     model: &'a Transformer,
-    whole: gradus_memory::Span,
     tensor: &'a Tensor,
+    /// Where it lies.
+    span: Span,
 }
 
 impl View for Moment<'_> {
@@ -138,7 +140,7 @@ impl View for Moment<'_> {
 
     fn data(&self) -> Cow<'_, [u8]> {
         let mut values = vec![0.0; self.tensor.len()];
-        self.model.device().read(self.tensor.within(self.whole), &mut values);
+        self.model.device().read(self.span, &mut values);
         values.into_iter().flat_map(f32::to_le_bytes).collect::<Vec<u8>>().into()
     }
 
@@ -151,11 +153,16 @@ fn moment_name(moment: usize, tensor: &Tensor) -> String {
     format!("moment{}.{}", moment + 1, tensor.name)
 }
 
-/// Both moments of every tensor, by name.
-fn moments<'a>(model: &'a Transformer, optimizer: &Optimizer) -> impl Iterator<Item = (String, Moment<'a>)> {
-    let tensors = model.parameters().layout.tensors();
-    optimizer.moments().into_iter().enumerate().flat_map(move |(index, whole)| {
-        tensors.iter().map(move |tensor| (moment_name(index, tensor), Moment { model, whole, tensor }))
+/// All moments of every tensor, by name.
+fn moments<'a>(
+    model: &'a Transformer,
+    optimizer: &'a Optimizer,
+) -> impl Iterator<Item = (String, Moment<'a>)> {
+    model.parameters().layout.tensors().iter().flat_map(move |tensor| {
+        let moments = optimizer.moments(tensor).into_iter().enumerate();
+        moments.filter_map(move |(index, span)| {
+            span.map(|span| (moment_name(index, tensor), Moment { model, tensor, span }))
+        })
     })
 }
 
@@ -208,6 +215,7 @@ fn load_parts(folder: &Path, model: &Transformer, optimizer: &mut Optimizer) -> 
             state.step
         )));
     }
+    conditions::check_kind(&state.conditions, optimizer.kind())?;
     let put = &mut |span, values: &[f32]| model.put(span, values);
     hugging_face::read_weights(folder, model.config(), model.parameters(), put)?;
     read_moments(&folder.join(MOMENTS_FILE), model, optimizer)?;
@@ -258,38 +266,28 @@ pub(crate) fn put_moments(
 ) -> Result<()> {
     let file = SafeTensors::deserialize(bytes)
         .map_err(|error| Error::corrupt(format!("{} is damaged", path.display())).with_source(error))?;
-    let tensors = model.parameters().layout.tensors();
-    let expected: BTreeSet<String> = (0..optimizer.moments().len())
-        .flat_map(|index| tensors.iter().map(move |tensor| moment_name(index, tensor)))
-        .collect();
+    let expected: BTreeSet<String> = moments(model, optimizer).map(|(name, _)| name).collect();
     if let Some(extra) = file.names().into_iter().find(|name| !expected.contains(*name)) {
         return Err(Error::corrupt(format!(
             "{} holds {extra}, which is no moment of this model",
             path.display()
         )));
     }
-    for (index, whole) in optimizer.moments().into_iter().enumerate() {
-        for tensor in model.parameters().layout.tensors() {
-            let name = moment_name(index, tensor);
-            let view = file.tensor(&name).map_err(|error| {
-                Error::corrupt(format!("{} lacks {name}", path.display())).with_source(error)
-            })?;
-            if view.dtype() != Dtype::F32 || view.shape() != tensor.shape {
-                return Err(Error::corrupt(format!(
-                    "{}: {name} is {:?} {:?}, expected F32 {:?}",
-                    path.display(),
-                    view.dtype(),
-                    view.shape(),
-                    tensor.shape
-                )));
-            }
-            let words = view.data().chunks_exact(4).map(|word| [word[0], word[1], word[2], word[3]]);
-            let values: Vec<f32> = words.map(f32::from_le_bytes).collect();
-            if values.iter().any(|value| !value.is_finite()) {
-                return Err(Error::corrupt(format!("{}: {name} is not finite", path.display())));
-            }
-            model.device().write(tensor.within(whole), &values);
+    for (name, moment) in moments(model, optimizer) {
+        let within = |reason: &str| format!("{}: {name} {reason}", path.display());
+        let view =
+            file.tensor(&name).map_err(|error| Error::corrupt(within("is missing")).with_source(error))?;
+        let (dtype, shape) = (view.dtype(), view.shape());
+        if dtype != Dtype::F32 || shape != moment.tensor.shape {
+            let expected = format!("is {dtype:?} {shape:?}, expected F32 {:?}", moment.tensor.shape);
+            return Err(Error::corrupt(within(&expected)));
         }
+        let words = view.data().chunks_exact(4).map(|word| [word[0], word[1], word[2], word[3]]);
+        let values: Vec<f32> = words.map(f32::from_le_bytes).collect();
+        if values.iter().any(|value| !value.is_finite()) {
+            return Err(Error::corrupt(within("is not finite")));
+        }
+        model.device().write(moment.span, &values);
     }
     Ok(())
 }

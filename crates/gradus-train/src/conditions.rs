@@ -1,8 +1,9 @@
 //! What the bits of a run depend on: recorded in every checkpoint, held against by every resume.
 
-use crate::settings::OptimizerSettings;
+use crate::settings::{OptimizerKind, OptimizerSettings};
 use crate::trainer::RunSettings;
 use gradus_error::{Error, Result};
+use serde::Serialize;
 use serde_json::{Map, Value};
 
 /// Conditions by name, as text. A newer version may know more of them than an older one has written.
@@ -13,6 +14,10 @@ pub(crate) const LINKS: &str = "links";
 
 /// The name of which ranks share a node, where that counts: links are chosen by it, too.
 pub(crate) const NODES: &str = "nodes";
+
+/// The setting that says which optimizer it is, and the section that one of them has to itself.
+const KIND: &str = "optimizer.kind";
+const MUON: &str = "muon";
 
 /// The conditions of a run. Settings are named by their keys.
 ///
@@ -36,15 +41,47 @@ pub(crate) fn of_run(
         ("train.bucket_bytes", train.bucket_bytes.to_string()),
         ("train.cross_documents", train.cross_documents.to_string()),
     ];
-    let named = |(key, value): (&str, String)| (key.to_owned(), value);
-    run.map(named).into_iter().chain(of_optimizer(&settings.optimizer)).chain(links).collect()
+    let owned = |(key, value): (&str, String)| (key.to_owned(), value);
+    run.map(owned).into_iter().chain(of_optimizer(&settings.optimizer)).chain(links).collect()
 }
 
+/// Of AdamW neither its kind nor what only Muon has: checkpoints that were written when there was no other lack both.
 fn of_optimizer(optimizer: &OptimizerSettings) -> Conditions {
+    let mut fields = fields_of(optimizer);
+    let muon = fields.remove(MUON).unwrap_or_default();
+    if optimizer.kind == OptimizerKind::AdamW {
+        fields.remove("kind");
+        return named("optimizer", fields).collect();
+    }
+    let muon = muon.as_object().cloned().unwrap_or_default();
+    named("optimizer", fields).chain(named("optimizer.muon", muon)).collect()
+}
+
+fn fields_of(settings: &impl Serialize) -> Map<String, Value> {
     // By way of text, in which an f32 has the digits that were given and not those of the f64 next to it.
-    let text = serde_json::to_string(optimizer).expect("plain data has a JSON form");
-    let fields: Map<String, Value> = serde_json::from_str(&text).expect("a struct is an object");
-    fields.into_iter().map(|(key, value)| (format!("optimizer.{key}"), value.to_string())).collect()
+    let text = serde_json::to_string(settings).expect("plain data has a JSON form");
+    serde_json::from_str(&text).expect("a struct is an object")
+}
+
+fn named(section: &str, fields: Map<String, Value>) -> impl Iterator<Item = (String, String)> {
+    fields.into_iter().map(move |(key, value)| (format!("{section}.{key}"), value.to_string()))
+}
+
+/// Whether a checkpoint written under the conditions `before` has the moments that an optimizer of this kind needs.
+///
+/// # Errors
+/// `Invalid`, whatever changes are allowed: there would be nothing to go on from.
+pub(crate) fn check_kind(before: &Conditions, kind: OptimizerKind) -> Result<()> {
+    let known = |kind| serde_json::to_string(&kind).expect("a kind is a word");
+    let found = before.iter().find(|(key, _)| key == KIND).map(|(_, value)| value.clone());
+    let (before, now) = (found.unwrap_or_else(|| known(OptimizerKind::AdamW)), known(kind));
+    if before == now {
+        return Ok(());
+    }
+    Err(Error::invalid(format!(
+        "its moments are those of {KIND} {before}, and {KIND} is {now}: give {before} again, or begin a new run with \
+         the folder's weights (model.from)"
+    )))
 }
 
 /// Whether a run that began under the conditions `before` goes on with the same bits under those of `now`.
@@ -71,6 +108,7 @@ fn change(before: &Conditions, key: &str, now: &str) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::settings::MuonSettings;
     use gradus_error::Kind;
 
     #[test]
@@ -85,5 +123,22 @@ mod tests {
         assert!(text.contains("optimizer.warmup_steps was 40 and is 7"), "{text}");
         assert!(text.contains("optimizer.beta2 was 0.95 and is 0.5") && !text.contains("beta1"), "{text}");
         assert!(check_unchanged(&Vec::new(), &now).is_err());
+    }
+
+    #[test]
+    fn what_only_muon_has_counts_with_muon_only() {
+        let with = |kind, iterations| {
+            let muon = MuonSettings { iterations, ..Default::default() };
+            of_optimizer(&OptimizerSettings { kind, muon, ..Default::default() })
+        };
+        let [adamw, muon] = [OptimizerKind::AdamW, OptimizerKind::Muon].map(|kind| with(kind, 5));
+        assert_eq!(adamw, with(OptimizerKind::AdamW, 6));
+        let text = check_unchanged(&muon, &with(OptimizerKind::Muon, 6)).unwrap_err().to_string();
+        assert!(text.contains("optimizer.muon.iterations was 5 and is 6"), "{text}");
+        check_kind(&adamw, OptimizerKind::AdamW).unwrap();
+        check_kind(&muon, OptimizerKind::Muon).unwrap();
+        for (before, now) in [(&adamw, OptimizerKind::Muon), (&muon, OptimizerKind::AdamW)] {
+            assert_eq!(*check_kind(before, now).unwrap_err().kind(), Kind::Invalid);
+        }
     }
 }

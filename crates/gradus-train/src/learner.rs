@@ -4,9 +4,10 @@ use crate::batches;
 use crate::data_parallel::DataParallel;
 use crate::gradients::Gradients;
 use crate::optimizer::Optimizer;
-use crate::settings::OptimizerSettings;
+use crate::settings::{OptimizerKind, OptimizerSettings};
 use gradus_collective::Communicator;
-use gradus_error::{Error, Result};
+use gradus_compute::cpu::VARIABLE as KERNELS;
+use gradus_error::{Error, Kind, Result};
 use gradus_memory::Span;
 use gradus_model::{BackwardObserver, Batch, LossSum, Transformer, Workspace};
 use std::sync::Arc;
@@ -44,6 +45,8 @@ pub struct Learner {
     optimizer: Optimizer,
     workspace: Workspace,
     clip_norm: f64,
+    /// Whether ranks are still to find out that their kernels make the same updates.
+    unproven: bool,
 }
 
 /// Sizes that a learner takes memory for.
@@ -80,7 +83,8 @@ impl Learner {
                 ))
             })?;
         let ranks = DataParallel::new(communicator, layout.len(), sizes.bucket_bytes);
-        Ok(Self { ranks, model, gradients, optimizer, workspace, clip_norm: settings.clip_norm })
+        let unproven = settings.kind == OptimizerKind::Muon;
+        Ok(Self { ranks, model, gradients, optimizer, workspace, clip_norm: settings.clip_norm, unproven })
     }
 
     /// Whether the other ranks reach this one's gradients where they lie.
@@ -155,8 +159,25 @@ impl Learner {
             let weights = self.model.weights();
             self.optimizer.update(device.as_ref(), weights, self.gradients.span(), learning_rate, scale);
             self.model.weights_changed();
+            self.check_first_update()?;
         }
         Ok(StepResult { loss, gradient_norm, skipped, asked_to_stop: votes[2] > 0.0 })
+    }
+
+    /// Updates of elements have the same bits by AVX2 and by AVX-512, products of matrices need not: after the first
+    /// update, whether all ranks hold the same weights.
+    fn check_first_update(&mut self) -> Result<()> {
+        if !std::mem::take(&mut self.unproven) {
+            return Ok(());
+        }
+        self.check_agreement().map_err(|error| match error.kind() {
+            Kind::Internal => Error::invalid(format!(
+                "{error}: with optimizer.kind \"muon\" all ranks need the same kernels, and this one's are \"{}\" (the \
+                 variable {KERNELS} names them)",
+                self.model.device().describe()
+            )),
+            _ => error,
+        })
     }
 
     /// Runs this rank's microbatches and sums the gradients of all ranks; the sum begins while the last microbatch's

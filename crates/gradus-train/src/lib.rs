@@ -28,5 +28,8 @@ pub use learner::{Learner, LearnerSizes, Microbatches, StepResult};
 pub use links::links_of_checkpoint;
 pub use optimizer::Optimizer;
 pub use sample::SampleSettings;
-pub use settings::{CheckpointSettings, OptimizerSettings, ScheduleKind, TrainSettings};
+pub use settings::{
+    Adjustment, CheckpointSettings, MuonSettings, OptimizerKind, OptimizerSettings, ScheduleKind,
+    TrainSettings,
+};
 pub use trainer::{Outcome, Parts, RunSettings, Trainer};

@@ -1,5 +1,9 @@
 //! The `[train]`, `[optimizer]` and `[checkpoint]` sections: plain data, recorded with the run.
 
+mod muon;
+
+pub use muon::{Adjustment, MuonSettings, OptimizerKind};
+
 use gradus_compute::Precision;
 use gradus_error::{Error, Result};
 use serde::{Deserialize, Serialize};
@@ -128,10 +132,12 @@ pub enum ScheduleKind {
     Constant,
 }
 
-/// AdamW and the schedule of its learning rate.
+/// The optimizer and the schedule of its learning rate.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct OptimizerSettings {
+    /// `adamw` or `muon`.
+    pub kind: OptimizerKind,
     /// Learning rate after warm-up.
     pub learning_rate: f64,
     /// `wsd`, `cosine` or `constant`.
@@ -142,9 +148,9 @@ pub struct OptimizerSettings {
     pub decay_fraction: f64,
     /// Learning rate at the last step, as a part of the full one.
     pub final_fraction: f64,
-    /// Decay of the first moment.
+    /// AdamW's decay of the first moment.
     pub beta1: f32,
-    /// Decay of the second moment.
+    /// AdamW's decay of the second moment.
     pub beta2: f32,
     /// Added to the root of the second moment.
     pub epsilon: f32,
@@ -152,11 +158,14 @@ pub struct OptimizerSettings {
     pub weight_decay: f32,
     /// Largest norm of the gradient of all parameters together; 0: no clipping.
     pub clip_norm: f64,
+    /// What `muon` adds.
+    pub muon: MuonSettings,
 }
 
 impl Default for OptimizerSettings {
     fn default() -> Self {
         Self {
+            kind: OptimizerKind::AdamW,
             learning_rate: 3e-3,
             schedule: ScheduleKind::Wsd,
             warmup_steps: 40,
@@ -167,6 +176,7 @@ impl Default for OptimizerSettings {
             epsilon: 1e-8,
             weight_decay: 0.1,
             clip_norm: 1.0,
+            muon: MuonSettings::default(),
         }
     }
 }
@@ -192,7 +202,7 @@ impl OptimizerSettings {
             ("weight_decay", self.weight_decay.is_finite() && self.weight_decay >= 0.0, "0 or greater"),
             ("clip_norm", self.clip_norm.is_finite() && self.clip_norm >= 0.0, "0 (off) or greater"),
         ];
-        match rules.iter().find(|(_, holds, _)| !holds) {
+        match rules.into_iter().chain(self.muon.rules()).find(|(_, holds, _)| !holds) {
             Some((key, _, rule)) => Err(Error::invalid(format!("optimizer.{key} must be {rule}"))),
             None => Ok(()),
         }
@@ -263,6 +273,10 @@ mod tests {
     fn learning_rates_are_those_that_f32_has() {
         for learning_rate in [0.0, -1.0, f64::NAN, f64::INFINITY, 1e300, 1e-50] {
             assert!(OptimizerSettings { learning_rate, ..Default::default() }.check().is_err());
+        }
+        for (momentum, iterations) in [(1.0, 5), (-0.1, 5), (f32::NAN, 5), (0.9, 0), (0.9, 100)] {
+            let muon = MuonSettings { momentum, iterations, ..Default::default() };
+            assert!(OptimizerSettings { muon, ..Default::default() }.check().is_err());
         }
         OptimizerSettings::default().check().unwrap();
         assert!(CheckpointSettings { keep: 0, ..Default::default() }.check().is_err());

@@ -27,7 +27,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 pub struct RunSettings {
     /// Length, batches, arithmetic.
     pub train: TrainSettings,
-    /// AdamW and its schedule.
+    /// The optimizer and its schedule.
     pub optimizer: OptimizerSettings,
     /// When to save.
     pub checkpoint: CheckpointSettings,

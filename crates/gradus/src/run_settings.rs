@@ -40,7 +40,7 @@ pub struct Settings {
     pub model: ModelSettings,
     /// How a run goes.
     pub train: TrainSettings,
-    /// AdamW and its schedule.
+    /// The optimizer and its schedule.
     pub optimizer: OptimizerSettings,
     /// When to save.
     pub checkpoint: CheckpointSettings,

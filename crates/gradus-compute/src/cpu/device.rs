@@ -2,6 +2,7 @@
 
 mod attention;
 mod linear;
+mod muon;
 mod norm;
 mod prepared;
 
@@ -10,18 +11,19 @@ pub use linear::forward_product;
 use super::cells::Cells;
 use super::elementwise::{Embed, Gelu, GeluGradient, Map, Scatter, Sum, Swiglu, SwigluGradient, Table, Turn};
 use super::gemm::PairRows;
-use super::loss::{Losses, SQUARES_BLOCK, Squares, Update};
+use super::loss::{Losses, Update, sum_of_squares, sums_len};
 use super::memory::{Columns, Elements, resolve, resolve_rows, unless_in_place};
 use super::{CpuDevice, Working};
 use crate::device::{
     AdamW, Attention, CrossEntropy, Device, Embedding, Epilogue, Format, IGNORED, Linear, Matrix, Norm,
     Precision, Rope, Rows, Through, Use, Weight,
 };
+use crate::muon::{Muon, NewtonSchulz};
 use gradus_error::Result;
 use gradus_memory::{HeapRange, RawRange, SharedHeap, Span};
 
 /// Elements of a cache line: parts of elementwise work begin on one.
-const LINE: usize = 16;
+pub const LINE: usize = 16;
 
 /// Asserts that a tensor has the size that the shape gives it.
 #[track_caller]
@@ -359,18 +361,8 @@ impl Device for CpuDevice {
     fn sum_of_squares(&self, x: Span) -> f64 {
         let ([], [x]) = resolve(&self.arena, [], [x]);
         let Working { engine, shared, .. } = &mut *self.working();
-        let (family, blocks) = (engine.family, x.len().div_ceil(SQUARES_BLOCK));
-        // Two f32 hold the bits of one f64.
-        let sums = Elements::of_mut(&mut shared.at_least(2 * blocks)[..2 * blocks]);
-        engine.split(blocks, 1, SQUARES_BLOCK, |range, _| {
-            for block in range {
-                let sum: f64 = family.run(Squares { x, block });
-                // SAFETY: the scratch is aligned to a cache line, and each block has its own eight bytes.
-                unsafe { sums.at(2 * block).cast::<f64>().write(sum) };
-            }
-        });
-        // SAFETY: every block has written its sum.
-        (0..blocks).map(|block| unsafe { sums.at(2 * block).cast::<f64>().read() }).sum()
+        let len = sums_len(x.len());
+        sum_of_squares(engine, x, Elements::of_mut(&mut shared.at_least(len)[..len]))
     }
 
     fn adamw(&self, update: AdamW, parameter: Span, gradient: Span, moment1: Span, moment2: Span) {
@@ -386,5 +378,13 @@ impl Device for CpuDevice {
             moment2: v,
             range,
         });
+    }
+
+    fn orthogonalise(&self, shape: NewtonSchulz, from: Span, to: Span) {
+        self.run_orthogonalise(shape, from, to);
+    }
+
+    fn muon(&self, update: Muon, parameter: Span, gradient: Span, moment: Span) {
+        self.run_muon(update, parameter, gradient, moment);
     }
 }

@@ -1,5 +1,6 @@
 //! Cross entropy, the optimizer's update, and the sum of squares.
 
+use super::engine::Engine;
 use super::math::exp;
 use super::memory::Elements;
 use super::simd::{Operation, Simd};
@@ -179,14 +180,34 @@ impl Operation for Update {
 }
 
 /// Elements in a block of [`Squares`]: the blocks' sums are added in order, whoever made them.
-pub const SQUARES_BLOCK: usize = 16_384;
+const SQUARES_BLOCK: usize = 16_384;
+
+/// Elements of scratch that [`sum_of_squares`] of `len` elements needs: two hold the bits of one f64.
+pub fn sums_len(len: usize) -> usize {
+    2 * len.div_ceil(SQUARES_BLOCK)
+}
+
+/// The sum of squares of `x`, in f64; `sums` are [`sums_len`] elements from a cache line on.
+pub fn sum_of_squares(engine: &mut Engine, x: Elements, sums: Elements) -> f64 {
+    assert_eq!(sums.len(), sums_len(x.len()), "the sums of blocks have another size");
+    let (family, blocks) = (engine.family, x.len().div_ceil(SQUARES_BLOCK));
+    engine.split(blocks, 1, SQUARES_BLOCK, |range, _| {
+        for block in range {
+            let sum: f64 = family.run(Squares { x, block });
+            // SAFETY: the scratch is aligned to a cache line, and each block has its own eight bytes.
+            unsafe { sums.at(2 * block).cast::<f64>().write(sum) };
+        }
+    });
+    // SAFETY: every block has written its sum.
+    (0..blocks).map(|block| unsafe { sums.at(2 * block).cast::<f64>().read() }).sum()
+}
 
 /// The sum of squares of one block, in f64.
-pub struct Squares {
+struct Squares {
     /// All elements.
-    pub x: Elements,
+    x: Elements,
     /// Which block.
-    pub block: usize,
+    block: usize,
 }
 
 impl Operation for Squares {

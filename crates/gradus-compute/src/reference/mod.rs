@@ -7,12 +7,14 @@ mod attention;
 mod elementwise;
 mod loss;
 mod matmul;
+mod muon;
 mod norm;
 
 use crate::device::{
     AdamW, Attention, CrossEntropy, Device, Embedding, Epilogue, Format, Linear, Matrix, Norm, Precision,
     Rope, Rows, Through, Use, Weight,
 };
+use crate::muon::{Muon, NewtonSchulz};
 use gradus_error::Result;
 use gradus_memory::{Arena, HeapRange, RawRange, SharedHeap, Span};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -390,5 +392,21 @@ impl Device for Reference {
         self.put(parameter, &p);
         self.put(moment1, &m);
         self.put(moment2, &v);
+    }
+
+    fn orthogonalise(&self, shape: NewtonSchulz, from: Span, to: Span) {
+        let values = muon::orthogonalise(shape, &self.get(from), &|operand| self.rounded(operand));
+        self.put(to, &values);
+    }
+
+    fn muon(&self, update: Muon, parameter: Span, gradient: Span, moment: Span) {
+        let gradient = self.get(gradient);
+        self.update(moment, |moment| muon::combine(update.mixture(), moment, &gradient));
+        let mut towards = self.get(moment);
+        if update.nesterov {
+            muon::combine(update.mixture(), &mut towards, &gradient);
+        }
+        let orthogonal = muon::orthogonalise(update.shape, &towards, &|operand| self.rounded(operand));
+        self.update(parameter, |parameter| muon::combine(update.step(), parameter, &orthogonal));
     }
 }

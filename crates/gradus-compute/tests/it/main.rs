@@ -7,5 +7,6 @@ mod devices;
 mod differences;
 mod epilogues;
 mod matmul;
+mod muon;
 mod rows;
 mod stable;

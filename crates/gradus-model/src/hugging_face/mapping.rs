@@ -173,6 +173,20 @@ mod tests {
     }
 
     #[test]
+    fn matrices_of_the_layout_are_those_that_llama_keeps_as_tensors_of_their_own() {
+        for config in configs().filter(|config| config.family == Family::Llama) {
+            let parameters = Parameters::new(&config);
+            let mapped = mapping(&config, &parameters).into_iter();
+            let linear = mapped.filter(|mapped| mapped.name.ends_with("_proj.weight"));
+            let mut theirs: Vec<_> = linear.map(|mapped| (mapped.target, mapped.shape[0])).collect();
+            theirs.sort_by_key(|(span, _)| span.start);
+            let tensors = parameters.layout.tensors().iter();
+            let ours: Vec<_> = tensors.flat_map(gradus_memory::Tensor::each_matrix).collect();
+            assert_eq!(ours, theirs, "{}", config.summary());
+        }
+    }
+
+    #[test]
     fn names_are_unique_with_and_without_the_prefix() {
         for config in configs() {
             let mapping = mapping(&config, &Parameters::new(&config));

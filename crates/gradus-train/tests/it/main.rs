@@ -1,6 +1,9 @@
-//! The step: buckets go out while the backward pass is under way, and it allocates nothing.
+//! The step, against itself on one rank: buckets go out while the backward pass is under way, and it allocates nothing. And
+//! what it learns by Muon.
 
 #![allow(clippy::unwrap_used, reason = "a failing helper fails its test")]
 
 mod allocations;
+mod golden_muon;
+mod muon;
 mod overlap;

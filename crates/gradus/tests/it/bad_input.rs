@@ -27,6 +27,16 @@ fn settings_that_are_wrong_are_named() {
     refused(&place, &train(&["--train.duration", "10 parsecs"]), 2, &["train.duration", "parsecs"]);
     refused(&place, &train(&["--train.steps", "0"]), 2, &["train.steps", "train.duration"]);
     refused(&place, &train(&["--optimizer.beta2", "1.5"]), 2, &["optimizer.beta2"]);
+    refused(&place, &train(&["--optimizer.kind", "muno"]), 2, &["--optimizer.kind", "`muon`"]);
+    refused(
+        &place,
+        &train(&["--optimizer.momentum", "1"]),
+        2,
+        &["--optimizer.momentum", "`optimizer.muon.momentum`"],
+    );
+    let adjustment = ["--optimizer.muon.adjustment", "match_rms"];
+    refused(&place, &train(&adjustment), 2, &["--optimizer.muon.adjustment", "`match_rms_adamw`"]);
+    refused(&place, &train(&["--optimizer.muon.iterations", "0"]), 2, &["optimizer.muon.iterations"]);
     refused(&place, &train(&["--nproc-per-node", "5"]), 2, &["5 ranks", "4 microbatches"]);
     refused(
         &place,

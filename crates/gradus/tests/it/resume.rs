@@ -100,6 +100,33 @@ fn a_resume_that_would_change_the_bits_is_refused_unless_told() {
 }
 
 #[test]
+fn a_run_by_muon_goes_on_with_the_same_bits_and_by_muon_only() {
+    let place = Place::new();
+    let common = ["--nproc-per-node", "2", "--checkpoint.keep", "100", "--checkpoint.every", "7"];
+    let muon = [&common[..], &["--optimizer.kind", "muon", "--optimizer.learning_rate", "3e-3"]].concat();
+    place.train(&[&muon[..], &["--run.dir", "runs/whole"]].concat());
+    place.train(&muon);
+    let losses = place.losses("a");
+    assert!(losses[STEPS as usize - 1] < losses[0] - 0.1, "{losses:?}");
+    for step in 8..=STEPS {
+        let _ = fs::remove_dir_all(place.checkpoint("a", step));
+    }
+    place.train(&[&muon[..], &["--resume"]].concat());
+    assert!(place.final_bytes("a") == place.final_bytes("whole"));
+    let refused = |extra: &[&str], said: &str| {
+        let output = place.run(&[&["train", "run.toml", "--resume"], &common[..], extra].concat());
+        let text = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(output.status.code() == Some(2) && text.contains(said), "{text}");
+    };
+    let iterations =
+        ["--optimizer.kind", "muon", "--optimizer.learning_rate", "3e-3", "--optimizer.muon.iterations", "4"];
+    refused(&iterations, "optimizer.muon.iterations was 5 and is 4");
+    refused(&[], "optimizer.kind \"muon\"");
+    // There are no moments for AdamW, so that no permission helps.
+    refused(&["--checkpoint.allow_changes", "true"], "optimizer.kind \"muon\"");
+}
+
+#[test]
 fn a_resumed_run_chooses_by_the_links_that_it_began_with() {
     let place = Place::new();
     let common = ["--nproc-per-node", "3", "--checkpoint.keep", "100", "--checkpoint.every", "4"];

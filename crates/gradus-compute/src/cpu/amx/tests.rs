@@ -1,8 +1,11 @@
 //! The driver of tiles, on emulated registers: packing, tiles and ends are those of the hardware's kernel.
 
 use super::*;
+use crate::cpu::cells::Cells;
 use crate::cpu::features::{Family, Kernels};
-use crate::cpu::gemm::{Operand, Product, SCRATCH};
+use crate::cpu::gemm::{Ending, Operand, Product, SCRATCH, Single, Then, Vectors};
+use crate::cpu::memory::Elements;
+use crate::device::Format;
 use gradus_host::random::Stream;
 
 fn rounded(values: &[f32]) -> Vec<f64> {
@@ -58,20 +61,15 @@ impl Case {
         let (left, right) = (uniform(stream, rows * depth), uniform(stream, columns * depth));
         let (bias, before) = (uniform(stream, columns), uniform(stream, rows * columns));
         let (mut target, mut sums) = (before.clone(), vec![0.0f32; rows]);
+        let operands = [
+            Self::operand(&left, rows, depth, self.left_along),
+            Self::operand(&right, columns, depth, self.right_along),
+        ];
         let product = Product {
-            rows,
-            columns,
-            depth,
-            left: Self::operand(&left, rows, depth, self.left_along),
-            right: Self::operand(&right, columns, depth, self.right_along),
-            panels: std::ptr::null(),
-            target: target.as_mut_ptr(),
-            stride: columns,
             bias: bias.as_ptr(),
-            residual: std::ptr::null(),
             accumulate: self.accumulate,
             left_sums: if self.left_along { std::ptr::null_mut() } else { sums.as_mut_ptr() },
-            ending: None,
+            ..Product::of([rows, columns, depth], operands, target.as_mut_ptr())
         };
         family.run(Run { product, scratch });
         let (a, b) = (rounded(&left), rounded(&right));
@@ -116,6 +114,66 @@ fn products_on_emulated_tiles_equal_those_of_rounded_operands() {
                 case.check(family, &mut scratch, &mut stream);
             }
         }
+    }
+}
+
+/// A product through an ending into bf16, of operands kept in bf16, by emulated tiles and by vectors.
+#[test]
+fn tiles_end_as_vectors_do() {
+    let (rows, columns, depth) = (70, 128, 45);
+    let mut stream = Stream::new(7, 8);
+    let mut halves = |len: usize| -> Vec<f32> {
+        let pair = |a: f32, b: f32| f32::from_bits(a.to_bits() >> 16 | b.to_bits() & 0xffff_0000);
+        uniform(&mut stream, len).into_iter().map(|x| pair(x, 0.7 - x)).collect()
+    };
+    let (left, right) = (halves(rows * depth), halves(columns * depth));
+    let mut scratch = vec![0.0; SCRATCH];
+    for kernels in Kernels::ALL.into_iter().filter(|kernels| kernels.supported()) {
+        let family = Family::of(kernels).unwrap();
+        for fold in [0, 64].into_iter().filter(|fold| *fold == 0 || family.lanes_together().is_some()) {
+            let mut run = |tiles: bool| {
+                let (mut out, mut second) =
+                    (vec![0.0f32; rows * columns / 2], vec![0.0f32; rows * columns / 2]);
+                let halves = |values: &mut Vec<f32>| Cells::new(Elements::of_mut(values), Format::Bf16);
+                let (out_cells, activated) = (halves(&mut out), halves(&mut second));
+                let then = if fold == 0 { Then::Gelu { activated } } else { Then::Swiglu { activated } };
+                let bias = std::ptr::null();
+                let operand = |values: &[f32]| Operand::along(values.as_ptr(), depth).kept(Format::Bf16);
+                let operands = [operand(&left), Operand { fold, ..operand(&right) }];
+                let product = Product {
+                    ending: Some(Ending { out: out_cells, stride: columns, bias, fold, then }),
+                    ..Product::of([rows, columns, depth], operands, std::ptr::null_mut())
+                };
+                match tiles {
+                    true => family.run(Run { product, scratch: &mut scratch }),
+                    false => family.run(ByVectors { product, scratch: &mut scratch }),
+                }
+                [out, second].map(|values| values.iter().flat_map(|x| halves_of(*x)).collect::<Vec<f32>>())
+            };
+            for (got, right) in run(true).iter().flatten().zip(run(false).iter().flatten()) {
+                // The same products in another order, then one rounding to bf16, or an activation of what was rounded.
+                assert!((got - right).abs() <= 1e-4 + right.abs() / 32.0, "{got} {right}, fold {fold}");
+            }
+        }
+    }
+}
+
+fn halves_of(pair: f32) -> [f32; 2] {
+    halves(pair.to_bits())
+}
+
+struct ByVectors<'a> {
+    product: Product<'a>,
+    scratch: &'a mut [f32],
+}
+
+impl Operation for ByVectors<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        // SAFETY: the case above made the product of slices of its sizes.
+        unsafe { self.product.run(Vectors::<S, Single<true>>::new(s), 1, 0, self.scratch) };
     }
 }
 

@@ -22,26 +22,6 @@ impl Function<1> for Round {
     }
 }
 
-/// A product of nothing with nothing, set in f32 rows of `stride`.
-fn plain<'a>(target: Elements, stride: usize) -> Product<'a> {
-    let nothing = Operand::along(std::ptr::null(), 0);
-    Product {
-        rows: 0,
-        columns: 0,
-        depth: 0,
-        left: nothing,
-        right: nothing,
-        panels: std::ptr::null(),
-        target: target.at(0),
-        stride,
-        bias: std::ptr::null(),
-        residual: std::ptr::null(),
-        accumulate: false,
-        left_sums: std::ptr::null_mut(),
-        ending: None,
-    }
-}
-
 /// How far apart columns are that an epilogue takes together, or 0 where it takes each alone.
 fn apart(epilogue: Epilogue, shape: Linear) -> usize {
     match epilogue {
@@ -58,14 +38,9 @@ pub fn forward_product<'a>(
     (weight, format): (Elements, Format),
     out: Elements,
 ) -> Product<'a> {
-    Product {
-        rows: shape.rows,
-        columns: shape.outputs,
-        depth: shape.inputs,
-        left: Operand::along(x.at(0), shape.inputs).kept(x_format),
-        right: Operand::along(weight.at(0), shape.inputs).kept(format),
-        ..plain(out, shape.outputs)
-    }
+    let left = Operand::along(x.at(0), shape.inputs).kept(x_format);
+    let right = Operand::along(weight.at(0), shape.inputs).kept(format);
+    Product::of([shape.rows, shape.outputs, shape.inputs], [left, right], out.at(0))
 }
 
 /// What a forward pass takes.
@@ -257,15 +232,12 @@ impl CpuDevice {
         let (out, stride) = (Cells::new(to, d_x.format), times * shape.inputs);
         let ending = Ending { out, stride, bias: std::ptr::null(), fold: 0, then };
         let is_plain = matches!(through, Through::None) && d_x.format == Format::F32;
+        let left = Operand::along(d_out_at.at(0), shape.outputs).kept(d_out.format);
+        let right = Operand::across(weight_at.at(0), shape.inputs).kept(weight.format);
         let product = Product {
-            rows: shape.rows,
-            columns: shape.inputs,
-            depth: shape.outputs,
-            left: Operand::along(d_out_at.at(0), shape.outputs).kept(d_out.format),
-            right: Operand::across(weight_at.at(0), shape.inputs).kept(weight.format),
             panels: if prepared { weight_at.at(0) } else { std::ptr::null() },
             ending: (!is_plain).then_some(ending),
-            ..plain(to, shape.inputs)
+            ..Product::of([shape.rows, shape.inputs, shape.outputs], [left, right], to.at(0))
         };
         // SAFETY: sizes were checked, and the lock keeps other operations out.
         unsafe { self.working().engine.product(product) };
@@ -286,15 +258,12 @@ impl CpuDevice {
         let d_bias = optional("d_bias", d_bias, shape.outputs);
         let ([d_weight, d_bias], [d_out_at, x_at]) =
             resolve(&self.arena, [d_weight, d_bias], [d_out.span, x.span]);
+        let left = Operand::across(d_out_at.at(0), shape.outputs).kept(d_out.format);
+        let right = Operand::across(x_at.at(0), shape.inputs).kept(x.format);
         let product = Product {
-            rows: shape.outputs,
-            columns: shape.inputs,
-            depth: shape.rows,
-            left: Operand::across(d_out_at.at(0), shape.outputs).kept(d_out.format),
-            right: Operand::across(x_at.at(0), shape.inputs).kept(x.format),
             accumulate: true,
             left_sums: d_bias.or_null(),
-            ..plain(d_weight, shape.inputs)
+            ..Product::of([shape.outputs, shape.inputs, shape.rows], [left, right], d_weight.at(0))
         };
         // SAFETY: sizes were checked, and the lock keeps other operations out.
         unsafe { self.working().engine.product(product) };

@@ -78,6 +78,26 @@ unsafe impl Send for Product<'_> {}
 unsafe impl Sync for Product<'_> {}
 
 impl Product<'_> {
+    /// The product of two operands and nothing besides, of so many rows, columns and depths; the target's rows follow each
+    /// other.
+    pub fn of([rows, columns, depth]: [usize; 3], [left, right]: [Operand; 2], target: *mut f32) -> Self {
+        Self {
+            rows,
+            columns,
+            depth,
+            left,
+            right,
+            panels: std::ptr::null(),
+            target,
+            stride: columns,
+            bias: std::ptr::null(),
+            residual: std::ptr::null(),
+            accumulate: false,
+            left_sums: std::ptr::null_mut(),
+            ending: None,
+        }
+    }
+
     /// Multiplications and additions.
     pub fn flops(&self) -> f64 {
         2.0 * self.rows as f64 * self.columns as f64 * self.depth as f64
