@@ -315,6 +315,9 @@ impl Backward<'_> {
     }
 }
 
+/// Rows that are asked for before they are read: a row is read in a few cycles, and lies far from the next.
+const AHEAD: usize = 12;
+
 /// `sum(d_out * out)` of each query of a head: the mean of the gradients of its probabilities. They are made of the rounded
 /// `d_out`, and so is this, or what is left of their difference would be the rounding.
 struct Means<'a, K> {
@@ -333,6 +336,7 @@ impl<K: TileKernel> Operation for Means<'_, K> {
             let (a, b) = (self.out.row(query), self.d_out.row(query));
             let mut sum = s.splat(0.0);
             for at in (0..self.out.size).step_by(S::LANES) {
+                a.prefetch(s, at, AHEAD);
                 // SAFETY: inside the head.
                 let (a, b) = unsafe { (a.load(s, at), b.load(s, at)) };
                 sum = s.mul_add(a, rounded::<S, K>(s, b), sum);

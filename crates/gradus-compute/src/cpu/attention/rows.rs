@@ -96,7 +96,8 @@ impl Head {
     #[inline(always)]
     pub(super) fn row(self, row: usize) -> Row {
         let start = self.rows.at(self.row + row, self.head, self.size);
-        Row { start, half: self.rows.half(), size: self.size }
+        let half = self.rows.half();
+        Row { start, half, size: self.size, stride: self.rows.stride * if half { 2 } else { 4 } }
     }
 }
 
@@ -106,9 +107,17 @@ pub(super) struct Row {
     start: *mut f32,
     half: bool,
     size: usize,
+    /// Bytes to the next row.
+    stride: usize,
 }
 
 impl Row {
+    /// Asks for the elements from `at` on of the row that comes `rows` later, if there is one.
+    #[inline(always)]
+    pub(super) fn prefetch<S: Simd>(self, s: S, at: usize, rows: usize) {
+        s.prefetch(self.start.wrapping_byte_add(rows * self.stride + at * if self.half { 2 } else { 4 }));
+    }
+
     /// A vector of elements from `at` on, zero beyond the head.
     ///
     /// # Safety
