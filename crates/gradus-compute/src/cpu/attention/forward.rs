@@ -277,6 +277,10 @@ impl<K: TileKernel> Soften<'_, '_, '_, K> {
                 }
             }
         }
+        let mut less_most = most;
+        for less in &mut less_most {
+            *less = s.sub(s.splat(0.0), *less);
+        }
         let mut sums = [s.splat(0.0); ABREAST];
         for i in (0..self.keys.len()).step_by(K::GROUP) {
             let row = scores.wrapping_add(i * ACROSS);
@@ -284,13 +288,13 @@ impl<K: TileKernel> Soften<'_, '_, '_, K> {
                 let at = row.wrapping_add(j * S::LANES);
                 // SAFETY: as above; a unit is stored where its keys, or earlier ones, were.
                 unsafe {
-                    let p = Self::probability::<S, MASKED>(s, at, scale, most[j]);
+                    let p = Self::probability::<S, MASKED>(s, at, scale, less_most[j]);
                     sums[j] = s.add(sums[j], p);
                     let mut unit = rounded::<S, K>(s, p);
                     if K::GROUP == 2 {
                         let mut second = s.splat(0.0);
                         if i + 1 < self.keys.len() {
-                            second = Self::probability::<S, MASKED>(s, at.add(ACROSS), scale, most[j]);
+                            second = Self::probability::<S, MASKED>(s, at.add(ACROSS), scale, less_most[j]);
                             sums[j] = s.add(sums[j], second);
                         }
                         unit = s.pair(p, second);
@@ -362,13 +366,12 @@ impl<K: TileKernel> Soften<'_, '_, '_, K> {
         s: S,
         at: *const f32,
         scale: S::V,
-        most: S::V,
+        less_most: S::V,
     ) -> S::V {
         // SAFETY: passed on.
         let score = unsafe { s.load(at) };
         // Masked scores have their factor already.
-        let score = if MASKED { score } else { s.mul(score, scale) };
-        exp2(s, s.sub(score, most))
+        exp2(s, if MASKED { s.add(score, less_most) } else { s.mul_add(score, scale, less_most) })
     }
 
     /// First and last key of each query.

@@ -42,7 +42,8 @@ struct Constants<S: Simd> {
 
 /// What is the same for all elements of a row.
 struct Row<S: Simd> {
-    sum: S::V,
+    /// The log-sum-exp in units of log 2, negative.
+    less_sum: S::V,
     mean: S::V,
     first: S::V,
     last: S::V,
@@ -75,7 +76,7 @@ impl<K: TileKernel> Slopes<'_, '_, '_, K> {
     fn row<S: Simd>(&self, s: S, i: usize) -> Row<S> {
         let query = self.queries.start + i;
         Row {
-            sum: s.splat(self.work.sums[query]),
+            less_sum: s.splat(-self.work.sums[query]),
             mean: s.splat(self.work.means[query]),
             first: s.splat(self.work.first[query]),
             last: s.splat(query as f32),
@@ -96,7 +97,7 @@ impl<K: TileKernel> Slopes<'_, '_, '_, K> {
         // SAFETY: a row of ACROSS elements holds whole vectors.
         let (score, d_p) =
             unsafe { (s.load(self.work.p[place..].as_ptr()), s.load(self.work.d_scores[place..].as_ptr())) };
-        let p = exp2(s, s.sub(s.mul(score, constants.scale_log2), row.sum));
+        let p = exp2(s, s.mul_add(score, constants.scale_log2, row.less_sum));
         let slope = s.mul(s.mul(p, constants.scale), s.sub(d_p, row.mean));
         if !MASKED {
             return (p, slope);

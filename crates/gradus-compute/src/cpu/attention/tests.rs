@@ -148,22 +148,23 @@ impl Handed for OnTiles<'_> {
     }
 }
 
+/// What is left where all should cancel: roundings of f32 numbers of tens.
+const SMALL: f64 = 1e-5;
+
 /// Operands and probabilities are rounded to bf16, each by at most 2^-9, as are, perhaps, results: in the Euclidean norm most
 /// of that cancels. No single element may be off by what one product too many or too few would make.
 fn compare(what: &str, got: &[f32], right: &[f32]) {
     let norm = |x: &mut dyn Iterator<Item = f64>| x.map(|x| x * x).sum::<f64>().sqrt();
     let pairs = || got.iter().zip(right).filter(|(_, right)| !right.is_nan());
+    let root = (pairs().count().max(1) as f64).sqrt();
     let size = norm(&mut pairs().map(|(_, right)| f64::from(*right)));
     let off = norm(&mut pairs().map(|(got, right)| f64::from(got - right)));
-    assert!(off <= 0.012 * size + 1e-6, "{what}: {off} of {size}");
-    let typical = size / (pairs().count().max(1) as f64).sqrt();
+    assert!(off <= 0.012 * size + SMALL * root, "{what}: {off} of {size}");
     for (i, (got, right)) in got.iter().zip(right).enumerate() {
         assert_eq!(got.is_nan(), right.is_nan(), "{what}: element {i}, between the rows or not written");
-        let allowed = 0.125 * typical.max(f64::from(right.abs())) + 1e-6;
-        assert!(
-            right.is_nan() || f64::from((got - right).abs()) <= allowed,
-            "{what}: element {i}: {got}, not {right}"
-        );
+        let allowed = 0.125 * f64::from(right.abs()).max(size / root) + SMALL;
+        let off = f64::from((got - right).abs());
+        assert!(right.is_nan() || off <= allowed, "{what}: element {i}: {got}, not {right}");
     }
 }
 
