@@ -1,8 +1,9 @@
 //! Backward, in blocks of about as many queries as [`ACROSS`] keys.
 //!
-//! Probabilities are made again from the scores and their log-sum-exp. A block of scores lies with a query in each row. Of the
-//! products that give `d_k` and `d_v` it is the left side as it stands, in units of its rows, or the right side of the turned
-//! products; of the one that gives `d_q` it is the left side, transposed, or in runs of units as it stands.
+//! Probabilities are made again from the scores and their log-sum-exp. A block of scores lies with a query in each
+//! row. Of the products that give `d_k` and `d_v` it is the left side as it stands, in units of its rows, or the right
+//! side of the turned products; of the one that gives `d_q` it is the left side, transposed, or in runs of units as it
+//! stands.
 
 use super::gradient::{Across, Gradient};
 use super::product::{PANEL, Panels, Side, SmallProduct, Useful, panels_len, run_of, turned};

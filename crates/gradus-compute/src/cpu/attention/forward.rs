@@ -1,8 +1,8 @@
 //! Forward, in blocks of [`ACROSS`] queries and about as many keys.
 //!
 //! A block of scores lies with a key in each row and a query in each column: the running maxima and sums of queries
-//! are then vectors, and the block, in units of its rows, is a side of the product with the values as it stands: the left one,
-//! or the right one of the turned product, whose sums lie with a query in each column until they are written.
+//! are then vectors, and the block, in units of its rows, is a side of the product with the values as it stands: the
+//! left one, or the right one of the turned product, whose sums lie with a query in each column until they are written.
 
 use super::product::{PANEL, Panels, Side, SmallProduct, Useful, panels_len, run_of, turned};
 use super::rows::{Head, HeadRows, Turned};

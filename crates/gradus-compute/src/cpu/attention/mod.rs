@@ -4,7 +4,8 @@
 //! among threads. How: keys, values and queries are packed into the panels of the matrix kernels (see `gemm`), a block
 //! of scores is made by these kernels in scratch that stays in the first cache, turned into probabilities in place, and
 //! multiplied on. Blocks in which no query sees a key are skipped. Scores are kept in units of log 2, so that
-//! probabilities are powers of two.
+//! probabilities are powers of two. All of this is one text over kernels of vectors and of tiles; where tiles want another
+//! order, some products are turned (see `product`).
 //! Products multiply as the device's precision says: in f32, or with operands rounded to bf16 (queries, keys, values,
 //! output gradients, probabilities and gradients of scores), which are packed in pairs where the processor multiplies pairs.
 //! Sums, scores and the softmax are f32 in any case. Tensors may be kept in bf16: then what is written is rounded once, after

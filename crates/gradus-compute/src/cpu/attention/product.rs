@@ -178,8 +178,8 @@ impl SmallProduct {
     /// Runs all tiles.
     ///
     /// # Safety
-    /// The panels hold these rows, columns and depth, in whole runs, and the target is writable for them. In a run whatever is
-    /// beyond the depth is zero on one side and a number on the other.
+    /// The panels hold these rows, columns and depth, in whole runs, and the target is writable for them. In a run
+    /// whatever is beyond the depth is zero on both sides, for the sums to be right.
     pub unsafe fn run<K: TileKernel>(self, kernel: K) {
         for (i, column) in (0..self.columns).step_by(kernel.columns()).enumerate() {
             for (j, row) in (0..self.rows).step_by(kernel.rows()).enumerate() {
@@ -198,7 +198,8 @@ impl SmallProduct {
         }
     }
 
-    /// The units that a tile needs: whole runs. What they hold beside the depths asked for is zero: masked, or beyond the end.
+    /// The units that a tile needs: whole runs. What they hold beside the depths asked for is zero: masked, or beyond the
+    /// end.
     fn units<K: TileKernel>(&self, rows: &Range<usize>, columns: &Range<usize>) -> Range<usize> {
         let depths = match self.turned {
             false => self.useful.depths(rows, columns, self.depth),

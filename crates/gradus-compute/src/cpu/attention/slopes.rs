@@ -1,8 +1,8 @@
 //! From scores to what the products of the backward pass take: probabilities and gradients of scores, as units of the depth.
 //!
 //! A block has a query in each row and a key in each column. Products over queries (for keys and values) take units of rows
-//! that follow each other, products over keys (for queries) units of columns, transposed, or in runs of a row. Where a unit is a
-//! pair, two rows become one, stored where the first of them, or an earlier one, was.
+//! that follow each other, products over keys (for queries) units of columns, transposed, or in runs of a row. Where a
+//! unit is a pair, two rows become one, stored where the first of them, or an earlier one, was.
 
 use super::backward::Work;
 use super::product::{run_of, turned};
