@@ -59,6 +59,15 @@ impl Dots {
         }
     }
 
+    /// Whether attention's products are turned: see [`super::attention`].
+    pub fn turn(self) -> bool {
+        #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+        if matches!(self, Self::Tiles(_)) {
+            return true;
+        }
+        false
+    }
+
     /// Runs an operation compiled for them.
     pub fn run<O: KernelOperation>(self, operation: O) {
         match self {

@@ -53,21 +53,22 @@ struct Lens {
 }
 
 impl Lens {
-    fn new(shape: Attention) -> Self {
+    fn new(shape: Attention, apart: bool) -> Self {
         let (len, size) = (shape.key_len, shape.head_size);
         Self {
             lines: panels_len(len, size),
             depth: panels_len(size, len),
             block: ACROSS * ACROSS,
             queries: len,
-            sums: len.next_multiple_of(ACROSS) * size.next_multiple_of(PANEL),
+            sums: if apart { len.next_multiple_of(ACROSS) * size.next_multiple_of(PANEL) } else { 0 },
         }
     }
 }
 
-/// Elements of scratch that an item needs.
-pub fn backward_scratch(shape: Attention) -> usize {
-    let Lens { lines, depth, block, queries, sums } = Lens::new(shape);
+/// Elements of scratch that an item needs; more where gradients are summed `apart` from their place, being kept in bf16 or
+/// made on tiles.
+pub fn backward_scratch(shape: Attention, apart: bool) -> usize {
+    let Lens { lines, depth, block, queries, sums } = Lens::new(shape, apart);
     let of = |count: usize, len: usize| count * pieces_len(&[len]);
     of(4, lines) + of(3, depth) + of(3, block) + of(1, block / 2) + of(3, queries) + of(3, sums)
 }
@@ -106,8 +107,8 @@ pub(super) struct Work<'a> {
 }
 
 impl<'a> Work<'a> {
-    fn new(shape: Attention, scratch: &'a mut [f32]) -> Self {
-        let (mut pieces, lens) = (Pieces(scratch), Lens::new(shape));
+    fn new(shape: Attention, apart: bool, scratch: &'a mut [f32]) -> Self {
+        let (mut pieces, lens) = (Pieces(scratch), Lens::new(shape, apart));
         let (lines, deep) = (pieces.take_each(lens.lines), pieces.take_each(lens.depth));
         let [p, d_scores, transposed] = pieces.take_each(lens.block);
         let along = pieces.take(lens.block / 2);
@@ -140,7 +141,8 @@ impl<'a> Work<'a> {
 impl KernelOperation for Backward<'_> {
     fn run<K: TileKernel>(mut self, kernel: K) {
         let s = kernel.simd();
-        let mut work = Work::new(self.item.shape, std::mem::take(&mut self.scratch));
+        let apart = Gradient::apart::<K>(self.d_q.format);
+        let mut work = Work::new(self.item.shape, apart, std::mem::take(&mut self.scratch));
         self.item.first_keys(work.first);
         self.begin_keys(kernel, &mut work);
         kernel.begin();

@@ -46,12 +46,17 @@ impl Gradient {
     pub const NONE: Self =
         Self { start: std::ptr::null_mut(), stride: 0, columns: 0, row: 0, kept: Kept::There };
 
-    /// Of zeros: in scratch if it is turned, or rounded, or kernels should find whole tiles; else in its place.
+    /// Whether it is summed in scratch: if it is rounded, or turned, or kernels should find whole tiles.
+    pub fn apart<K: TileKernel>(format: Format) -> bool {
+        turned::<K>() || format == Format::Bf16
+    }
+
+    /// Of zeros, in its place or in `room`.
     ///
     /// # Safety
     /// The rows are the caller's alone; so is the room, for as long as the gradient is used.
     pub unsafe fn begin<K: TileKernel>(to: Head, across: Across, room: &mut [f32]) -> Self {
-        if !turned::<K>() && to.format() == Format::F32 {
+        if !Self::apart::<K>(to.format()) {
             let (start, stride) = (to.start(), to.stride());
             let this = Self { start, stride, columns: to.size, row: stride, kept: Kept::There };
             // SAFETY: passed on.

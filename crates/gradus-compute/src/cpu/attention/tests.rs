@@ -129,7 +129,7 @@ impl Handed for OnTiles<'_> {
         let [q, k, v, d_out] = tensors.read.each_mut().map(Tensor::rows);
         let (out, log_sum_exp) = (tensors.out.rows(), Elements::of_mut(&mut tensors.sums));
         let [d_q, d_k, d_v] = tensors.gradients.each_mut().map(Tensor::rows);
-        let mut scratch = vec![f32::NAN; forward_scratch(shape).max(backward_scratch(shape))];
+        let mut scratch = vec![f32::NAN; forward_scratch(shape).max(backward_scratch(shape, true))];
         for item in 0..shape.batch * shape.kv_heads {
             let (item, blocks) = (Item::new(shape, item), 0..Forward::blocks(shape));
             scratch.fill(f32::NAN);
