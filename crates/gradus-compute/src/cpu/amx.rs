@@ -86,10 +86,17 @@ impl<S: Simd, R: TileRegisters> TileKernel for Tiles<S, R> {
     }
 
     unsafe fn tile(self, units: usize, rows: Units, columns: Units, target: &Target<'_>) {
-        debug_assert!(rows.stride == BLOCK && columns.stride == BLOCK && units.is_multiple_of(SIDE));
+        debug_assert!(rows.stride == BLOCK && units.is_multiple_of(SIDE));
+        let sides = Sides { blocks: units / SIDE, rows: rows.start, columns };
+        if is_plain(target) {
+            let (to, stride) = (target.start, target.stride);
+            // SAFETY: the panels hold units / 16 blocks of 16 x 32 units each, the target a whole tile; begin() configured
+            // the registers.
+            return unsafe { multiply::<R>(sides, target.accumulate, to, stride) };
+        }
         let mut sums = Sums([0.0; BLOCK * BLOCK]);
-        // SAFETY: the panels hold units / 16 blocks of 16 x 32 units each; begin() configured the registers.
-        unsafe { multiply::<R>(units / SIDE, rows.start, columns.start, &mut sums.0) };
+        // SAFETY: as above, but for the target.
+        unsafe { multiply::<R>(sides, false, sums.0.as_mut_ptr(), BLOCK) };
         match target.ending {
             Some(ending) => {
                 self.s.vectorize(FinishInto { sums: &sums.0, width: BLOCK, target, ending });
@@ -103,39 +110,59 @@ impl<S: Simd, R: TileRegisters> TileKernel for Tiles<S, R> {
 #[repr(align(64))]
 struct Sums([f32; BLOCK * BLOCK]);
 
-/// # Safety
-/// The panels hold `blocks` blocks, and the registers are configured.
-unsafe fn multiply<R: TileRegisters>(
+/// Whether the registers can add to a target, or set it, by themselves.
+fn is_plain(target: &Target) -> bool {
+    let whole = target.ending.is_none() && target.rows == BLOCK && target.columns == BLOCK;
+    whole && target.bias.is_null() && target.residual.is_null() && target.row_scale.is_null()
+}
+
+/// What a tile is made of: blocks of 16 units of 32 rows, and of 32 columns.
+#[derive(Clone, Copy)]
+struct Sides {
     blocks: usize,
     rows: *const f32,
-    columns: *const f32,
-    sums: &mut [f32; BLOCK * BLOCK],
-) {
+    columns: Units,
+}
+
+/// Sets the four quarters of `to`, whose rows are `stride` elements apart, or adds to them.
+///
+/// # Safety
+/// The panels hold the blocks, `to` is 32 rows of 32, and the registers are configured.
+unsafe fn multiply<R: TileRegisters>(sides: Sides, accumulate: bool, to: *mut f32, stride: usize) {
     const ROW_BYTES: usize = SIDE * 4;
-    const BLOCK_BYTES: usize = BLOCK * 4;
+    let Sides { blocks, rows, columns } = sides;
+    let (column_bytes, bytes) = (4 * columns.stride, 4 * stride);
+    let below = SIDE * stride;
     let mut state = R::State::default();
-    // SAFETY: inside the panels by the caller's word; inside sums, whose four quarters are 16 rows of 16.
+    // SAFETY: inside the panels and the target by the caller's word.
     unsafe {
-        R::zero::<0>(&mut state);
-        R::zero::<1>(&mut state);
-        R::zero::<2>(&mut state);
-        R::zero::<3>(&mut state);
+        if accumulate {
+            R::load::<0>(&mut state, to, bytes);
+            R::load::<1>(&mut state, to.add(SIDE), bytes);
+            R::load::<2>(&mut state, to.add(below), bytes);
+            R::load::<3>(&mut state, to.add(below + SIDE), bytes);
+        } else {
+            R::zero::<0>(&mut state);
+            R::zero::<1>(&mut state);
+            R::zero::<2>(&mut state);
+            R::zero::<3>(&mut state);
+        }
         for block in 0..blocks {
-            let (row, column) = (rows.add(block * SIDE * BLOCK), columns.add(block * SIDE * BLOCK));
+            let row = rows.add(block * SIDE * BLOCK);
+            let column = columns.start.add(block * SIDE * columns.stride);
             R::load::<4>(&mut state, row, ROW_BYTES);
-            R::load::<6>(&mut state, column, BLOCK_BYTES);
+            R::load::<6>(&mut state, column, column_bytes);
             R::dot::<0, 4, 6>(&mut state);
-            R::load::<7>(&mut state, column.add(SIDE), BLOCK_BYTES);
+            R::load::<7>(&mut state, column.add(SIDE), column_bytes);
             R::dot::<1, 4, 7>(&mut state);
             R::load::<5>(&mut state, row.add(SIDE * SIDE), ROW_BYTES);
             R::dot::<2, 5, 6>(&mut state);
             R::dot::<3, 5, 7>(&mut state);
         }
-        let to = sums.as_mut_ptr();
-        R::store::<0>(&mut state, to, BLOCK_BYTES);
-        R::store::<1>(&mut state, to.add(SIDE), BLOCK_BYTES);
-        R::store::<2>(&mut state, to.add(SIDE * BLOCK), BLOCK_BYTES);
-        R::store::<3>(&mut state, to.add(SIDE * BLOCK + SIDE), BLOCK_BYTES);
+        R::store::<0>(&mut state, to, bytes);
+        R::store::<1>(&mut state, to.add(SIDE), bytes);
+        R::store::<2>(&mut state, to.add(below), bytes);
+        R::store::<3>(&mut state, to.add(below + SIDE), bytes);
     }
 }
 

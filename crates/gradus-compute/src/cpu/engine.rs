@@ -1,7 +1,7 @@
 //! What carries operations out: threads, their scratch, and the choice of kernels.
 
 use super::amx;
-use super::attention::DotOperation;
+use super::attention::KernelOperation;
 use super::features::{Family, Handed, Kernels};
 use super::gemm::{Dot, Pairs, Preparation, Product, SCRATCH, Single, TileKernel, Vectors};
 use super::memory::Scratch;
@@ -32,7 +32,7 @@ enum Products {
     Tiles(amx::Tiles<Avx512<false>, amx::Hardware>),
 }
 
-/// How attention multiplies: as the device's other products do, in vectors of its own.
+/// How attention, and a few rows, multiply: as the device's other products do.
 #[derive(Clone, Copy)]
 pub enum Dots {
     /// In f32.
@@ -42,6 +42,9 @@ pub enum Dots {
     /// By AVX512-BF16.
     #[cfg(target_arch = "x86_64")]
     Pairs(Avx512<true>),
+    /// By AMX; what is no product of blocks, by AVX512-BF16.
+    #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+    Tiles(amx::Tiles<Avx512<true>, amx::Hardware>),
 }
 
 impl Dots {
@@ -51,16 +54,29 @@ impl Dots {
             Self::Single(family) | Self::Rounded(family) => family.run(operation),
             #[cfg(target_arch = "x86_64")]
             Self::Pairs(s) => s.vectorize(operation),
+            #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+            Self::Tiles(kernel) => kernel.simd().vectorize(operation),
         }
     }
 
+    /// Whether attention's products are turned: see [`super::attention`].
+    pub fn turn(self) -> bool {
+        #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+        if matches!(self, Self::Tiles(_)) {
+            return true;
+        }
+        false
+    }
+
     /// Runs an operation compiled for them.
-    pub fn run<O: DotOperation>(self, operation: O) {
+    pub fn run<O: KernelOperation>(self, operation: O) {
         match self {
             Self::Single(family) => family.hand(InVectors::<O, Single<false>>(operation, PhantomData)),
             Self::Rounded(family) => family.hand(InVectors::<O, Single<true>>(operation, PhantomData)),
             #[cfg(target_arch = "x86_64")]
-            Self::Pairs(s) => operation.run::<_, Pairs>(s),
+            Self::Pairs(s) => operation.run(Vectors::<_, Pairs>::new(s)),
+            #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+            Self::Tiles(kernel) => operation.run(kernel),
         }
     }
 }
@@ -68,9 +84,9 @@ impl Dots {
 /// An operation with its way to multiply.
 struct InVectors<O, D>(O, PhantomData<D>);
 
-impl<O: DotOperation, D: Dot> Handed for InVectors<O, D> {
+impl<O: KernelOperation, D: Dot> Handed for InVectors<O, D> {
     fn take<S: Simd>(self, s: S) {
-        self.0.run::<S, D>(s);
+        self.0.run(Vectors::<S, D>::new(s));
     }
 }
 
@@ -206,9 +222,12 @@ impl Engine {
             Products::Rounded => Dots::Rounded(self.family),
             #[cfg(target_arch = "x86_64")]
             Products::Pairs(s) => Dots::Pairs(s),
-            // Tiles are too large for blocks of scores that must be transposed; who has them has pairs too.
+            // Who has tiles has pairs too.
             #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
-            Products::Tiles(_) => Avx512::detect().map_or(Dots::Rounded(self.family), Dots::Pairs),
+            Products::Tiles(_) => {
+                let tiles = Avx512::detect().and_then(amx::Tiles::detect);
+                tiles.map_or(Dots::Rounded(self.family), Dots::Tiles)
+            }
         }
     }
 

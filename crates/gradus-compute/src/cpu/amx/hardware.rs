@@ -1,6 +1,6 @@
 //! The processor's own tile registers, by inline assembly: the intrinsics are not stable.
 
-use super::{BLOCK, Emulated, SIDE, TileRegisters, Tiles, multiply};
+use super::{BLOCK, Emulated, SIDE, Sides, TileRegisters, Tiles, Units, multiply};
 use crate::cpu::simd::Simd;
 use std::arch::asm;
 use std::arch::x86_64::{__cpuid, __cpuid_count};
@@ -143,12 +143,14 @@ fn products_agree() -> bool {
         (0..UNITS).map(|i| f32::from_bits(value(2 * i + salt) | value(2 * i + 1 + salt) << 16)).collect()
     };
     let (rows, columns) = (words(0), words(89));
-    let (mut emulated, mut hardware) = ([0.0; BLOCK * BLOCK], [0.0; BLOCK * BLOCK]);
+    let columns = Units { start: columns.as_ptr(), stride: BLOCK };
+    let sides = Sides { blocks: 2, rows: rows.as_ptr(), columns };
+    let (mut emulated, mut hardware) = ([3.0; BLOCK * BLOCK], [3.0; BLOCK * BLOCK]);
     // SAFETY: both panels hold two blocks; the registers are configured for the hardware's turn.
     unsafe {
-        multiply::<Emulated>(2, rows.as_ptr(), columns.as_ptr(), &mut emulated);
+        multiply::<Emulated>(sides, true, emulated.as_mut_ptr(), BLOCK);
         Hardware::configure();
-        multiply::<Hardware>(2, rows.as_ptr(), columns.as_ptr(), &mut hardware);
+        multiply::<Hardware>(sides, true, hardware.as_mut_ptr(), BLOCK);
         Hardware::release();
     }
     emulated == hardware

@@ -184,11 +184,17 @@ fn emulated_registers_multiply_as_the_manual_says() {
     let (mut rows, mut columns) = ([0.0; SIDE * BLOCK], [0.0; SIDE * BLOCK]);
     rows[3 * SIDE + 5] = pair(1.0, 2.0);
     columns[5 * BLOCK + 9] = pair(3.0, 4.0);
-    let mut sums = [0.0; BLOCK * BLOCK];
+    let columns = Units { start: columns.as_ptr(), stride: BLOCK };
+    let sides = Sides { blocks: 1, rows: rows.as_ptr(), columns };
+    let mut sums = [f32::NAN; BLOCK * BLOCK];
     // SAFETY: one block each.
-    unsafe { multiply::<Emulated>(1, rows.as_ptr(), columns.as_ptr(), &mut sums) };
+    unsafe { multiply::<Emulated>(sides, false, sums.as_mut_ptr(), BLOCK) };
     assert_eq!(sums[3 * BLOCK + 9], 11.0);
     assert_eq!(sums.iter().sum::<f32>(), 11.0);
+    // SAFETY: as above.
+    unsafe { multiply::<Emulated>(sides, true, sums.as_mut_ptr(), BLOCK) };
+    assert_eq!(sums[3 * BLOCK + 9], 22.0);
+    assert_eq!(sums.iter().sum::<f32>(), 22.0);
 }
 
 #[test]

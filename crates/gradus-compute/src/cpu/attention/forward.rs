@@ -1,13 +1,13 @@
-//! Forward, in blocks of [`ACROSS`] queries and about [`DOWN`] keys.
+//! Forward, in blocks of [`ACROSS`] queries and about as many keys.
 //!
 //! A block of scores lies with a key in each row and a query in each column: the running maxima and sums of queries
-//! are then vectors, and the block is the left side of the product with the values as it stands.
+//! are then vectors, and the block, in units of its rows, is a side of the product with the values as it stands: the
+//! left one, or the right one of the turned product, whose sums lie with a query in each column until they are written.
 
-use super::{
-    ACROSS, Deep, DotOperation, HeadRows, Item, Kernel, LOWEST, PANEL, Pieces, SmallProduct, Useful, deepen,
-    down, pack_lines, panels_len, pieces_len, rounded,
-};
-use crate::cpu::gemm::{Dot, TileKernel};
+use super::product::{PANEL, Panels, Side, SmallProduct, Useful, panels_len, run_of, turned};
+use super::rows::{Head, HeadRows, Turned};
+use super::{ACROSS, Item, KernelOperation, LOWEST, Pieces, down, pieces_len, rounded};
+use crate::cpu::gemm::TileKernel;
 use crate::cpu::math::exp2;
 use crate::cpu::memory::Elements;
 use crate::cpu::simd::{Operation, Simd};
@@ -55,10 +55,11 @@ pub fn forward_scratch(shape: Attention) -> usize {
 
 /// An item's scratch, its keys and values packed.
 struct Work<'a> {
-    keys: &'a mut [f32],
-    values: Deep,
+    keys: Panels,
+    values: Panels,
     queries: &'a mut [f32],
     scores: &'a mut [f32],
+    /// A row for each query of a block, or, turned, a row of [`ACROSS`] for each element of the head.
     sums: &'a mut [f32],
     running: &'a mut [f32],
     first: &'a mut [f32],
@@ -79,104 +80,144 @@ impl Forward<'_> {
     }
 }
 
-impl DotOperation for Forward<'_> {
-    fn run<S: Simd, D: Dot>(self, s: S) {
-        run::<S, D>(self, s);
-    }
-}
-
-fn run<S: Simd, D: Dot>(mut this: Forward, s: S) {
-    if this.blocks.is_empty() {
-        return;
-    }
-    let shape = this.item.shape;
-    let mut pieces = Pieces(std::mem::take(&mut this.scratch));
-    let [keys, values, queries, scores, sums, running, first] =
-        scratch_lens(shape).map(|len| pieces.take(len));
-    let (row, head, size) = (this.item.key_row(), this.item.kv_head, shape.head_size);
-    // SAFETY: the item's keys and values are readable by the word of the device.
-    let values = unsafe {
-        pack_lines::<S, D>(s, true, this.k.along(row, head, size), shape.key_len, size, keys);
-        deepen::<S, D>(s, this.v.across(row, head, size), shape.key_len, size, values)
-    };
-    let mut work = Work { keys, values, queries, scores, sums, running, first };
-    this.item.first_keys(work.first);
-    for head in this.item.heads() {
-        for block in this.blocks.clone() {
-            let start = block * ACROSS;
-            let block = Block { head, start, count: ACROSS.min(shape.query_len - start) };
-            this.block::<S, D>(s, block, &mut work);
+impl KernelOperation for Forward<'_> {
+    fn run<K: TileKernel>(mut self, kernel: K) {
+        if self.blocks.is_empty() {
+            return;
         }
+        let shape = self.item.shape;
+        let mut pieces = Pieces(std::mem::take(&mut self.scratch));
+        let [keys, values, queries, scores, sums, running, first] =
+            scratch_lens(shape).map(|len| pieces.take(len));
+        let (k, v) = (Head::of_keys(self.item, self.k), Head::of_keys(self.item, self.v));
+        // SAFETY: the item's keys and values are readable by the word of the device; their pieces are not used again.
+        let (keys, values) = unsafe {
+            (
+                Panels::of_lines(kernel, Side::Left, k, keys),
+                Panels::of_depth(kernel, Side::of_deep::<K>(), v, values),
+            )
+        };
+        let mut work = Work { keys, values, queries, scores, sums, running, first };
+        self.item.first_keys(work.first);
+        kernel.begin();
+        for head in self.item.heads() {
+            for block in self.blocks.clone() {
+                let start = block * ACROSS;
+                let block = Block { head, start, count: ACROSS.min(shape.query_len - start) };
+                self.block(kernel, block, &mut work);
+            }
+        }
+        kernel.end();
     }
 }
 
 impl Forward<'_> {
-    fn block<S: Simd, D: Dot>(&self, s: S, block: Block, work: &mut Work) {
-        let size = self.item.shape.head_size;
-        // SAFETY: the block's queries are readable; the piece was sized for a block.
-        unsafe {
-            let queries = self.q.along(self.item.query_row() + block.start, block.head, size);
-            pack_lines::<S, D>(s, false, queries, block.count, size, work.queries);
-        }
+    /// A block's rows of queries, or of what lies as they do.
+    fn rows_of(&self, rows: HeadRows, block: Block) -> Head {
+        Head::of_queries(self.item, rows, block.head).part(block.start, block.count)
+    }
+
+    fn block<K: TileKernel>(&self, kernel: K, block: Block, work: &mut Work) {
+        let s = kernel.simd();
+        // SAFETY: the block's queries are readable; the piece was sized for a block, and is packed anew after it.
+        let queries =
+            unsafe { Panels::of_lines(kernel, Side::Right, self.rows_of(self.q, block), work.queries) };
         work.sums.fill(0.0);
         work.running[..ACROSS].fill(LOWEST);
         work.running[ACROSS..].fill(0.0);
-        let step = down::<S, D>();
+        let step = down(kernel);
         let first = work.first[block.start] as usize / step * step;
         let end = self.item.last_key(block.start + block.count - 1) + 1;
         for key in (first..end).step_by(step) {
-            self.keys::<S, D>(s, block, key..end.min(key + step), work);
+            self.keys(kernel, block, queries, key..end.min(key + step), work);
         }
-        s.vectorize(Finish { of: self, block, sums: work.sums, running: work.running });
+        self.log_sums(block, work.running);
+        if turned::<K>() {
+            reciprocals(work.running);
+            let (from, factors) = (work.sums.as_ptr(), work.running[3 * ACROSS..].as_ptr());
+            s.vectorize(Turned { from, to: self.rows_of(self.out, block), factors });
+        } else {
+            s.vectorize(Divide { of: self, block, sums: work.sums, running: work.running });
+        }
     }
 
     /// One block of keys: scores, probabilities, and what they add to the sums.
-    fn keys<S: Simd, D: Dot>(&self, s: S, block: Block, keys: Range<usize>, work: &mut Work) {
-        let kernel = Kernel::<S, D>::new(s);
-        let size = self.item.shape.head_size;
-        let units = size.div_ceil(D::GROUP);
+    fn keys<K: TileKernel>(
+        &self,
+        kernel: K,
+        block: Block,
+        queries: Panels,
+        keys: Range<usize>,
+        work: &mut Work,
+    ) {
         let diagonal = self.item.last_key(block.start) as isize - keys.start as isize;
         let scores = SmallProduct {
             rows: keys.len(),
             columns: block.count.next_multiple_of(kernel.columns()),
-            depth: size,
-            left: work.keys[keys.start / kernel.rows() * kernel.row_stride() * units..].as_ptr(),
-            left_panel: kernel.row_stride() * units,
-            left_stride: kernel.row_stride(),
-            right: work.queries.as_ptr(),
-            right_panel: kernel.columns() * units,
-            right_stride: kernel.columns(),
+            depth: self.item.shape.head_size,
+            left: work.keys.at_line(keys.start, kernel.rows()),
+            right: queries,
             target: work.scores.as_mut_ptr(),
             stride: ACROSS,
             accumulate: false,
             row_scale: std::ptr::null(),
             useful: Useful::RowsUpTo(diagonal),
+            turned: false,
         };
         // SAFETY: a block of keys begins with a panel; the scores' piece holds a block.
-        unsafe { scores.run::<S, D>(s) };
+        unsafe { scores.run(kernel) };
         let last = block.start + block.count - 1;
         let masked = keys.end - 1 > self.item.last_key(block.start) || keys.start < work.first[last] as usize;
-        let dot = PhantomData::<D>;
-        s.vectorize(Soften { of: self, block, keys: keys.clone(), masked, work, dot });
-        let values = work.values.from::<D>(keys.start);
-        let weighted = SmallProduct {
-            rows: block.count,
-            columns: size.next_multiple_of(kernel.columns()),
+        let (of, over) = (self, keys.clone());
+        kernel.simd().vectorize(Soften { of, block, keys: over, masked, work, kernel: PhantomData::<K> });
+        self.weighted(kernel, block, keys, diagonal, work);
+    }
+
+    /// Adds the values of some keys, by their probabilities.
+    fn weighted<K: TileKernel>(
+        &self,
+        kernel: K,
+        block: Block,
+        keys: Range<usize>,
+        diagonal: isize,
+        work: &mut Work,
+    ) {
+        let size = self.item.shape.head_size;
+        let panel = if turned::<K>() { kernel.columns() } else { kernel.rows() };
+        let product = SmallProduct {
+            rows: if turned::<K>() { block.count.next_multiple_of(kernel.columns()) } else { block.count },
+            columns: size.next_multiple_of(if turned::<K>() { kernel.rows() } else { kernel.columns() }),
             depth: keys.len(),
-            left: work.scores.as_ptr(),
-            left_panel: kernel.rows(),
-            left_stride: ACROSS,
-            right: values.start,
-            right_panel: values.panel,
-            right_stride: values.stride,
+            left: Panels { start: work.scores.as_ptr(), panel, stride: ACROSS },
+            right: work.values.at_depth::<K>(keys.start),
             target: work.sums.as_mut_ptr(),
-            stride: size.next_multiple_of(PANEL),
+            stride: if turned::<K>() { ACROSS } else { size.next_multiple_of(PANEL) },
             accumulate: true,
-            row_scale: work.running[2 * ACROSS..].as_ptr(),
+            row_scale: if turned::<K>() { std::ptr::null() } else { work.running[2 * ACROSS..].as_ptr() },
             useful: Useful::DepthUpTo(diagonal),
+            turned: false,
         };
-        // SAFETY: scores are rows of ACROSS; panels of values hold all keys; the sums' rows hold whole panels.
-        unsafe { weighted.run::<S, D>(s) };
+        let product = if turned::<K>() { product.turn() } else { product };
+        // SAFETY: scores are rows of ACROSS, zero where they fill up a run; panels of values hold all keys; the sums' rows hold
+        // whole panels.
+        unsafe { product.run(kernel) };
+    }
+
+    /// Writes the log-sum-exp of a block's queries.
+    fn log_sums(&self, block: Block, running: &[f32]) {
+        for i in 0..block.count {
+            let sum = (running[i] + running[ACROSS + i].log2()) * std::f32::consts::LN_2;
+            // SAFETY: this item's own element.
+            unsafe { *self.log_sum_exp.at(self.item.sums_at(block.head) + block.start + i) = sum };
+        }
+    }
+}
+
+/// What to multiply queries' sums with, where positions were.
+fn reciprocals(running: &mut [f32]) {
+    let (before, factors) = running.split_at_mut(3 * ACROSS);
+    for (factor, total) in factors.iter_mut().zip(&before[ACROSS..]) {
+        *factor = 1.0 / total;
     }
 }
 
@@ -185,16 +226,16 @@ const ABREAST: usize = 4;
 
 /// From scores to probabilities relative to the running maximum; updates maximum, sum and the factor of what came
 /// before: `running` holds [`ACROSS`] of each, in this order, then positions.
-struct Soften<'a, 'b, 'c, D> {
+struct Soften<'a, 'b, 'c, K> {
     of: &'a Forward<'a>,
     block: Block,
     keys: Range<usize>,
     masked: bool,
     work: &'b mut Work<'c>,
-    dot: PhantomData<D>,
+    kernel: PhantomData<K>,
 }
 
-impl<D: Dot> Operation for Soften<'_, '_, '_, D> {
+impl<K: TileKernel> Operation for Soften<'_, '_, '_, K> {
     type Output = ();
 
     #[inline(always)]
@@ -209,7 +250,7 @@ impl<D: Dot> Operation for Soften<'_, '_, '_, D> {
     }
 }
 
-impl<D: Dot> Soften<'_, '_, '_, D> {
+impl<K: TileKernel> Soften<'_, '_, '_, K> {
     #[inline(always)]
     fn columns<S: Simd, const MASKED: bool>(&mut self, s: S, query: usize) {
         let scale = s.splat(self.of.item.scale_log2());
@@ -236,28 +277,33 @@ impl<D: Dot> Soften<'_, '_, '_, D> {
                 }
             }
         }
+        let mut less_most = most;
+        for less in &mut less_most {
+            *less = s.sub(s.splat(0.0), *less);
+        }
         let mut sums = [s.splat(0.0); ABREAST];
-        for i in (0..self.keys.len()).step_by(D::GROUP) {
+        for i in (0..self.keys.len()).step_by(K::GROUP) {
             let row = scores.wrapping_add(i * ACROSS);
             for j in 0..ABREAST {
                 let at = row.wrapping_add(j * S::LANES);
                 // SAFETY: as above; a unit is stored where its keys, or earlier ones, were.
                 unsafe {
-                    let p = Self::probability::<S, MASKED>(s, at, scale, most[j]);
+                    let p = Self::probability::<S, MASKED>(s, at, scale, less_most[j]);
                     sums[j] = s.add(sums[j], p);
-                    let mut unit = rounded::<S, D>(s, p);
-                    if D::GROUP == 2 {
+                    let mut unit = rounded::<S, K>(s, p);
+                    if K::GROUP == 2 {
                         let mut second = s.splat(0.0);
                         if i + 1 < self.keys.len() {
-                            second = Self::probability::<S, MASKED>(s, at.add(ACROSS), scale, most[j]);
+                            second = Self::probability::<S, MASKED>(s, at.add(ACROSS), scale, less_most[j]);
                             sums[j] = s.add(sums[j], second);
                         }
                         unit = s.pair(p, second);
                     }
-                    s.store(scores.wrapping_add(i / D::GROUP * ACROSS + j * S::LANES), unit);
+                    s.store(scores.wrapping_add(i / K::GROUP * ACROSS + j * S::LANES), unit);
                 }
             }
         }
+        let mut factors = before;
         for j in 0..ABREAST {
             let at = running.wrapping_add(j * S::LANES);
             // SAFETY: three rows of ACROSS queries.
@@ -267,6 +313,46 @@ impl<D: Dot> Soften<'_, '_, '_, D> {
                 let sum = s.load(at.add(ACROSS));
                 s.store(at.add(ACROSS), s.mul_add(sum, factor, sums[j]));
                 s.store(at.add(2 * ACROSS), factor);
+                factors[j] = factor;
+            }
+        }
+        if turned::<K>() {
+            self.fill_run(s, query);
+            self.rescale(s, query, &factors);
+        }
+    }
+
+    /// Zeros in the units that fill up the last run.
+    #[inline(always)]
+    fn fill_run<S: Simd>(&mut self, s: S, query: usize) {
+        let units =
+            self.keys.len().div_ceil(K::GROUP)..self.keys.len().next_multiple_of(run_of::<K>()) / K::GROUP;
+        for unit in units {
+            for j in 0..ABREAST {
+                let to = self.work.scores[unit * ACROSS + query + j * S::LANES..].as_mut_ptr();
+                // SAFETY: a vector of a row of the scores, of which a block has whole runs.
+                unsafe { s.store(to, s.splat(0.0)) };
+            }
+        }
+    }
+
+    /// Multiplies turned sums, unless no maximum has grown.
+    #[inline(always)]
+    fn rescale<S: Simd>(&mut self, s: S, query: usize, factors: &[S::V; ABREAST]) {
+        let (one, mut grown) = (s.splat(1.0), s.splat(0.0));
+        for factor in factors {
+            // Where there is no query, what is there may not be a number: that counts as grown.
+            grown = s.add(grown, s.select_le(one, *factor, s.splat(0.0), one));
+        }
+        if s.sum(grown) == 0.0 {
+            return;
+        }
+        let sums = self.work.sums.as_mut_ptr().wrapping_add(query);
+        for row in 0..self.of.item.shape.head_size {
+            for (j, factor) in factors.iter().enumerate() {
+                let at = sums.wrapping_add(row * ACROSS + j * S::LANES);
+                // SAFETY: turned sums have a row of ACROSS for each element of the head.
+                unsafe { s.store(at, s.mul(s.load(at), *factor)) };
             }
         }
     }
@@ -280,13 +366,12 @@ impl<D: Dot> Soften<'_, '_, '_, D> {
         s: S,
         at: *const f32,
         scale: S::V,
-        most: S::V,
+        less_most: S::V,
     ) -> S::V {
         // SAFETY: passed on.
         let score = unsafe { s.load(at) };
         // Masked scores have their factor already.
-        let score = if MASKED { score } else { s.mul(score, scale) };
-        exp2(s, s.sub(score, most))
+        exp2(s, if MASKED { s.add(score, less_most) } else { s.mul_add(score, scale, less_most) })
     }
 
     /// First and last key of each query.
@@ -319,36 +404,30 @@ fn load<S: Simd>(s: S, from: *const f32) -> [S::V; ABREAST] {
 }
 
 /// Divides the sums by the queries' totals and writes them out.
-struct Finish<'a> {
+struct Divide<'a> {
     of: &'a Forward<'a>,
     block: Block,
     sums: &'a [f32],
     running: &'a [f32],
 }
 
-impl Operation for Finish<'_> {
+impl Operation for Divide<'_> {
     type Output = ();
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        let item = self.of.item;
-        let size = item.shape.head_size;
+        let (to, size) = (self.of.rows_of(self.of.out, self.block), self.of.item.shape.head_size);
         for i in 0..self.block.count {
-            let (most, total) = (self.running[i], self.running[ACROSS + i]);
+            let (factor, to) = (s.splat(1.0 / self.running[ACROSS + i]), to.row(i));
             let from = &self.sums[i * size.next_multiple_of(PANEL)..][..size];
-            let row = item.query_row() + self.block.start + i;
-            let to = self.of.out.at(row, self.block.head, size);
             for at in (0..size).step_by(S::LANES) {
                 let count = S::LANES.min(size - at);
                 // SAFETY: inside the query's head of the output, which this item alone writes.
                 unsafe {
                     let v = s.load_up_to(from.as_ptr().add(at), count);
-                    self.of.out.store(s, to, at, count, s.mul(v, s.splat(1.0 / total)));
+                    to.store(s, at, s.mul(v, factor));
                 }
             }
-            let sum = (most + total.log2()) * std::f32::consts::LN_2;
-            // SAFETY: this item's own element.
-            unsafe { *self.of.log_sum_exp.at(item.sums_at(self.block.head) + self.block.start + i) = sum };
         }
     }
 }

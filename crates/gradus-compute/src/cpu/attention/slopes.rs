@@ -1,35 +1,35 @@
 //! From scores to what the products of the backward pass take: probabilities and gradients of scores, as units of the depth.
 //!
 //! A block has a query in each row and a key in each column. Products over queries (for keys and values) take units of rows
-//! that follow each other, products over keys (for queries) units of columns, transposed. Where a unit is a pair, two rows
-//! become one, stored where the first of them, or an earlier one, was.
+//! that follow each other, products over keys (for queries) units of columns, transposed, or in runs of a row. Where a
+//! unit is a pair, two rows become one, stored where the first of them, or an earlier one, was.
 
 use super::backward::Work;
+use super::product::{run_of, turned};
 use super::{ACROSS, Item, rounded};
-use crate::cpu::gemm::Dot;
+use crate::cpu::gemm::TileKernel;
 use crate::cpu::math::exp2;
 use crate::cpu::simd::{Operation, Simd};
-use std::marker::PhantomData;
 use std::ops::Range;
 
 /// Lanes of the widest vector of any family.
 const WIDEST: usize = 16;
 
 /// From scores (in `work.p`) and gradients of probabilities (in `work.d_scores`) to probabilities and gradients of scores,
-/// these also transposed.
-pub struct Slopes<'a, 'b, 'c, D> {
+/// these also in units along the keys.
+pub struct Slopes<'a, 'b, 'c, K> {
     /// The sequence and key-value head.
     pub item: Item<'a>,
     /// The block's queries.
     pub queries: Range<usize>,
     /// Its keys.
     pub keys: Range<usize>,
-    /// Whether some query does not see some key, or a last unit is not full.
+    /// Whether some query does not see some key, or a last run of units is not full.
     pub masked: bool,
     /// Where everything lies.
     pub work: &'b mut Work<'c>,
-    /// How products multiply.
-    pub dot: PhantomData<D>,
+    /// What multiplies.
+    pub kernel: K,
 }
 
 /// What is the same for all elements.
@@ -42,13 +42,14 @@ struct Constants<S: Simd> {
 
 /// What is the same for all elements of a row.
 struct Row<S: Simd> {
-    sum: S::V,
+    /// The log-sum-exp in units of log 2, negative.
+    less_sum: S::V,
     mean: S::V,
     first: S::V,
     last: S::V,
 }
 
-impl<D: Dot> Operation for Slopes<'_, '_, '_, D> {
+impl<K: TileKernel> Operation for Slopes<'_, '_, '_, K> {
     type Output = ();
 
     #[inline(always)]
@@ -61,7 +62,7 @@ impl<D: Dot> Operation for Slopes<'_, '_, '_, D> {
             // SAFETY: sixteen elements hold any vector.
             lanes: unsafe { s.load(lanes.as_ptr()) },
         };
-        match (self.masked, D::GROUP) {
+        match (self.masked, K::GROUP) {
             (true, 1) => self.singles::<S, true>(s, &constants),
             (false, 1) => self.singles::<S, false>(s, &constants),
             (true, _) => self.pairs::<S, true>(s, &constants),
@@ -70,12 +71,12 @@ impl<D: Dot> Operation for Slopes<'_, '_, '_, D> {
     }
 }
 
-impl<D: Dot> Slopes<'_, '_, '_, D> {
+impl<K: TileKernel> Slopes<'_, '_, '_, K> {
     #[inline(always)]
     fn row<S: Simd>(&self, s: S, i: usize) -> Row<S> {
         let query = self.queries.start + i;
         Row {
-            sum: s.splat(self.work.sums[query]),
+            less_sum: s.splat(-self.work.sums[query]),
             mean: s.splat(self.work.means[query]),
             first: s.splat(self.work.first[query]),
             last: s.splat(query as f32),
@@ -96,7 +97,7 @@ impl<D: Dot> Slopes<'_, '_, '_, D> {
         // SAFETY: a row of ACROSS elements holds whole vectors.
         let (score, d_p) =
             unsafe { (s.load(self.work.p[place..].as_ptr()), s.load(self.work.d_scores[place..].as_ptr())) };
-        let p = exp2(s, s.sub(s.mul(score, constants.scale_log2), row.sum));
+        let p = exp2(s, s.mul_add(score, constants.scale_log2, row.less_sum));
         let slope = s.mul(s.mul(p, constants.scale), s.sub(d_p, row.mean));
         if !MASKED {
             return (p, slope);
@@ -115,8 +116,8 @@ impl<D: Dot> Slopes<'_, '_, '_, D> {
                 let place = i * ACROSS + at;
                 // SAFETY: a row of ACROSS elements holds whole vectors.
                 unsafe {
-                    s.store(self.work.p[place..].as_mut_ptr(), rounded::<S, D>(s, p));
-                    s.store(self.work.d_scores[place..].as_mut_ptr(), rounded::<S, D>(s, slope));
+                    s.store(self.work.p[place..].as_mut_ptr(), rounded::<S, K>(s, p));
+                    s.store(self.work.d_scores[place..].as_mut_ptr(), rounded::<S, K>(s, slope));
                 }
             }
         }
@@ -134,12 +135,16 @@ impl<D: Dot> Slopes<'_, '_, '_, D> {
 
     #[inline(always)]
     fn pairs<S: Simd, const MASKED: bool>(&mut self, s: S, constants: &Constants<S>) {
+        let columns = self.keys.len().next_multiple_of(run_of::<K>());
         for i in (0..self.queries.len()).step_by(2) {
             let rows = [self.row(s, i), self.row(s, (i + 1).min(self.queries.len() - 1))];
             let both = i + 1 < self.queries.len();
-            for at in (0..self.keys.len()).step_by(2 * S::LANES) {
+            for at in (0..columns).step_by(2 * S::LANES) {
                 self.unit::<S, MASKED>(s, constants, &rows, (i, both), at);
             }
+        }
+        if turned::<K>() {
+            return self.fill_run(s, columns);
         }
         for i in (0..self.queries.len()).step_by(S::LANES) {
             for j in (0..self.keys.len().div_ceil(2)).step_by(S::LANES) {
@@ -147,6 +152,34 @@ impl<D: Dot> Slopes<'_, '_, '_, D> {
                 transpose(s, from, ACROSS / 2, &mut self.work.transposed[j * ACROSS + i..]);
             }
         }
+    }
+
+    /// Zeros in the units of rows that fill up the last run.
+    #[inline(always)]
+    fn fill_run<S: Simd>(&mut self, s: S, columns: usize) {
+        let rows = self.queries.len();
+        for unit in rows.div_ceil(K::GROUP)..rows.next_multiple_of(run_of::<K>()) / K::GROUP {
+            for at in (0..columns).step_by(S::LANES) {
+                let place = unit * ACROSS + at;
+                // SAFETY: a row of ACROSS elements holds whole vectors, and a block whole runs of rows.
+                unsafe {
+                    s.store(self.work.p[place..].as_mut_ptr(), s.splat(0.0));
+                    s.store(self.work.d_scores[place..].as_mut_ptr(), s.splat(0.0));
+                }
+            }
+        }
+    }
+
+    /// Where the units along the keys of row `i` go, from column `at` on.
+    #[inline(always)]
+    fn along(&self, i: usize, at: usize) -> usize {
+        let unit = at / K::GROUP;
+        if !turned::<K>() {
+            return i * (ACROSS / K::GROUP) + unit;
+        }
+        let (rows, stride, run) = (self.kernel.rows(), self.kernel.row_stride(), K::ROW_RUN);
+        let panel = i / rows * stride * (ACROSS / K::GROUP);
+        panel + unit / run * run * stride + i % rows * run + unit % run
     }
 
     /// Two vectors of columns of two rows; the second row is zero unless there are `both`.
@@ -168,17 +201,17 @@ impl<D: Dot> Slopes<'_, '_, '_, D> {
             under = self.slopes::<S, MASKED>(s, constants, &rows[1], i + 1, at);
             beneath = self.slopes::<S, MASKED>(s, constants, &rows[1], i + 1, next);
         }
-        // SAFETY: a row of ACROSS elements, a multiple of two vectors, holds both; `along` has a row of half as many
-        // for each query of a block of ACROSS, an even number.
+        // SAFETY: a row of ACROSS elements, a multiple of two vectors, holds both; `along` has half as many
+        // for each query of a block of ACROSS, an even number; a run is whole vectors.
         unsafe {
             let place = i / 2 * ACROSS + at;
             s.store(self.work.p[place..].as_mut_ptr(), s.pair(left.0, under.0));
             s.store(self.work.p[place + S::LANES..].as_mut_ptr(), s.pair(right.0, beneath.0));
             s.store(self.work.d_scores[place..].as_mut_ptr(), s.pair(left.1, under.1));
             s.store(self.work.d_scores[place + S::LANES..].as_mut_ptr(), s.pair(right.1, beneath.1));
-            let place = (i * ACROSS + at) / 2;
+            let place = self.along(i, at);
             s.store(self.work.along[place..].as_mut_ptr(), s.pair_adjacent(left.1, right.1));
-            let place = place + ACROSS / 2;
+            let place = self.along(i + 1, at);
             s.store(self.work.along[place..].as_mut_ptr(), s.pair_adjacent(under.1, beneath.1));
         }
     }

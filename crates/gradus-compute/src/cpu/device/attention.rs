@@ -139,7 +139,7 @@ impl CpuDevice {
         let dots = engine.dots();
         let items = shape.batch * shape.kv_heads;
         let parts = engine.worth(2 * shape.batch * shape.query_len * width * shape.key_len);
-        let len = attention::backward_scratch(shape, format);
+        let len = attention::backward_scratch(shape, dots.turn() || format == Format::Bf16);
         engine.parts(parts, |index, scratch| {
             for item in part(items, 1, parts, index) {
                 dots.run(attention::Backward {
