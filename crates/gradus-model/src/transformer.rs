@@ -131,17 +131,18 @@ impl Transformer {
         &self.device
     }
 
-    /// All weights, in the order of the layout. Who changes them says so by [`Transformer::weights_changed`].
+    /// All weights, in the order of the layout, to be changed before the next pass: copies that products take are then made
+    /// anew. Ask again for every change.
     ///
     /// # Panics
     /// If the model was made for inference: it may not have them so.
     pub fn weights(&self) -> Span {
-        self.weights.span().expect("a model that learns keeps f32")
+        self.weights.changed();
+        self.masters()
     }
 
-    /// Says that what lies in [`Transformer::weights`] was changed: copies of it are made anew before they are used again.
-    pub fn weights_changed(&self) {
-        self.weights.changed();
+    fn masters(&self) -> Span {
+        self.weights.span().expect("a model that learns keeps f32")
     }
 
     /// Bytes of memory that all weights take, without copies that products take.
@@ -160,7 +161,7 @@ impl Transformer {
     /// As [`Transformer::weights`].
     pub fn get(&self, span: Span) -> Vec<f32> {
         let mut values = vec![0.0; span.len];
-        self.device.read(self.weights().part(span.start, span.len), &mut values);
+        self.device.read(self.masters().part(span.start, span.len), &mut values);
         values
     }
 

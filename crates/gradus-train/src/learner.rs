@@ -122,7 +122,7 @@ impl Learner {
     /// # Errors
     /// `Internal` on the rank that differs; the communicator's.
     pub fn check_agreement(&mut self) -> Result<()> {
-        let own = digest(&self.model.get(Span::new(0, self.model.weights().len)));
+        let own = digest(&self.model.get(Span::new(0, self.model.parameters().layout.len())));
         let mut first = own.to_le_bytes();
         self.ranks.communicator().broadcast(0, &mut first)?;
         if u64::from_le_bytes(first) == own {
@@ -158,7 +158,6 @@ impl Learner {
             let scale = clip(self.clip_norm, gradient_norm) / targets;
             let weights = self.model.weights();
             self.optimizer.update(device.as_ref(), weights, self.gradients.span(), learning_rate, scale);
-            self.model.weights_changed();
             self.check_first_update()?;
         }
         Ok(StepResult { loss, gradient_norm, skipped, asked_to_stop: votes[2] > 0.0 })

@@ -213,7 +213,6 @@ fn train(case: &Case, training: &Training) -> Vec<f64> {
                     [model.weights(), gradients, moment1, moment2].map(|whole| tensor.within(whole));
                 device.adamw(update, w, g, m, v);
             }
-            model.weights_changed();
             sum.mean()
         })
         .collect()

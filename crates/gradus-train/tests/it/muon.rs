@@ -65,7 +65,7 @@ fn losses(learner: &mut Learner, steps: usize) -> Vec<f64> {
 }
 
 fn bits(learner: &Learner) -> Vec<u32> {
-    let weights = learner.model().get(Span::new(0, learner.model().weights().len));
+    let weights = learner.model().get(Span::new(0, learner.model().parameters().layout.len()));
     weights.iter().map(|weight| weight.to_bits()).collect()
 }
 

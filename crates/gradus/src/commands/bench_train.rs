@@ -211,7 +211,8 @@ impl Bench {
     /// (`logits`, counted in `kept`); `scratch` what kernels work in; `peak` and `before` resident memory at its most and
     /// before there was a model.
     fn memory(&self) -> serde_json::Value {
-        let (model, elements) = (self.learner.model(), self.learner.model().weights().len);
+        let model = self.learner.model();
+        let elements = model.parameters().layout.len();
         let vocabulary = model.config().padded_vocabulary();
         let rows = self.batches.shape.batch() * self.batches.shape.sequence();
         let state = 4 * 4 * elements;
