@@ -95,17 +95,27 @@ impl Transformer {
     pub fn for_inference(config: ModelConfig, device: Arc<dyn Device>) -> Result<Self> {
         // Files are read part by part: with an odd width a part of a matrix might begin in the middle of a pair.
         let halves = device.precision() == Precision::Bf16 && config.width.is_multiple_of(2);
-        Self::with(config, device, if halves { Weights::halves } else { Weights::single })
+        Self::with(config, device, if halves { Weights::halves } else { Weights::masters })
+    }
+
+    /// The same model with each linear layer's weight rounded and packed once for each change, where its device multiplies in
+    /// bf16: products then need not do it each time, for as much memory again as the weights take.
+    ///
+    /// # Errors
+    /// `Exhausted` when the device has no room.
+    pub fn with_prepared_weights(mut self) -> Result<Self> {
+        self.weights.prepare(self.device.as_ref(), &self.config, &self.parameters)?;
+        Ok(self)
     }
 
     fn with(
         config: ModelConfig,
         device: Arc<dyn Device>,
-        weights: impl Fn(&dyn Device, &ModelConfig, &Parameters) -> Result<Weights>,
+        weights: impl Fn(&dyn Device, &Parameters) -> Result<Weights>,
     ) -> Result<Self> {
         config.check()?;
         let parameters = Parameters::new(&config);
-        let weights = weights(device.as_ref(), &config, &parameters)?;
+        let weights = weights(device.as_ref(), &parameters)?;
         let positions = (0..config.context as u32).collect();
         let batches = Mutex::new(BatchPositions { sequence: 0, rows: Arc::new([]) });
         Ok(Self { config, parameters, device, weights, positions, batches })

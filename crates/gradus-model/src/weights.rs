@@ -1,7 +1,7 @@
 //! Where a model's weights are, and how they are kept.
 //!
-//! What learns keeps f32: the masters that the optimizer changes; and, where its device multiplies in bf16, each linear
-//! layer's weight [prepared](crate::prepared) for its products. What only runs may keep matrices as its device multiplies
+//! What learns keeps f32: the masters that the optimizer changes; and, where that is asked for and its device multiplies in
+//! bf16, each linear layer's weight [prepared](crate::prepared) for its products. What only runs may keep matrices as its device multiplies
 //! them, in bf16: half the memory, and half of what each token written costs to read. Vectors (norms, biases) stay f32.
 
 use crate::config::ModelConfig;
@@ -27,26 +27,25 @@ pub(crate) enum Weights {
 
 impl Weights {
     /// Room for f32.
-    pub(crate) fn single(device: &dyn Device, _: &ModelConfig, parameters: &Parameters) -> Result<Self> {
+    pub(crate) fn masters(device: &dyn Device, parameters: &Parameters) -> Result<Self> {
         Ok(Self::Masters(device.allocate(parameters.layout.len())?, Prepared::default()))
     }
 
-    /// Room for f32, and for what products take of it.
-    pub(crate) fn masters(
+    /// Adds room for what products take of masters, where that differs from them.
+    pub(crate) fn prepare(
+        &mut self,
         device: &dyn Device,
         config: &ModelConfig,
         parameters: &Parameters,
-    ) -> Result<Self> {
-        let all = device.allocate(parameters.layout.len())?;
-        let prepared = match device.precision() {
-            Precision::Bf16 => Prepared::new(device, config, parameters)?,
-            Precision::F32 => Prepared::default(),
-        };
-        Ok(Self::Masters(all, prepared))
+    ) -> Result<()> {
+        if let (Self::Masters(_, prepared), Precision::Bf16) = (self, device.precision()) {
+            *prepared = Prepared::new(device, config, parameters)?;
+        }
+        Ok(())
     }
 
     /// Room for matrices in bf16.
-    pub(crate) fn halves(device: &dyn Device, _: &ModelConfig, parameters: &Parameters) -> Result<Self> {
+    pub(crate) fn halves(device: &dyn Device, parameters: &Parameters) -> Result<Self> {
         let matrices = device.allocate(Format::Bf16.places(parameters.layout.len()))?;
         let vectors = parameters.layout.tensors().iter().filter(|tensor| tensor.shape.len() == 1);
         let place = |span: Span| Ok((span, device.allocate(span.len)?));

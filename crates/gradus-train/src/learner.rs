@@ -71,6 +71,8 @@ impl Learner {
         settings: &OptimizerSettings,
         sizes: LearnerSizes,
     ) -> Result<Self> {
+        // Who runs blocks twice to save memory does without copies, too.
+        let model = if sizes.recompute { model } else { model.with_prepared_weights()? };
         let device = Arc::clone(model.device());
         let layout = &model.parameters().layout;
         let gradients = Gradients::new(device.as_ref(), layout.len(), &mut communicator)?;

@@ -94,6 +94,7 @@ impl<S: Simd, R: TileRegisters> TileKernel for Tiles<S, R> {
             // the registers.
             return unsafe { multiply::<R>(sides, target.accumulate, to, stride) };
         }
+        target.prefetch(self.s, BLOCK / S::LANES);
         let mut sums = Sums([0.0; BLOCK * BLOCK]);
         // SAFETY: as above, but for the target.
         unsafe { multiply::<R>(sides, false, sums.0.as_mut_ptr(), BLOCK) };

@@ -29,7 +29,7 @@ enum Products {
     Pairs(Avx512<true>),
     /// By AMX.
     #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
-    Tiles(amx::Tiles<Avx512<false>, amx::Hardware>),
+    Tiles(amx::Tiles<Avx512<true>, amx::Hardware>),
 }
 
 /// How attention, and a few rows, multiply: as the device's other products do.
@@ -222,12 +222,8 @@ impl Engine {
             Products::Rounded => Dots::Rounded(self.family),
             #[cfg(target_arch = "x86_64")]
             Products::Pairs(s) => Dots::Pairs(s),
-            // Who has tiles has pairs too.
             #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
-            Products::Tiles(_) => {
-                let tiles = Avx512::detect().and_then(amx::Tiles::detect);
-                tiles.map_or(Dots::Rounded(self.family), Dots::Tiles)
-            }
+            Products::Tiles(kernel) => Dots::Tiles(kernel),
         }
     }
 
@@ -295,7 +291,11 @@ fn choose(precision: Precision, kernels: Kernels) -> (Products, &'static str) {
         Some(tiles) if kernels == Kernels::Amx && amx::hardware_agrees() => {
             return (Products::Tiles(tiles), "");
         }
-        _ if kernels == Kernels::Amx => ", amx left unused: its results differ from what they should be",
+        Some(_) if kernels == Kernels::Amx => {
+            ", amx left unused: its results differ from what they should be"
+        }
+        // No such processor is known.
+        None if kernels == Kernels::Amx => ", amx left unused: it wants avx512_bf16 beside it",
         _ => "",
     };
     #[cfg(not(all(target_arch = "x86_64", target_os = "linux")))]

@@ -256,6 +256,19 @@ fn bf16_stays_as_near_to_f32_as_pytorchs_autocast_does() {
 }
 
 #[test]
+fn weights_that_are_prepared_give_the_same_bits() {
+    for name in CASES {
+        for device in devices(Precision::Bf16) {
+            let plain = Case::open(name, Arc::clone(&device));
+            let training = training_of(&plain);
+            let mut prepared = Case::open(name, device);
+            prepared.model = prepared.model.with_prepared_weights().unwrap();
+            assert_eq!(train(&plain, &training), train(&prepared, &training), "{name}");
+        }
+    }
+}
+
+#[test]
 fn the_tensors_that_decay_are_those_of_the_script() {
     for name in CASES {
         let case = Case::open(name, Arc::new(Reference::new(Precision::F32, CAPACITY).unwrap()));

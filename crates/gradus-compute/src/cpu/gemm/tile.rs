@@ -38,9 +38,9 @@ pub struct Target<'a> {
 }
 
 impl Target<'_> {
-    /// What sums will be added to, or go through, is on its way while they are made.
+    /// What sums will be added to, or go through, is on its way while they are made: rows of so many vectors.
     #[inline(always)]
-    fn prefetch<S: Simd>(&self, s: S, vectors: usize) {
+    pub fn prefetch<S: Simd>(&self, s: S, vectors: usize) {
         if let Some(ending) = self.ending {
             return ending.prefetch(s, self);
         }
