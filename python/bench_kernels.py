@@ -2,10 +2,12 @@
 
 What: for each operation of Gradus' device, what PyTorch offers for the same thing: `mm` and `linear`,
 `scaled_dot_product_attention`, `layer_norm`, `rms_norm`, `gelu`, `silu`, `cross_entropy`, `embedding`, AdamW with
-`fused=True`. In bf16, tensors are those that autocast would hand to the operator: bf16 for products, attention, rotation
-and what activates, f32 for norms, embeddings and the optimizer. Gradients are taken by `torch.autograd.grad` of a graph that is kept, so that a backward pass is timed
-without its forward one, or, for linear layers, by the two `mm`s that autograd would run. Where PyTorch has two ways, both
-are tried at the start and the faster one is timed; the answer to `prepare` names it.
+`fused=True`. What ours does in one call, such as a linear layer and its activation, is here what a model makes of it:
+one operator after the other. In bf16, tensors are those that autocast would hand to the operator: bf16 for products,
+attention, rotation and what activates, f32 for norms, embeddings and the optimizer; the formats that an order names are
+ours, and not looked at. Gradients are taken by `torch.autograd.grad` of a graph that is kept, so that a backward pass is
+timed without its forward one, or, for linear layers, by the operators that autograd would run. Where PyTorch has two
+ways, both are tried at the start and the faster one is timed; the answer to `prepare` names it.
 
 How: each line of stdin is one JSON object, answered by one:
 
@@ -14,7 +16,7 @@ How: each line of stdin is one JSON object, answered by one:
     {"do": "run", "seconds": S}           runs again and again for at least so long; the median of the times
 
 Invariant: `values` and `tokens` are those of crates/gradus/src/commands/bench_kernels/inputs.rs, and the tensors of each
-operation are numbered as in operations.rs beside it.
+operation are numbered as in tensors.rs beside it.
 
 Usage: bench_kernels.py --precision f32|bf16 [--threads N]
 """
@@ -84,27 +86,87 @@ class Operation:
             return min(times)
         self.run = min(ways, key=seconds) if len(ways) > 1 else ways[0]
 
+    def choose_way(self, **ways):
+        """The same of ways with names; the chosen one's is kept."""
+        self.choose(*ways.values())
+        self.way = next(name for name, way in ways.items() if way is self.run).replace("_", " ")
+
     def gradient(self, out, inputs, d_out):
         return lambda: torch.autograd.grad(out, inputs, d_out, retain_graph=True)
 
     # Linear layers
 
-    def linear_forward(self, rows, inputs, outputs, bias, residual):
+    def linear_forward(self, rows, inputs, outputs, bias, residual, epilogue, **formats):
         x, weight = self.spread(1, 1.0, rows, inputs), self.spread(2, 0.05, outputs, inputs)
         bias = self.spread(3, 0.5, outputs) if bias else None
-        added = self.spread(4, 1.0, rows, outputs) if residual else None
-        if residual:
-            self.choose(lambda: functional.linear(x, weight, bias).add_(added))
+        linear = lambda: functional.linear(x, weight, bias)
+        if epilogue == "gelu":
+            self.linear_gelu(linear)
+        elif epilogue == "swiglu":
+            self.linear_swiglu(x, weight)
+        elif epilogue != "none":
+            self.linear_rope(linear, **epilogue["rope"])
         else:
-            self.choose(lambda: functional.linear(x, weight, bias))
-        self.outputs = lambda: {"out": self.run()}
+            added = self.spread(4, 1.0, rows, outputs) if residual else None
+            self.choose((lambda: linear().add_(added)) if residual else linear)
+            self.outputs = lambda: {"out": self.run()}
 
-    def linear_input(self, rows, inputs, outputs):
+    def linear_gelu(self, linear):
+        def run():
+            out = linear()
+            return out, functional.gelu(out, approximate="tanh")
+        self.choose(run)
+        self.outputs = lambda: dict(zip(("out", "activated"), self.run()))
+
+    def linear_swiglu(self, x, weight):
+        """Gate and up are layers of their own in transformers; one layer of both is tried too."""
+        gate_weight, up_weight = weight.chunk(2)
+
+        def activated(gate, up):
+            return gate, up, functional.silu(gate) * up
+        self.choose_way(
+            one_matrix=lambda: activated(*functional.linear(x, weight).chunk(2, dim=-1)),
+            two_matrices=lambda: activated(functional.linear(x, gate_weight), functional.linear(x, up_weight)))
+
+        def outputs():
+            gate, up, product = self.run()
+            return {"out": torch.cat((gate, up), dim=-1), "activated": product}
+        self.outputs = outputs
+
+    def linear_rope(self, linear, batch, sequence, heads, kv_heads, head_size, kept):
+        turn = self.rotation(sequence, head_size)
+
+        def run():
+            q, k, v = self.split(linear().view(batch, sequence, -1), heads, kv_heads, head_size)
+            return turn(q), turn(k), v
+        self.choose(run)
+        self.outputs = lambda: {"out": self.joined(self.run())}
+
+    def linear_input(self, rows, inputs, outputs, through, **formats):
         d_out, weight = self.spread(1, 1.0, rows, outputs), self.spread(2, 0.05, outputs, inputs)
-        self.choose(lambda: torch.mm(d_out, weight))
-        self.outputs = lambda: {"d_x": self.run()}
+        product = lambda: torch.mm(d_out, weight)
+        if through == "gelu":
+            x = self.spread(4, 3.0, rows, inputs)
+            self.choose(lambda: torch.ops.aten.gelu_backward(product(), x, approximate="tanh"))
+            self.outputs = lambda: {"d_x": self.run()}
+        elif through == "swiglu":
+            self.input_through_swiglu(product, self.spread(4, 3.0, rows, 2 * inputs))
+        else:
+            self.choose(product)
+            self.outputs = lambda: {"d_x": self.run()}
 
-    def linear_weight(self, rows, inputs, outputs, bias):
+    def input_through_swiglu(self, product, gate_up):
+        """What autograd runs for `silu(gate) * up`, whose forward pass left `silu(gate)`."""
+        gate, up = (part.contiguous() for part in gate_up.chunk(2, dim=-1))
+        activated = functional.silu(gate)
+
+        def run():
+            d = product()
+            return torch.ops.aten.silu_backward(d * up, gate), d * activated
+        self.choose(run)
+        self.outputs = lambda: {"d_x": torch.cat(self.run(), dim=-1)}
+
+    def linear_weight(self, rows, inputs, outputs, bias, **formats):
         d_out, x = self.spread(1, 1.0, rows, outputs), self.spread(2, 1.0, rows, inputs)
         if bias:
             self.choose(lambda: (torch.mm(d_out.t(), x), d_out.sum(0)))
@@ -114,12 +176,19 @@ class Operation:
 
     # Attention
 
-    def heads(self, tensor, batch, sequence, heads, kv_heads, head_size):
-        width = (heads + 2 * kv_heads) * head_size
-        qkv = self.spread(tensor, 1.0, batch, sequence, width)
+    def split(self, qkv, heads, kv_heads, head_size):
+        """Queries, keys and values of `qkv[batch, sequence, (H + 2K) D]`, each [batch, heads, sequence, D]."""
         sizes = [heads * head_size, kv_heads * head_size, kv_heads * head_size]
-        parts = (part.view(batch, sequence, -1, head_size).transpose(1, 2) for part in qkv.split(sizes, dim=2))
-        return qkv, [part.detach().requires_grad_() for part in parts]
+        parts = qkv.split(sizes, dim=2)
+        return [part.view(*part.shape[:2], -1, head_size).transpose(1, 2) for part in parts]
+
+    def joined(self, parts):
+        """The way back."""
+        return torch.cat([part.transpose(1, 2).flatten(2) for part in parts], dim=2)
+
+    def heads(self, tensor, batch, sequence, heads, kv_heads, head_size):
+        qkv = self.spread(tensor, 1.0, batch, sequence, (heads + 2 * kv_heads) * head_size)
+        return [part.detach().requires_grad_() for part in self.split(qkv, heads, kv_heads, head_size)]
 
     def attend(self, q, k, v, way):
         if q.shape[1] == k.shape[1]:
@@ -133,46 +202,40 @@ class Operation:
     def ways(self, heads, kv_heads):
         return ["plain"] if heads == kv_heads else ["grouped", "repeated"]
 
-    def attention_forward(self, batch, sequence, heads, kv_heads, head_size):
-        _, (q, k, v) = self.heads(1, batch, sequence, heads, kv_heads, head_size)
+    def attention_forward(self, batch, sequence, heads, kv_heads, head_size, kept):
+        q, k, v = self.heads(1, batch, sequence, heads, kv_heads, head_size)
         q, k, v = q.detach(), k.detach(), v.detach()
         ways = self.ways(heads, kv_heads)
-        runs = [lambda way=way: self.attend(q, k, v, way) for way in ways]
-        self.choose(*runs)
-        self.way = ways[runs.index(self.run)]
+        self.choose_way(**{way: lambda way=way: self.attend(q, k, v, way) for way in ways})
         self.outputs = lambda: {"out": self.run().transpose(1, 2).reshape(batch, sequence, -1)}
 
-    def attention_backward(self, batch, sequence, heads, kv_heads, head_size):
-        _, (q, k, v) = self.heads(1, batch, sequence, heads, kv_heads, head_size)
+    def attention_backward(self, batch, sequence, heads, kv_heads, head_size, kept):
+        q, k, v = self.heads(1, batch, sequence, heads, kv_heads, head_size)
         d_out = self.spread(4, 1.0, batch, sequence, heads * head_size)
         d_out = d_out.view(batch, sequence, heads, head_size).transpose(1, 2)
         ways = self.ways(heads, kv_heads)
-        runs = [self.gradient(self.attend(q, k, v, way), (q, k, v), d_out) for way in ways]
-        self.choose(*runs)
-        self.way = ways[runs.index(self.run)]
-        rows = lambda part: part.transpose(1, 2).reshape(batch, sequence, -1)
-        self.outputs = lambda: {"d_qkv": torch.cat([rows(part) for part in self.run()], dim=2)}
+        self.choose_way(**{way: self.gradient(self.attend(q, k, v, way), (q, k, v), d_out) for way in ways})
+        self.outputs = lambda: {"d_qkv": self.joined(self.run())}
 
-    def rope(self, batch, sequence, heads, kv_heads, head_size):
+    def rotation(self, sequence, head_size):
         """As transformers' Llama: cosines and sines are made once, queries and keys turned each."""
-        qkv, (q, k, _) = self.heads(1, batch, sequence, heads, kv_heads, head_size)
-        q, k = q.detach(), k.detach()
         frequencies = 10000.0 ** (-torch.arange(0, head_size, 2, dtype=torch.float32) / head_size)
         angles = torch.outer(torch.arange(sequence, dtype=torch.float32), frequencies)
         angles = torch.cat((angles, angles), dim=-1)
         cosines, sines = angles.cos().to(self.dtype), angles.sin().to(self.dtype)
 
-        def half_turned(x):
+        def turned(x):
             first, second = x.chunk(2, dim=-1)
-            return torch.cat((-second, first), dim=-1)
+            return x * cosines + torch.cat((-second, first), dim=-1) * sines
+        return turned
 
-        self.choose(lambda: tuple(x * cosines + half_turned(x) * sines for x in (q, k)))
-
-        def outputs():
-            turned = [part.transpose(1, 2).reshape(batch, sequence, -1) for part in self.run()]
-            rest = qkv[:, :, turned[0].shape[2] + turned[1].shape[2]:]
-            return {"x": torch.cat([*turned, rest], dim=2)}
-        self.outputs = outputs
+    def rope_backward(self, batch, sequence, heads, kv_heads, head_size, kept):
+        """Gradients of queries and keys are turned back; those of values stay."""
+        d_q, d_k, d_v = (part.detach() for part in self.heads(1, batch, sequence, heads, kv_heads, head_size))
+        turn = self.rotation(sequence, head_size)
+        leaves = [torch.zeros_like(part).requires_grad_() for part in (d_q, d_k)]
+        self.choose(self.gradient([turn(leaf) for leaf in leaves], leaves, [d_q, d_k]))
+        self.outputs = lambda: {"d_qkv": self.joined([*self.run(), d_v])}
 
     # Rows
 
@@ -180,46 +243,31 @@ class Operation:
         width = (x.shape[-1],)
         return functional.layer_norm(x, width, weight, bias, 1e-5) if layer else functional.rms_norm(x, width, weight, 1e-5)
 
-    def norm_forward(self, rows, width, layer):
+    def norm_forward(self, rows, width, layer, out):
         x, weight, bias = self.single(1, 1.0, rows, width), self.single(2, 0.5, width), self.single(3, 0.5, width)
         self.choose(lambda: self.norm(x, weight, bias, layer))
         self.outputs = lambda: {"out": self.run()}
 
-    def norm_backward(self, rows, width, layer):
+    def norm_backward(self, rows, width, layer, residual, d_out):
         x, weight, bias = self.single(1, 1.0, rows, width), self.single(2, 0.5, width), self.single(3, 0.5, width)
         d_out, d_residual = self.single(6, 1.0, rows, width), self.single(7, 1.0, rows, width)
         inputs = [t.requires_grad_() for t in ([x, weight, bias] if layer else [x, weight])]
         gradient = self.gradient(self.norm(x, weight, bias, layer), inputs, d_out)
-
         def run():
             d_x, *rest = gradient()
             return d_x.add_(d_residual), *rest  # as autograd adds the residual stream's gradient
-        self.choose(run)
+        self.choose(run if residual else gradient)
         self.outputs = lambda: dict(zip(("d_x", "d_weight", "d_bias"), self.run()))
 
-    def gelu_forward(self, elements):
+    def gelu_forward(self, elements, kept):
         x = self.spread(1, 3.0, elements)
         self.choose(lambda: functional.gelu(x, approximate="tanh"))
         self.outputs = lambda: {"out": self.run()}
 
-    def gelu_backward(self, elements):
-        x, d_out = self.spread(1, 3.0, elements).requires_grad_(), self.spread(2, 1.0, elements)
-        self.choose(self.gradient(functional.gelu(x, approximate="tanh"), x, d_out))
-        self.outputs = lambda: {"d_x": self.run()[0]}
-
-    def swiglu(self, gate_up):
-        gate, up = gate_up.chunk(2, dim=-1)
-        return functional.silu(gate) * up
-
-    def swiglu_forward(self, rows, width):
-        gate_up = self.spread(1, 3.0, rows, 2 * width)
-        self.choose(lambda: self.swiglu(gate_up))
+    def swiglu_forward(self, rows, width, kept):
+        gate, up = self.spread(1, 3.0, rows, 2 * width).chunk(2, dim=-1)
+        self.choose(lambda: functional.silu(gate) * up)
         self.outputs = lambda: {"out": self.run()}
-
-    def swiglu_backward(self, rows, width):
-        gate_up, d_out = self.spread(1, 3.0, rows, 2 * width).requires_grad_(), self.spread(2, 1.0, rows, width)
-        self.choose(self.gradient(self.swiglu(gate_up), gate_up, d_out))
-        self.outputs = lambda: {"d_x": self.run()[0]}
 
     def losses(self, logits, targets, way, reduction="sum"):
         with torch.autocast("cpu", torch.bfloat16) if way == "autocast" else contextlib.nullcontext():
@@ -228,9 +276,7 @@ class Operation:
     def choose_loss(self, gradients):
         """Autocast takes the loss in f32, which costs; a model that is bf16 as a whole takes it as it is."""
         ways = ["plain"] if self.dtype == torch.float32 else ["bf16 loss", "autocast"]
-        runs = [lambda way=way: gradients(way) for way in ways]
-        self.choose(*runs)
-        self.way = ways[runs.index(self.run)]
+        self.choose_way(**{way: lambda way=way: gradients(way) for way in ways})
 
     def cross_entropy(self, rows, vocabulary):
         logits, targets = self.spread(1, 3.0, rows, vocabulary).requires_grad_(), tokens(rows, 99, vocabulary)
@@ -238,7 +284,7 @@ class Operation:
         losses = lambda: self.losses(logits.detach(), targets, self.way, "none")
         self.outputs = lambda: {"losses": losses(), "d_logits": self.run()}
 
-    def head(self, rows, width, vocabulary):
+    def head(self, rows, width, vocabulary, x):
         x = self.spread(1, 1.0, rows, width).requires_grad_()
         weight = self.spread(2, 0.05, vocabulary, width).requires_grad_()
         targets = tokens(rows, 99, vocabulary)

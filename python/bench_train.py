@@ -23,9 +23,11 @@ Usage: bench_train.py init --out FOLDER | batches --data FILE --out FILE | serve
 
 import argparse
 import contextlib
+import dataclasses
 import datetime
 import json
 import os
+import pathlib
 import resource
 import sys
 import tempfile
@@ -50,19 +52,26 @@ MODES = ("f32-eager", "f32-compiled", "bf16-autocast-eager", "bf16-autocast-comp
 WARMUP_STEPS = 3
 
 
-class Bench:
-    """What is trained: the module that makes it, sequences of a step, their length, trainable numbers, learning rate."""
+SHAPES = json.loads((pathlib.Path(__file__).parent.parent / "benches/shapes.json").read_text())
 
-    def __init__(self, module, make, batch, sequence, parameters, learning_rate):
-        self.module, self.make, self.batch, self.sequence = module, make, batch, sequence
-        self.parameters, self.learning_rate = parameters, learning_rate
-        self.vocabulary = module.Shape.vocabulary
+
+class Bench:
+    """What is trained: the module that makes it, its class there, sizes by benches/shapes.json, trainable numbers."""
+
+    def __init__(self, module, model, name, parameters):
+        sizes = SHAPES[name]
+        self.module, self.batch, self.sequence = module, sizes["batch"], sizes["sequence"]
+        self.parameters, self.learning_rate = parameters, sizes["learning_rate"]
+        self.vocabulary = sizes["vocabulary"]
+        known = {field.name for field in dataclasses.fields(module.Shape)}
+        shape = {**sizes, "positions": self.sequence}
+        self.make = lambda: model(module.Shape(**{key: value for key, value in shape.items() if key in known}))
 
 
 BENCHES = {
     # VC + TC + L (12 CC + 13 C) + 2 C + CV at V=4096, C=384, L=6, T=256
-    "gpt": Bench(gpt, lambda: gpt.Gpt(gpt.Shape()), 8, gpt.Shape.positions, 13_891_584, 3e-4),
-    "smollm2": Bench(llama, lambda: llama.Llama(llama.Shape()), 2, 512, 134_515_008, 3e-5),
+    "gpt": Bench(gpt, gpt.Gpt, "gpt", 13_891_584),
+    "smollm2": Bench(llama, llama.Llama, "smollm2", 134_515_008),
 }
 
 

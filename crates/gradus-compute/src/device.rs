@@ -20,7 +20,8 @@ pub enum Precision {
 }
 
 /// How elements are kept in memory.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, Default)]
+#[serde(rename_all = "lowercase")]
 pub enum Format {
     /// Four bytes each.
     #[default]

@@ -1,7 +1,11 @@
 //! The models that are measured, as their sizes: plain arithmetic, so that the task runner needs none of the crates.
 
 use clap::ValueEnum;
+use serde_json::Value;
 use std::fmt;
+
+/// Sizes, batches and learning rates, which our worker and the peer's read too.
+const SHAPES: &str = include_str!("../../../benches/shapes.json");
 
 /// A model and its batch, by name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -49,29 +53,19 @@ impl Shape {
 
     /// Its sizes.
     pub fn sizes(self) -> Sizes {
-        match self {
-            Self::Gpt => Sizes {
-                vocabulary: 4096,
-                width: 384,
-                layers: 6,
-                heads: 6,
-                kv_heads: 6,
-                head_size: 64,
-                feed_forward: 1536,
-                sequence: 256,
-                batch: 8,
-            },
-            Self::Smollm2 => Sizes {
-                vocabulary: 49_152,
-                width: 576,
-                layers: 30,
-                heads: 9,
-                kv_heads: 3,
-                head_size: 64,
-                feed_forward: 1536,
-                sequence: 512,
-                batch: 2,
-            },
+        let all: Value = serde_json::from_str(SHAPES).expect("benches/shapes.json is JSON");
+        let size =
+            |key: &str| all[self.name()][key].as_u64().expect("benches/shapes.json has all sizes") as usize;
+        Sizes {
+            vocabulary: size("vocabulary"),
+            width: size("width"),
+            layers: size("layers"),
+            heads: size("heads"),
+            kv_heads: size("kv_heads"),
+            head_size: size("head_size"),
+            feed_forward: size("feed_forward"),
+            sequence: size("sequence"),
+            batch: size("batch"),
         }
     }
 

@@ -16,7 +16,9 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::thread;
 use std::time::Duration;
 
-/// Warming up may compile for a minute; a worker that says nothing for this long hangs.
+/// Compiling thirty layers takes PyTorch three minutes on one core that others use too, and leaves them in a cache.
+const PATIENCE_TO_WARM_UP: Duration = Duration::from_secs(900);
+/// A warm worker that says nothing for this long hangs.
 const PATIENCE: Duration = Duration::from_secs(600);
 /// Ranks are taken down, files are closed.
 const PATIENCE_AT_END: Duration = Duration::from_secs(30);
@@ -35,15 +37,20 @@ impl Worker {
     /// Starts `command` and waits until it is warm.
     ///
     /// # Errors
-    /// When it cannot be started, ends or falls silent before it is ready.
-    pub fn start(mut command: Command, log: &Path) -> Result<Self> {
+    /// When it cannot be started, or ends or is silent for long before it is ready; it is ended then.
+    pub fn start(command: Command, log: &Path) -> Result<Self> {
+        Self::start_within(PATIENCE_TO_WARM_UP, command, log)
+    }
+
+    fn start_within(patience: Duration, mut command: Command, log: &Path) -> Result<Self> {
         let stderr = File::create(log).with_context(|| format!("cannot write {}", log.display()))?;
         let pipes = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(stderr);
         let mut child = pipes.spawn().with_context(|| format!("cannot start {:?}", command.get_program()))?;
         let stdin = child.stdin.take();
         let lines = read_lines(BufReader::new(child.stdout.take().context("stdout was asked to be a pipe")?));
         let mut worker = Self { child, stdin, lines, log: log.to_owned(), ready: Value::Null };
-        worker.ready = worker.wait_until_ready()?;
+        let ready = worker.wait_until_ready(patience);
+        worker.ready = ready.context("it did not become warm")?;
         Ok(worker)
     }
 
@@ -76,7 +83,7 @@ impl Worker {
     /// # Errors
     /// When it ends, falls silent, says no JSON, or reports an error.
     pub fn answer(&mut self) -> Result<Value> {
-        let line = self.next_line()?;
+        let line = self.next_line(PATIENCE)?;
         let answer: Value = serde_json::from_str(&line).with_context(|| format!("not JSON: {line}"))?;
         match answer.get("error") {
             Some(error) => bail!("the worker says: {error}"),
@@ -84,18 +91,18 @@ impl Worker {
         }
     }
 
-    fn wait_until_ready(&self) -> Result<Value> {
+    fn wait_until_ready(&self, patience: Duration) -> Result<Value> {
         loop {
-            let line = self.next_line()?;
+            let line = self.next_line(patience)?;
             if let Some(facts) = line.strip_prefix("ready") {
                 return serde_json::from_str(facts.trim()).with_context(|| format!("not JSON: {line}"));
             }
         }
     }
 
-    fn next_line(&self) -> Result<String> {
-        self.lines.recv_timeout(PATIENCE).map_err(|error| match error {
-            RecvTimeoutError::Timeout => anyhow!("silent for {PATIENCE:?}; {}", self.log_end()),
+    fn next_line(&self, patience: Duration) -> Result<String> {
+        self.lines.recv_timeout(patience).map_err(|error| match error {
+            RecvTimeoutError::Timeout => anyhow!("silent for {patience:?}; {}", self.log_end()),
             RecvTimeoutError::Disconnected => anyhow!("it ended; {}", self.log_end()),
         })
     }
@@ -155,6 +162,18 @@ mod tests {
     fn one_that_ends_before_it_is_ready_is_named_with_its_last_words() {
         let folder = tempfile::tempdir().unwrap();
         let error = start("echo starting; echo no such option >&2; exit 2", folder.path()).unwrap_err();
-        assert!(error.to_string().contains("no such option"), "{error}");
+        assert!(format!("{error:#}").contains("no such option"), "{error:#}");
+    }
+
+    #[test]
+    fn one_that_is_never_ready_is_given_up_and_says_so() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut command = Command::new("bash");
+        // It ends when its stdin does, as one that compiles would once it reads it.
+        command.args(["-c", "read -r line"]);
+        let log = folder.path().join("log");
+        let error = Worker::start_within(Duration::from_millis(1), command, &log).unwrap_err();
+        let error = format!("{error:#}");
+        assert!(error.starts_with("it did not become warm: silent for 1ms"), "{error}");
     }
 }

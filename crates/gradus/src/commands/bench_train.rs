@@ -13,6 +13,7 @@ use gradus_fabric::{NetworkSettings, TransportKind, connect};
 use gradus_host::{Clock, RealClock, processors};
 use gradus_model::{Batch, Family, ModelConfig, PRESETS, Transformer, hugging_face, logits_rows};
 use gradus_train::{Learner, LearnerSizes, Microbatches, OptimizerSettings, ScheduleKind};
+use serde::Deserialize;
 use std::io::BufRead;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -31,40 +32,48 @@ pub enum Shape {
     Smollm2,
 }
 
-impl Shape {
-    /// Sequences of a step.
-    const fn batch(self) -> usize {
-        match self {
-            Self::Gpt => 8,
-            Self::Smollm2 => 2,
-        }
-    }
+/// Sizes, batches and learning rates, which the task runner and the peer read too.
+const SHAPES: &str = include_str!("../../../../benches/shapes.json");
 
+/// What is measured, with the letters of the code's legend where a size has one.
+#[derive(Debug, Clone, Copy, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Sizes {
+    vocabulary: usize,
+    width: usize,
+    layers: usize,
+    heads: usize,
+    kv_heads: usize,
+    head_size: usize,
+    feed_forward: usize,
     /// Tokens of a sequence.
-    const fn sequence(self) -> usize {
-        match self {
-            Self::Gpt => GPT.context,
-            Self::Smollm2 => 512,
-        }
-    }
-
+    sequence: usize,
+    /// Sequences of a step.
+    batch: usize,
     /// Without a warm-up, 3e-4 throws the loss of thirty layers from 11 to 13 within four steps; on such a spike rounding
     /// alone makes half a percent, and losses of two programs say nothing of each other.
-    const fn learning_rate(self) -> f64 {
-        match self {
-            Self::Gpt => 3e-4,
-            Self::Smollm2 => 3e-5,
-        }
-    }
+    learning_rate: f64,
+}
 
-    /// Tokens that a step reads, targets of the last ones included.
-    const fn batch_tokens(self) -> usize {
-        self.batch() * (self.sequence() + 1)
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct AllSizes {
+    gpt: Sizes,
+    smollm2: Sizes,
+}
+
+impl Shape {
+    fn sizes(self) -> Sizes {
+        let all: AllSizes = serde_json::from_str(SHAPES).expect("a test reads it");
+        match self {
+            Self::Gpt => all.gpt,
+            Self::Smollm2 => all.smollm2,
+        }
     }
 
     fn model(self) -> Result<ModelConfig> {
         match self {
-            Self::Gpt => Ok(GPT),
+            Self::Gpt => Ok(self.sizes().gpt()),
             Self::Smollm2 => {
                 let found = PRESETS.iter().find(|(name, _)| *name == "smollm2-135m");
                 Ok(found.context("the preset is gone")?.1.clone())
@@ -73,22 +82,36 @@ impl Shape {
     }
 }
 
-/// The benchmark's own model.
-const GPT: ModelConfig = ModelConfig {
-    family: Family::Gpt2,
-    vocabulary: 4096,
-    context: 256,
-    width: 384,
-    layers: 6,
-    heads: 6,
-    kv_heads: 6,
-    head_size: 64,
-    feed_forward: 1536,
-    tied: false,
-    qkv_bias: true,
-    norm_epsilon: 1e-5,
-    rope_theta: 10_000.0,
-};
+impl Sizes {
+    /// Tokens that a step reads, targets of the last ones included.
+    fn batch_tokens(self) -> usize {
+        self.batch * (self.sequence + 1)
+    }
+
+    /// Tokens that a step learns from.
+    fn rows(self) -> usize {
+        self.batch * self.sequence
+    }
+
+    /// The benchmark's own model.
+    fn gpt(self) -> ModelConfig {
+        ModelConfig {
+            family: Family::Gpt2,
+            vocabulary: self.vocabulary,
+            context: self.sequence,
+            width: self.width,
+            layers: self.layers,
+            heads: self.heads,
+            kv_heads: self.kv_heads,
+            head_size: self.head_size,
+            feed_forward: self.feed_forward,
+            tied: false,
+            qkv_bias: true,
+            norm_epsilon: 1e-5,
+            rope_theta: 10_000.0,
+        }
+    }
+}
 
 /// What the command line says.
 #[derive(Debug, clap::Args)]
@@ -161,15 +184,14 @@ impl Bench {
             (arguments.shape, Arc::new(open_device(arguments.threads, 1, arguments.precision)?));
         let model = model(shape, arguments.init.as_deref(), Arc::clone(&device) as Arc<dyn Device>)?;
         let settings = OptimizerSettings {
-            learning_rate: shape.learning_rate(),
+            learning_rate: shape.sizes().learning_rate,
             schedule: ScheduleKind::Constant,
             warmup_steps: 0,
             ..Default::default()
         };
-        let sizes =
-            LearnerSizes { rows: shape.batch() * shape.sequence(), recompute: false, bucket_bytes: 1 << 20 };
+        let sizes = LearnerSizes { rows: shape.sizes().rows(), recompute: false, bucket_bytes: 1 << 20 };
         let world_size = communicator.world_size();
-        let batches = StoredBatches::open(shape, arguments.batches.as_deref(), world_size)?;
+        let batches = StoredBatches::open(shape.sizes(), arguments.batches.as_deref(), world_size)?;
         let learner = Learner::new(model, communicator, &settings, sizes)?;
         Ok(Self {
             learner,
@@ -188,7 +210,7 @@ impl Bench {
         let start = self.clock.now();
         let mut loss = f64::NAN;
         for _ in 0..steps {
-            let learning_rate = self.batches.shape.learning_rate();
+            let learning_rate = self.batches.sizes.learning_rate;
             loss = self.learner.step(&mut self.batches, learning_rate, false)?.loss.mean();
             self.batches.step += 1;
         }
@@ -214,7 +236,7 @@ impl Bench {
         let model = self.learner.model();
         let elements = model.parameters().layout.len();
         let vocabulary = model.config().padded_vocabulary();
-        let rows = self.batches.shape.batch() * self.batches.shape.sequence();
+        let rows = self.batches.sizes.rows();
         let state = 4 * 4 * elements;
         serde_json::json!({
             "state_bytes": state,
@@ -245,11 +267,7 @@ impl Bench {
             let (seconds, loss) = self.run(steps)?;
             let waited = self.learner.communicator().counters().waited_ns - before;
             if first {
-                facts["tokens"] = (steps
-                    * self.batches.shape.batch()
-                    * self.batches.shape.sequence()
-                    * self.batches.world_size)
-                    .into();
+                facts["tokens"] = (steps * self.batches.sizes.rows() * self.batches.world_size).into();
                 facts["seconds"] = seconds.into();
                 facts["loss"] = loss.into();
                 facts["exposed_s"] = (waited as f64 * 1e-9).into();
@@ -290,7 +308,7 @@ fn model(shape: Shape, init: Option<&Path>, device: Arc<dyn Device>) -> Result<T
 
 /// Batches one after another, over and over; with ranks, rank `r` takes batch `world_size * step + r`.
 struct StoredBatches {
-    shape: Shape,
+    sizes: Sizes,
     /// `[batches][B][T + 1]`.
     tokens: Vec<u32>,
     inputs: Vec<u32>,
@@ -300,15 +318,15 @@ struct StoredBatches {
 }
 
 impl StoredBatches {
-    fn open(shape: Shape, file: Option<&Path>, world_size: usize) -> Result<Self> {
+    fn open(sizes: Sizes, file: Option<&Path>, world_size: usize) -> Result<Self> {
         let tokens = match file {
-            Some(path) => read_tokens(path, shape.batch_tokens())?,
+            Some(path) => read_tokens(path, sizes.batch_tokens())?,
             // Any fixed tokens do where only the time counts.
             None => {
-                (0..64 * shape.batch_tokens() as u32).map(|i| i.wrapping_mul(2_654_435_761) >> 20).collect()
+                (0..64 * sizes.batch_tokens() as u32).map(|i| i.wrapping_mul(2_654_435_761) >> 20).collect()
             }
         };
-        Ok(Self { shape, tokens, inputs: Vec::new(), targets: Vec::new(), world_size, step: 0 })
+        Ok(Self { sizes, tokens, inputs: Vec::new(), targets: Vec::new(), world_size, step: 0 })
     }
 }
 
@@ -328,7 +346,7 @@ impl Microbatches for StoredBatches {
     }
 
     fn load(&mut self, index: usize) -> gradus_error::Result<Batch<'_>> {
-        let (batch_tokens, sequence) = (self.shape.batch_tokens(), self.shape.sequence());
+        let (batch_tokens, sequence) = (self.sizes.batch_tokens(), self.sizes.sequence);
         let batches = self.tokens.len() / batch_tokens;
         let number = (self.world_size * self.step + index) % batches;
         let rows = self.tokens[number * batch_tokens..][..batch_tokens].chunks_exact(sequence + 1);
@@ -339,6 +357,23 @@ impl Microbatches for StoredBatches {
             self.targets.extend_from_slice(&row[1..]);
         }
         let (tokens, targets) = (&self.inputs, &self.targets);
-        Ok(Batch { batch: self.shape.batch(), sequence, tokens, targets, documents: None })
+        Ok(Batch { batch: self.sizes.batch, sequence, tokens, targets, documents: None })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_are_those_of_the_models_that_run() {
+        for shape in [Shape::Gpt, Shape::Smollm2] {
+            let (sizes, model) = (shape.sizes(), shape.model().unwrap());
+            assert_eq!(
+                [sizes.vocabulary, sizes.width, sizes.layers, sizes.heads, sizes.kv_heads, sizes.head_size],
+                [model.vocabulary, model.width, model.layers, model.heads, model.kv_heads, model.head_size]
+            );
+            assert!(sizes.feed_forward == model.feed_forward && sizes.sequence <= model.context, "{shape:?}");
+        }
     }
 }

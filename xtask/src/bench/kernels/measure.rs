@@ -160,7 +160,7 @@ pub fn measure(shape: Shape, precision: &str, programs: &Programs, options: &Opt
         torch: version,
         rows: Vec::new(),
     };
-    for item in items(shape, rows).into_iter().filter(is_chosen) {
+    for item in items(shape, precision, rows).into_iter().filter(is_chosen) {
         eprintln!("{}, {precision}: {}", shape.name(), item.name);
         table.rows.push(pair.row(item, unit, options)?);
     }

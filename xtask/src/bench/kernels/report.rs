@@ -69,7 +69,9 @@ fn page(
          The model is {}; a step has {} tokens. Each operation was measured alone, again and again on the same tensors, \
          beside its ceiling and beside PyTorch's operator for the same thing on as many threads, in turns; figures are \
          medians of the rounds. The ceiling of a product is the unit that multiplies, on registers; of all else the plain \
-         stream over memory that is likest to the operation, over as many bytes as the operation touches. What fits a \
+         stream over memory that is likest to the operation, over as many bytes as the operation touches. A linear layer \
+         `through` a function applies it in the same call; PyTorch's time is of the product and then the function. What is \
+         made again for our backward pass PyTorch keeps: its column counts its own calls. What fits a \
          cache lies in that cache here; in a step it may have been displaced, which is one reason why the sum and the step \
          differ. How things are measured is told in [benchmarks.md](benchmarks.md).\n",
         text("processor"),
@@ -119,7 +121,7 @@ fn section(page: &mut String, table: &Table, steps: &[table::Row]) {
 fn line(page: &mut String, row: &Row, table: &Table, sum: f64) {
     let _ = writeln!(
         page,
-        "| {} | {} | {:.2} | {:.1}% | {:.0} {} | {:.0} {} | {:.0}% | {:.2} | {} |",
+        "| {} | {} | {:.2} | {:.1}% | {:.0} {} | {:.0} {} | {:.0}% | {} | {} |",
         row.item.name,
         calls(row.item.calls),
         ours_ms(row),
@@ -129,7 +131,7 @@ fn line(page: &mut String, row: &Row, table: &Table, sum: f64) {
         row.median(|round| round.ceiling) * 1e-9,
         bound(row, table.unit),
         row.of_ceiling() * 100.0,
-        torch_ms(row),
+        if row.item.peer_calls > 0.0 { format!("{:.2}", torch_ms(row)) } else { "-".to_owned() },
         lies_in(row.item.touched, &machine::caches()),
     );
 }

@@ -13,7 +13,7 @@ pub fn render(table: &Table) -> String {
     let mut text = format!("\n{}\n{}; {}, {threads}\n", table.shape, table.device, table.torch);
     let _ = writeln!(
         text,
-        "{:<58} {:>6} {:>11} {:>13} {:>15} {:>5} {:>11} {:>6} {:>6} {:>8}",
+        "{:<66} {:>6} {:>11} {:>13} {:>15} {:>5} {:>11} {:>6} {:>6} {:>8}",
         "operation", "calls", "us", "rate", "ceiling", "part", "torch us", "ratio", "lies", "apart"
     );
     for row in &table.rows {
@@ -31,7 +31,7 @@ fn line(row: &Row, unit: &str) -> String {
     let problem = row.problem.as_ref().map_or(String::new(), |problem| format!("  {problem}"));
     let (rate, bound) = (per_s / ours, bound(row, unit));
     format!(
-        "{name:<58} {:>6} {:>11.1} {rate:>6.1} {:>6} {:>6.1} {bound:>8} {:>5.2} {torch:>11.1} {:>6.2} {:>6} {:>8.0e}{way}{problem}\n",
+        "{name:<66} {:>6} {:>11.1} {rate:>6.1} {:>6} {:>6.1} {bound:>8} {:>5.2} {torch:>11.1} {:>6.2} {:>6} {:>8.0e}{way}{problem}\n",
         calls(row.item.calls),
         ours * 1e6,
         per_unit(row),
@@ -80,6 +80,7 @@ pub fn as_json(table: &Table) -> Value {
             "operation": row.item.name,
             "op": row.item.op,
             "calls_per_step": row.item.calls,
+            "torch_calls_per_step": row.item.peer_calls,
             "work": row.work(),
             "unit": per_unit(row),
             "ceiling": bound(row, table.unit),

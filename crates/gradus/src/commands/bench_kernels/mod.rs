@@ -10,8 +10,10 @@
 //! - `{"do": "outputs", "folder": F}`: runs once on fresh inputs and writes a sample of each output to `F/NAME.f32`;
 //! - `{"do": "run", "seconds": S}`: runs again and again for at least so long; the median of the times.
 
+mod calls;
 mod inputs;
-mod operations;
+mod operation;
+mod tensors;
 
 use super::open_device;
 use crate::logging;
@@ -20,10 +22,11 @@ use gradus_compute::cpu::ceilings::{Ceilings, Stream, Unit};
 use gradus_compute::{CpuDevice, Device, Precision};
 use gradus_host::{Clock, RealClock};
 use gradus_model::logits_rows;
-use operations::{Operation, Prepared};
+use operation::Operation;
 use serde::Deserialize;
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
+use tensors::Prepared;
 
 /// Beyond this streams are no slower, and take long.
 const MOST_STREAM_BYTES: usize = 512 << 20;
@@ -116,11 +119,10 @@ impl Bench {
         operation.reset(device, prepared);
         operation.run(device, prepared, 1);
         std::fs::create_dir_all(folder).with_context(|| format!("cannot make {}", folder.display()))?;
-        for (name, span) in operation.outputs(prepared) {
-            let mut values = vec![0.0; span.len];
-            device.read(span, &mut values);
+        for (name, tensor) in operation.outputs() {
+            let values = prepared.read(device, *tensor);
             // An odd step, so that a matrix' columns all have their turn.
-            let sample = values.iter().step_by((span.len / SAMPLE) | 1);
+            let sample = values.iter().step_by((values.len() / SAMPLE) | 1);
             let bytes: Vec<u8> = sample.flat_map(|value| value.to_le_bytes()).collect();
             let path = folder.join(format!("{name}.f32"));
             std::fs::write(&path, bytes).with_context(|| format!("cannot write {}", path.display()))?;
@@ -151,4 +153,90 @@ fn unit_named(name: &str) -> Result<Unit> {
         "bf16_tile" => Unit::Bf16Tile,
         other => bail!("no unit {other:?}"),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn operation(op: Value) -> Operation {
+        serde_json::from_value(op).unwrap()
+    }
+
+    fn linear(kind: &str) -> Value {
+        json!({ "kind": kind, "rows": 5, "inputs": 8, "outputs": 12 })
+    }
+
+    fn with(mut op: Value, more: Value) -> Operation {
+        op.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        operation(op)
+    }
+
+    /// Operations whose tensors have formats, kept as `kept` where a step keeps what products read.
+    fn of_a_block(kept: &str) -> Vec<Operation> {
+        let heads =
+            json!({ "batch": 1, "sequence": 5, "heads": 2, "kv_heads": 1, "head_size": 2, "kept": kept });
+        let forward = |epilogue: Value, out: &str| {
+            let residual = epilogue == "none";
+            let more =
+                json!({ "bias": true, "residual": residual, "epilogue": epilogue, "x": kept, "out": out });
+            with(linear("linear_forward"), more)
+        };
+        let back = |through: &str| {
+            with(linear("linear_input"), json!({ "through": through, "d_out": "f32", "d_x": kept }))
+        };
+        let of_heads = |kind: &str| with(heads.clone(), json!({ "kind": kind }));
+        let of_rows = |kind: &str, more| with(json!({ "kind": kind, "rows": 5, "width": 8 }), more);
+        vec![
+            forward(json!("none"), "f32"),
+            forward(json!("gelu"), kept),
+            forward(json!("swiglu"), kept),
+            with(
+                linear("linear_forward"),
+                json!({ "bias": false, "residual": false, "x": kept, "out": kept, "outputs": 8,
+                        "epilogue": { "rope": heads.clone() } }),
+            ),
+            back("none"),
+            back("gelu"),
+            back("swiglu"),
+            with(linear("linear_weight"), json!({ "bias": true, "d_out": "f32", "x": kept })),
+            of_heads("attention_forward"),
+            of_heads("attention_backward"),
+            of_heads("rope_backward"),
+            of_rows("norm_forward", json!({ "layer": true, "out": kept })),
+            of_rows("norm_backward", json!({ "layer": true, "residual": true, "d_out": kept })),
+            of_rows("swiglu_forward", json!({ "kept": kept })),
+            operation(json!({ "kind": "gelu_forward", "elements": 40, "kept": kept })),
+        ]
+    }
+
+    /// Every output of `operation`, after it ran once.
+    fn outputs(operation: &Operation, precision: Precision) -> Vec<Vec<f32>> {
+        let device = open_device(1, 1, precision).unwrap();
+        let prepared = operation.prepare(&device).unwrap();
+        operation.run(&device, &prepared, 1);
+        operation.outputs().iter().map(|(_, tensor)| prepared.read(&device, *tensor)).collect()
+    }
+
+    /// Rounding keeps 9 bits of what is kept and of what is multiplied; sums of terms of either sign keep fewer.
+    #[test]
+    fn formats_change_no_more_than_rounding_does() {
+        for (wide, narrow) in of_a_block("f32").iter().zip(&of_a_block("bf16")) {
+            let (exact, rounded) = (outputs(wide, Precision::F32), outputs(narrow, Precision::Bf16));
+            assert_eq!(exact.len(), rounded.len());
+            for (exact, rounded) in exact.iter().zip(&rounded) {
+                let norm = |values: &mut dyn Iterator<Item = f32>| values.map(|v| v * v).sum::<f32>().sqrt();
+                let apart = norm(&mut exact.iter().zip(rounded).map(|(a, b)| a - b));
+                let size = norm(&mut exact.iter().copied());
+                assert_eq!(exact.len(), rounded.len(), "{wide:?}");
+                assert!(size > 0.0 && apart < 0.02 * size, "{wide:?}: {apart} of {size}");
+            }
+        }
+    }
+
+    #[test]
+    fn an_order_without_a_format_is_refused() {
+        let order = json!({ "kind": "gelu_forward", "elements": 40 });
+        assert!(serde_json::from_value::<Operation>(order).is_err());
+    }
 }
