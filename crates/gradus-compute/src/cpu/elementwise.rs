@@ -32,16 +32,26 @@ impl<F: Function<N>, const N: usize> Operation for Map<F, N> {
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        for at in self.range.clone().step_by(S::LANES) {
-            let count = S::LANES.min(self.range.end - at);
-            // SAFETY: the range lies inside all inputs and the output; nobody else writes it.
-            unsafe {
-                let mut x = [s.splat(0.0); N];
-                for (x, input) in x.iter_mut().zip(&self.inputs) {
-                    *x = input.load(s, at, count);
-                }
-                self.out.store(s, at, count, self.f.apply(s, x));
+        let whole = self.range.start + self.range.len() / S::LANES * S::LANES;
+        for at in (self.range.start..whole).step_by(S::LANES) {
+            self.vector(s, at, S::LANES);
+        }
+        if whole < self.range.end {
+            self.vector(s, whole, self.range.end - whole);
+        }
+    }
+}
+
+impl<F: Function<N>, const N: usize> Map<F, N> {
+    #[inline(always)]
+    fn vector<S: Simd>(&self, s: S, at: usize, count: usize) {
+        // SAFETY: the range lies inside all inputs and the output; nobody else writes it.
+        unsafe {
+            let mut x = [s.splat(0.0); N];
+            for (x, input) in x.iter_mut().zip(&self.inputs) {
+                *x = input.load(s, at, count);
             }
+            self.out.store(s, at, count, self.f.apply(s, x));
         }
     }
 }

@@ -49,7 +49,7 @@ pub enum Dots {
 
 impl Dots {
     /// Runs an operation compiled for their vectors, with the instructions that multiply pairs where there are some.
-    fn enter<O: Operation>(self, operation: O) -> O::Output {
+    pub fn enter<O: Operation>(self, operation: O) -> O::Output {
         match self {
             Self::Single(family) | Self::Rounded(family) => family.run(operation),
             #[cfg(target_arch = "x86_64")]
@@ -191,20 +191,9 @@ impl Engine {
         if work < WORTH_SHARING { 1 } else { self.threads() }
     }
 
-    /// Runs on one part an operation made for it.
+    /// Runs on one part an operation made for it, compiled with the instructions that multiply and round bf16 where there
+    /// are some.
     pub fn each<O: Operation<Output = ()>>(
-        &mut self,
-        len: usize,
-        granule: usize,
-        cost: usize,
-        make: impl Fn(Range<usize>) -> O + Sync,
-    ) {
-        let family = self.family;
-        self.split(len, granule, cost, |range, _| family.run(make(range)));
-    }
-
-    /// As [`Engine::each`], for operations that multiply pairs.
-    pub fn each_of_dots<O: Operation<Output = ()>>(
         &mut self,
         len: usize,
         granule: usize,

@@ -85,7 +85,7 @@ impl CpuDevice {
             }
             x = rounded;
         }
-        engine.each_of_dots(width, LINE, rows * depth, |columns| FewRows {
+        engine.each(width, LINE, rows * depth, |columns| FewRows {
             rows,
             depth,
             width,

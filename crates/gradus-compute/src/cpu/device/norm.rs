@@ -80,12 +80,12 @@ impl CpuDevice {
         let partials = &mut shared.at_least(parts * 2 * width)[..parts * 2 * width];
         partials.fill(0.0);
         let partials = Elements::of_mut(partials);
-        let family = engine.family;
+        let (family, dots) = (engine.family, engine.dots());
         engine.parts(parts, |index, _| {
             // SAFETY: each part takes its own partial sums.
             let partial = Elements::of_mut(unsafe { partials.slice_mut(index * 2 * width, 2 * width) });
             let rows = part(rows, 1, parts, index);
-            family.run(norm::Backward {
+            dots.enter(norm::Backward {
                 shape,
                 x,
                 weight,

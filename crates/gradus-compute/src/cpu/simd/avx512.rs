@@ -207,7 +207,10 @@ unsafe impl<const BF16: bool> Simd for Avx512<BF16> {
     unsafe fn widen(self, from: *const u16, count: usize) -> __m512 {
         // SAFETY: masked elements are not read.
         unsafe {
-            let halves = _mm256_maskz_loadu_epi16(first(count), from.cast());
+            let halves = match count {
+                16 => _mm256_loadu_si256(from.cast()),
+                _ => _mm256_maskz_loadu_epi16(first(count), from.cast()),
+            };
             _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(halves)))
         }
     }

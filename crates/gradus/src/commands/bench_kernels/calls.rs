@@ -15,11 +15,11 @@ impl Operation {
                 let (bias, residual) = (bias.then(|| tensors.single(2)), residual.then(|| tensors.single(3)));
                 let epilogue = epilogue_of(epilogue, tensors);
                 let (shape, x, weight) =
-                    (Linear { rows, inputs, outputs }, tensors.matrix(0), tensors.matrix(1));
+                    (Linear { rows, inputs, outputs }, tensors.matrix(0), tensors.weight(true));
                 device.linear_forward(shape, x, weight, bias, residual, epilogue, tensors.matrix(4));
             }
             Self::LinearInput { rows, inputs, outputs, through, .. } => {
-                let [d_out, weight, d_x] = [0, 1, 2].map(|tensor| tensors.matrix(tensor));
+                let (d_out, weight, d_x) = (tensors.matrix(0), tensors.weight(false), tensors.matrix(2));
                 let (shape, through) =
                     (Linear { rows, inputs, outputs }, through_of(through, tensors.matrix(3)));
                 device.linear_backward_input(shape, d_out, weight, through, d_x);
@@ -132,7 +132,7 @@ fn norm_backward(device: &CpuDevice, tensors: &Prepared, shape: Norm, residual: 
 
 /// As a model does it: piece by piece, so that logits stay in a cache.
 fn head(device: &CpuDevice, tensors: &Prepared, whole: Linear) {
-    let [x, weight] = [0, 1].map(|tensor| tensors.matrix(tensor));
+    let (x, forward, backward) = (tensors.matrix(0), tensors.weight(true), tensors.weight(false));
     let [logits, losses, d_x, d_weight] = [2, 3, 4, 5].map(|tensor| tensors.single(tensor));
     let (width, vocabulary) = (whole.inputs, whole.outputs);
     let most = logits.len / vocabulary;
@@ -140,12 +140,12 @@ fn head(device: &CpuDevice, tensors: &Prepared, whole: Linear) {
         let rows = most.min(whole.rows - first);
         let (shape, logits) = (Linear { rows, ..whole }, logits.part(0, rows * vocabulary));
         let x = x.part(first * width, rows * width);
-        device.linear_forward(shape, x, weight, None, None, Epilogue::None, logits.into());
+        device.linear_forward(shape, x, forward, None, None, Epilogue::None, logits.into());
         let targets = &tensors.tokens[first..first + rows];
         let loss = CrossEntropy { targets, vocabulary, width: vocabulary };
         device.cross_entropy(loss, logits, losses.part(first, rows), true);
         let (d_x, d_logits) = (d_x.part(first * width, rows * width), logits.into());
-        device.linear_backward_input(shape, d_logits, weight, Through::None, d_x.into());
+        device.linear_backward_input(shape, d_logits, backward, Through::None, d_x.into());
         device.linear_backward_weight(shape, d_logits, x, d_weight, None);
     }
 }

@@ -106,6 +106,15 @@ pub enum After {
 }
 
 impl After {
+    /// Columns that it takes together are so far from each other; 0 where it takes each alone.
+    pub fn apart(self, outputs: usize) -> usize {
+        match self {
+            Self::None | Self::Gelu => 0,
+            Self::Swiglu => outputs / 2,
+            Self::Rope(heads) => heads.head_size / 2,
+        }
+    }
+
     /// Elements that come out for a row of `width` that goes in: 0 where they leave no tensor of their own.
     pub fn activated(self, width: usize) -> usize {
         match self {

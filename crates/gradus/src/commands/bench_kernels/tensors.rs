@@ -5,7 +5,7 @@
 use super::inputs;
 use super::operation::{After, Heads, Operation};
 use anyhow::Result;
-use gradus_compute::{CpuDevice, Device, Format, Matrix, Precision};
+use gradus_compute::{CpuDevice, Device, Format, Linear, Matrix, Precision, Use, Weight};
 use gradus_memory::Span;
 use gradus_model::logits_rows;
 
@@ -48,6 +48,8 @@ fn tensor(len: usize, first: First) -> Tensor {
 #[derive(Debug)]
 pub struct Prepared {
     tensors: Vec<(Matrix, Tensor)>,
+    /// A layer's weight, tensor 1, as a step in bf16 prepares it for each use.
+    weights: Vec<(Linear, Use, Span)>,
     /// Tokens or targets.
     pub tokens: Vec<u32>,
     /// The place of each row in its sequence.
@@ -64,7 +66,17 @@ impl Prepared {
         let (rows, vocabulary, sequence) = operation.tokens();
         let tokens = inputs::tokens(rows, 99, vocabulary);
         let positions = (0..rows).map(|row| (row % sequence) as u32).collect();
-        Ok(Self { tensors, tokens, positions })
+        let prepare =
+            |(shape, usage)| Ok((shape, usage, device.allocate(device.prepared_len(shape, usage))?));
+        let uses = if device.precision() == Precision::Bf16 { operation.uses() } else { Vec::new() };
+        let weights = uses.into_iter().map(prepare).collect::<Result<_>>()?;
+        Ok(Self { tensors, weights, tokens, positions })
+    }
+
+    /// The weight of a layer, for one of its uses.
+    pub fn weight(&self, forward: bool) -> Weight {
+        let wanted = |(_, usage, _): &&(Linear, Use, Span)| (*usage != Use::Backward) == forward;
+        self.weights.iter().find(wanted).map_or(self.matrix(1).into(), |(.., span)| Weight::Prepared(*span))
     }
 
     /// Gives every tensor its first numbers again.
@@ -78,6 +90,9 @@ impl Prepared {
                     write(device, *matrix, &values);
                 }
             }
+        }
+        for (shape, usage, place) in &self.weights {
+            device.prepare(*shape, *usage, self.single(1), *place);
         }
     }
 
@@ -118,6 +133,23 @@ fn pair(place: f32) -> [f32; 2] {
 }
 
 impl Operation {
+    /// What its weight is prepared for.
+    fn uses(&self) -> Vec<(Linear, Use)> {
+        match *self {
+            Self::LinearForward { rows, inputs, outputs, epilogue, .. } => {
+                vec![(Linear { rows, inputs, outputs }, Use::Forward { apart: epilogue.apart(outputs) })]
+            }
+            Self::LinearInput { rows, inputs, outputs, .. } => {
+                vec![(Linear { rows, inputs, outputs }, Use::Backward)]
+            }
+            Self::Head { rows, width, vocabulary, .. } => {
+                let shape = Linear { rows, inputs: width, outputs: vocabulary };
+                vec![(shape, Use::Forward { apart: 0 }), (shape, Use::Backward)]
+            }
+            _ => Vec::new(),
+        }
+    }
+
     /// Each tensor, in the order in which [`Operation::run`] takes them.
     fn tensors(&self) -> Vec<Tensor> {
         match *self {
