@@ -14,7 +14,8 @@ pub const IGNORED: u32 = u32::MAX;
 pub enum Precision {
     /// Operands and sums in f32.
     F32,
-    /// Operands rounded to bf16 (to nearest, ties to even), sums in f32; everything else stays f32.
+    /// Operands rounded to bf16 (to nearest, ties to even), sums in f32. What operations hand on has the format that the caller
+    /// names; all else is f32.
     #[default]
     Bf16,
 }
@@ -202,7 +203,8 @@ pub enum Epilogue<'a> {
         /// As [`Device::swiglu_forward`] gives it.
         activated: Matrix,
     },
-    /// The first heads of each row of `out` are turned before they are rounded.
+    /// The first heads of each row of `out` are turned: before they are rounded, where the device's kernels can bring both halves
+    /// of a head into one tile (on the CPU: halves of whole vectors), else after, and rounded again.
     Rope(Rope<'a>),
 }
 
@@ -318,7 +320,7 @@ pub trait Device: Send + Sync {
     fn fill(&self, span: Span, value: f32);
     /// `out = a + b`; in place where `out` is `a`.
     fn add(&self, a: Span, b: Span, out: Span);
-    /// Copies `rows` rows of `width`: from `from` to `to`, each with its stride.
+    /// Copies `rows` rows of `width`: from `from` to `to`, each with its stride, both in one format; in bf16 the width is even.
     fn copy_rows(&self, rows: usize, width: usize, from: Rows, to: Rows);
 
     /// `out[M, C] = table[token] + position_table[position]`.
@@ -397,11 +399,11 @@ pub trait Device: Send + Sync {
 
     /// `out = gelu(x)` of `len` elements, the tanh form (Hendrycks and Gimpel 2016) that GPT-2 calls `gelu_new`.
     fn gelu_forward(&self, len: usize, x: Matrix, out: Matrix);
-    /// `d_x = d_out * gelu'(x)` of `len` elements; in place where `d_x` is `d_out`.
+    /// `d_x = d_out * gelu'(x)` of `len` elements; in place where `d_x` is `d_out`. What [`Through::Gelu`] does in a product.
     fn gelu_backward(&self, len: usize, x: Matrix, d_out: Matrix, d_x: Matrix);
     /// `out[M, F] = silu(gate) * up` for `gate_up[M, 2F]`, gate first in each row (Shazeer 2020).
     fn swiglu_forward(&self, rows: usize, width: usize, gate_up: Matrix, out: Matrix);
-    /// `d_gate_up[M, 2F]`; in place where it is `gate_up`.
+    /// `d_gate_up[M, 2F]`; in place where it is `gate_up`. What [`Through::Swiglu`] does in a product.
     fn swiglu_backward(&self, rows: usize, width: usize, gate_up: Matrix, d_out: Matrix, d_gate_up: Matrix);
     /// Turns the heads of each row, in place.
     fn rope(&self, shape: Rope, x: Rows);

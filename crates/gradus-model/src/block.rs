@@ -213,6 +213,13 @@ impl Block<'_> {
         self.feed_forward_forward(&saved, out);
     }
 
+    /// Makes again what forward left for backward, from the same input `x`; the block's output is not asked for.
+    pub fn forward_again(&self, x: Span) {
+        let saved = self.sized();
+        self.attention_forward(&saved, x, None);
+        self.up_forward(&saved);
+    }
+
     /// The saved matrices, cut to the rows of this pass.
     fn sized(&self) -> BlockSaved {
         let (pass, config, saved) = (&self.pass, self.pass.config, &self.saved);
@@ -251,11 +258,16 @@ impl Block<'_> {
 
     fn feed_forward_forward(&self, saved: &BlockSaved, out: Span) {
         let (pass, tensors) = (&self.pass, self.tensors);
+        self.up_forward(saved);
+        let (width, residual) = (pass.config.feed_forward, Some(saved.middle));
+        pass.linear_forward(tensors.down, saved.activated, width, residual, Epilogue::None, out.into());
+    }
+
+    fn up_forward(&self, saved: &BlockSaved) {
+        let (pass, tensors) = (&self.pass, self.tensors);
         self.feed_forward_norm(saved);
         let activation = pass.activation(saved.activated);
         pass.linear_forward(tensors.up, saved.normal, pass.config.width, None, activation, saved.up);
-        let (width, residual) = (pass.config.feed_forward, Some(saved.middle));
-        pass.linear_forward(tensors.down, saved.activated, width, residual, Epilogue::None, out.into());
     }
 
     fn attention_norm(&self, saved: &BlockSaved, x: Span) {

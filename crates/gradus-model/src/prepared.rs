@@ -1,14 +1,15 @@
 //! Weights of linear layers as their products take them: rounded and packed once for each change, not once for each use.
 //!
 //! A weight is multiplied in every microbatch forward and backward, the head's in every piece of rows. Its two copies take
-//! as much memory as its master. They are made when a pass begins, if anything has changed since.
+//! as much memory as its master where the device multiplies pairs, else twice as much. They are made when a pass begins, if
+//! anything has changed since.
 
 use crate::config::{Family, ModelConfig};
 use crate::parameters::{LinearTensors, Parameters};
 use gradus_compute::{Device, Linear, Use, Weight};
 use gradus_error::Result;
 use gradus_memory::Span;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// One weight for one use.
 #[derive(Debug, Clone, Copy)]
@@ -25,7 +26,8 @@ struct Copy {
 pub(crate) struct Prepared {
     /// By their start in the layout, forward before backward.
     copies: Vec<Copy>,
-    outdated: AtomicBool,
+    /// Held while they are made, so that whoever else begins a pass waits for them.
+    outdated: Mutex<bool>,
 }
 
 impl Prepared {
@@ -44,7 +46,7 @@ impl Prepared {
             }
         }
         copies.sort_by_key(|copy| (copy.tensor.start, copy.usage == Use::Backward));
-        Ok(Self { copies, outdated: AtomicBool::new(true) })
+        Ok(Self { copies, outdated: Mutex::new(true) })
     }
 
     /// The weight of a layer for its forward pass, or backward.
@@ -56,15 +58,22 @@ impl Prepared {
 
     /// Says that what they are made of has changed.
     pub(crate) fn outdate(&self) {
-        self.outdated.store(true, Ordering::Relaxed);
+        *self.outdated() = true;
+    }
+
+    fn outdated(&self) -> MutexGuard<'_, bool> {
+        // Whoever panicked while making them left the flag as it was.
+        self.outdated.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Makes them anew of all masters, if those have changed.
     pub(crate) fn refresh(&self, device: &dyn Device, masters: Span) {
-        if self.outdated.swap(false, Ordering::Relaxed) {
+        let mut outdated = self.outdated();
+        if *outdated {
             for Copy { tensor, shape, usage, place } in &self.copies {
                 device.prepare(*shape, *usage, masters.part(tensor.start, tensor.len), *place);
             }
+            *outdated = false;
         }
     }
 }

@@ -99,7 +99,8 @@ impl Transformer {
     }
 
     /// The same model with each linear layer's weight rounded and packed once for each change, where its device multiplies in
-    /// bf16: products then need not do it each time, for as much memory again as the weights take.
+    /// bf16: products then need not do it each time, for as much memory again as the weights take (twice as much where the
+    /// device does not multiply pairs).
     ///
     /// # Errors
     /// `Exhausted` when the device has no room.
@@ -402,7 +403,7 @@ impl Transformer {
             let block = self.block(pass, saved, layer);
             let x = workspace.input(layer, rows, width);
             if workspace.recompute {
-                block.forward(x, workspace.input(layer + 1, rows, width), None);
+                block.forward_again(x);
             }
             block.backward_input(x, &slot, gradients);
             block.backward_weight(x, &slot, gradients);

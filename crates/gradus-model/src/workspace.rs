@@ -5,7 +5,8 @@
 //! the head with its loss, then each block backward, then the embedding's backward; [`liveness`](crate::liveness) lays
 //! those that never meet over each other. A workspace is therefore made twice: once to hear what it wants, once with
 //! places.
-//! What products read is kept in bf16 where the device multiplies in it; the residual stream and its gradient are f32.
+//! What products read is kept in bf16 by who trains on a device that multiplies in it (with an odd width, head size or
+//! feed-forward width, and by who only runs, in f32); the residual stream and its gradient are f32.
 
 use crate::config::ModelConfig;
 use crate::liveness::{Lifetime, plan};
@@ -14,10 +15,13 @@ use gradus_error::Result;
 use gradus_memory::Span;
 use std::ops::RangeInclusive;
 
-/// Logits of one chunk of rows: 2^21 elements are 8 MiB, which stay in cache between loss and gradients.
+/// Logits of one chunk of rows: 2^21 elements are 8 MiB, which stay in cache between loss and gradients. Chunks are of rows and
+/// hold the whole vocabulary: of a part of the vocabulary (Wijmans et al. 2024, "Cut Your Losses in Large-Vocabulary Language
+/// Models") every logit is made twice, since its gradient wants the sum over all, which is a third more of the head's work.
 const LOGITS_CHUNK: usize = 1 << 21;
 
-/// But so many rows at least: of fewer, packing the head's weights would take as long as multiplying them.
+/// But so many rows at least: of fewer, adding to the gradient of the head's weights, which goes through memory once for each
+/// chunk, would take as long as multiplying.
 const LEAST_LOGITS_ROWS: usize = 256;
 
 /// Rows, of `rows`, whose logits are made at once.
@@ -52,7 +56,7 @@ pub(crate) struct BlockGradients {
     pub middle: Span,
     pub up: Matrix,
     pub qkv: Matrix,
-    /// The workspace's [`Workspace::inner`].
+    /// A gradient inside of a block: of what a norm or attention put out. Then what the activation put out, made again.
     pub inner: Matrix,
 }
 
@@ -151,15 +155,15 @@ impl Builder<'_> {
         let (config, head) = (self.config, self.moments.head());
         let normal = self.matrix(config.width, self.always());
         let widest = config.width.max(config.query_width()).max(config.feed_forward);
-        // The head is the one moment in which it is not in use, and what it held is made again.
-        let forward = self.matrix(widest, 0..=head - 1);
+        // In the backward pass it is made again in `BlockGradients::inner`.
+        let activated = self.matrix(config.feed_forward, 0..=head - 1);
         let chunk = logits_rows(config.padded_vocabulary(), self.rows);
         let recompute = self.purpose == Purpose::Training { recompute: true };
         Workspace {
             rows: self.rows,
             recompute,
             inputs: self.inputs(),
-            saved: self.all_saved(normal, forward),
+            saved: self.all_saved(normal, activated),
             gradients: (self.purpose != Purpose::Inference).then(|| self.gradients(widest)),
             normal,
             statistics: self.single(2, head..=head),

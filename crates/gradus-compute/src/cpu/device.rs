@@ -116,13 +116,19 @@ impl Device for CpuDevice {
 
     fn copy_rows(&self, rows: usize, width: usize, from: Rows, to: Rows) {
         let (source, target) = (Columns::new(from, rows, width), Columns::new(to, rows, width));
+        let format = from.format;
+        assert!(
+            format == to.format && width.is_multiple_of(format.each()),
+            "whole places are copied as they are"
+        );
         let ([target], [source]) = resolve_rows(&self.arena, [target], [source]);
+        let [width, from_stride, to_stride] = [width, from.stride, to.stride].map(|len| format.places(len));
         self.working().engine.split(rows, 1, width, |range, _| {
             for row in range {
                 // SAFETY: rows of different parts are apart.
                 unsafe {
-                    let from = source.slice(row * from.stride, width);
-                    target.slice_mut(row * to.stride, width).copy_from_slice(from);
+                    let from = source.slice(row * from_stride, width);
+                    target.slice_mut(row * to_stride, width).copy_from_slice(from);
                 }
             }
         });

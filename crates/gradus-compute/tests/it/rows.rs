@@ -1,6 +1,6 @@
 //! Operations on rows and elements.
 
-use crate::devices::{all_f32, compare, get, put, uniform};
+use crate::devices::{all_f32, compare, get, get_matrix, put, put_halves, uniform};
 use gradus_compute::{
     AdamW, CrossEntropy, Device, Embedding, Format, IGNORED, Matrix, Norm, NormKind, Rope, Rows,
 };
@@ -29,7 +29,12 @@ fn sums_fills_and_copies_are_exact() {
     compare("rows", &devices, 0.0, 0.0, |device| {
         let (from, to) = (put(device, &uniform(1, 50 * 30)), put(device, &uniform(2, 50 * 41)));
         device.copy_rows(50, 11, Rows::columns(from, 50, 30, 7, 11), Rows::columns(to, 50, 41, 30, 11));
-        vec![get(device, to)]
+        let halves =
+            [(3, 50 * 30), (4, 50 * 42)].map(|(purpose, len)| put_halves(device, &uniform(purpose, len)));
+        let [source, target] =
+            [Rows::columns(halves[0], 50, 30, 8, 12), Rows::columns(halves[1], 50, 42, 30, 12)];
+        device.copy_rows(50, 12, source, target);
+        vec![get(device, to), get_matrix(device, halves[1], 50 * 42)]
     });
 }
 

@@ -113,6 +113,9 @@ impl CpuDevice {
     ) {
         matrix("x", x, shape.rows * shape.inputs);
         matrix("out", out, shape.rows * shape.outputs);
+        if let Epilogue::Rope(Rope { head_size, .. }) = epilogue {
+            assert!(head_size.is_multiple_of(2), "rotary positions need an even head size, not {head_size}");
+        }
         let (alone, apart) = (matches!(epilogue, Epilogue::None), apart(epilogue, shape));
         let (weight, prepared) = self.place_of(shape, Use::Forward { apart }, weight);
         let single = out.format == Format::F32;

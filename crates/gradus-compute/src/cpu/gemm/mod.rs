@@ -4,10 +4,12 @@
 //! `K`: a linear layer forward, its input's gradient and its weight's.
 //! How (Goto and van de Geijn 2008; Van Zee and van de Geijn 2015): the depth is cut into blocks, columns into blocks,
 //! rows into blocks; blocks are packed into panels, and the tile kernel runs over pairs of panels. A panel of columns
-//! is reused from the first cache by all row panels of a block, a block of rows from the second.
+//! is reused from the first two caches by all row panels of a block, a block of rows from the second.
 //! Threads: the output is cut into a grid of rectangles, one for each thread, and each thread packs what it needs;
 //! no thread waits for another. Each element's sum is made in the same order whatever the grid.
-//! Invariant: a step allocates nothing; the scratch of a thread has the fixed size [`SCRATCH`].
+//! A product with an ending has its whole depth in one block, since its sums must be final at once: blocks of rows and columns
+//! are then smaller, and below a panel each (a depth of more than some 10,000) rows are packed again for each panel of columns.
+//! Invariant: a step allocates nothing; a thread's scratch is what the deepest product with an ending needs, [`SCRATCH`] at least.
 
 mod ending;
 mod gemv;
