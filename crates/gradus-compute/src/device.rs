@@ -5,7 +5,7 @@ use gradus_error::Result;
 use gradus_memory::{HeapRange, RawRange, SharedHeap, Span};
 use serde::{Deserialize, Serialize};
 
-/// A target that counts in no loss.
+/// A target that counts in no loss, or a token whose row another rank holds.
 pub const IGNORED: u32 = u32::MAX;
 
 /// The arithmetic of matrix products.
@@ -132,7 +132,8 @@ impl Rows {
 /// Looking up tokens, and positions where they are learned.
 #[derive(Debug, Clone, Copy)]
 pub struct Embedding<'a> {
-    /// One row of the table for each output row.
+    /// One row of the table for each output row, or [`IGNORED`] where the table has no such row: where ranks share out the
+    /// vocabulary, all but one add nothing to a row, and the sum over the ranks is the row.
     pub tokens: &'a [u32],
     /// One row of the position table for each output row; unused without one.
     pub positions: &'a [u32],
@@ -323,9 +324,10 @@ pub trait Device: Send + Sync {
     /// Copies `rows` rows of `width`: from `from` to `to`, each with its stride, both in one format; in bf16 the width is even.
     fn copy_rows(&self, rows: usize, width: usize, from: Rows, to: Rows);
 
-    /// `out[M, C] = table[token] + position_table[position]`.
+    /// `out[M, C] = table[token] + position_table[position]`; without the first where the token is [`IGNORED`], without the
+    /// second where there is no position table.
     fn embedding_forward(&self, shape: Embedding, table: Matrix, position_table: Option<Matrix>, out: Span);
-    /// Adds to `d_table` and `d_position_table`.
+    /// Adds to `d_table` and `d_position_table`; to the table nothing of rows whose token is [`IGNORED`].
     fn embedding_backward(
         &self,
         shape: Embedding,
