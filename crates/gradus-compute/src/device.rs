@@ -1,5 +1,6 @@
 //! What a device can do.
 
+use crate::loss::CrossEntropyPart;
 use crate::muon::{Muon, NewtonSchulz};
 use gradus_error::Result;
 use gradus_memory::{HeapRange, RawRange, SharedHeap, Span};
@@ -431,6 +432,22 @@ pub trait Device: Send + Sync {
     /// Replaces `logits` by the gradient of the *sum* of losses (zero where ignored or padding), and sets `losses[M]`
     /// (nats; zero where ignored). Without `gradient` the logits' content is undefined afterwards.
     fn cross_entropy(&self, shape: CrossEntropy, logits: Span, losses: Span, gradient: bool);
+    /// Sets `maxima[M]` to the largest of each row's logits here (minus infinity where none is, zero where ignored).
+    fn cross_entropy_maxima(&self, shape: CrossEntropyPart, logits: Span, maxima: Span);
+    /// Of `maxima` over all ranks: sets `sums[0, M]` to the sum of `e^(logit - maximum)` of the logits here, and `sums[1, M]`
+    /// to the target's logit, zero where that is not here; both are zero where ignored. With the gradient, logits become
+    /// these exponentials, but for padding and ignored rows.
+    fn cross_entropy_sums(&self, shape: CrossEntropyPart, logits: Span, maxima: Span, sums: Span);
+    /// Of `sums` over all ranks, and what the pass before left of the logits: replaces these by the gradient of the sum of
+    /// losses (zero where ignored or padding), if asked for, and sets `losses[M]` as [`Device::cross_entropy`] does.
+    fn cross_entropy_losses(
+        &self,
+        shape: CrossEntropyPart,
+        maxima: Span,
+        sums: Span,
+        logits: Span,
+        losses: Span,
+    );
 
     /// Sum of squares in f64, in a fixed order; not finite if an element is not.
     fn sum_of_squares(&self, x: Span) -> f64;
