@@ -16,6 +16,7 @@ pub mod fuzzing;
 mod gradients;
 mod learner;
 mod links;
+pub mod mesh;
 mod optimizer;
 mod sample;
 pub mod schedule;
@@ -26,10 +27,11 @@ pub use data_parallel::{DataParallel, GradientSum};
 pub use events::{EvaluationRecord, Event, Observer, RunDescription, StepRecord};
 pub use learner::{Learner, LearnerSizes, Microbatches, StepResult};
 pub use links::links_of_checkpoint;
+pub use mesh::Mesh;
 pub use optimizer::Optimizer;
 pub use sample::SampleSettings;
 pub use settings::{
-    Adjustment, CheckpointSettings, MuonSettings, OptimizerKind, OptimizerSettings, ScheduleKind,
-    TrainSettings,
+    Accumulate, Adjustment, CheckpointSettings, GradientFormat, MuonSettings, OptimizerKind,
+    OptimizerSettings, ParallelSettings, ScheduleKind, ScheduleName, TrainSettings,
 };
 pub use trainer::{Outcome, Parts, RunSettings, Trainer};

@@ -1,8 +1,10 @@
-//! The `[train]`, `[optimizer]` and `[checkpoint]` sections: plain data, recorded with the run.
+//! The `[train]`, `[parallel]`, `[optimizer]` and `[checkpoint]` sections: plain data, recorded with the run.
 
 mod muon;
+mod parallel;
 
 pub use muon::{Adjustment, MuonSettings, OptimizerKind};
+pub use parallel::{Accumulate, GradientFormat, ParallelSettings, ScheduleName};
 
 use gradus_compute::Precision;
 use gradus_error::{Error, Result};
