@@ -21,6 +21,7 @@ mod optimizer;
 mod sample;
 pub mod schedule;
 mod settings;
+pub mod sharding;
 mod trainer;
 
 pub use data_parallel::{DataParallel, GradientSum};
@@ -34,4 +35,5 @@ pub use settings::{
     Accumulate, Adjustment, CheckpointSettings, GradientFormat, MuonSettings, OptimizerKind,
     OptimizerSettings, ParallelSettings, ScheduleKind, ScheduleName, TrainSettings,
 };
+pub use sharding::Sharding;
 pub use trainer::{Outcome, Parts, RunSettings, Trainer};

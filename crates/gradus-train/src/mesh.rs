@@ -4,7 +4,7 @@
 //! replicated, `tp` cuts each layer. Ranks count along the innermost first, so that those that say most to each other are
 //! neighbours. `dp` and `fsdp` together share out the microbatches: a rank's place on both is its data rank.
 
-use crate::settings::ParallelSettings;
+use crate::settings::{ParallelSettings, no_ranks};
 use gradus_collective::Communicator;
 use gradus_error::{Error, Result};
 use gradus_model::ModelConfig;
@@ -62,6 +62,9 @@ impl Mesh {
     /// `Invalid`, naming the keys, the arithmetic and what would do instead.
     pub fn from_settings(settings: &ParallelSettings, world_size: usize) -> Result<Self> {
         settings.check()?;
+        if world_size == 0 {
+            return Err(no_ranks());
+        }
         let ParallelSettings { pp, dp, fsdp, tp, .. } = *settings;
         let fixed = pp * fsdp * tp;
         let dp = match dp {
@@ -69,7 +72,7 @@ impl Mesh {
             set => set,
         };
         let mesh = Self { pp, dp, fsdp, tp };
-        if world_size > 0 && mesh.world_size() == world_size {
+        if mesh.world_size() == world_size {
             return Ok(mesh);
         }
         Err(Error::invalid(mismatch(settings, world_size)))
@@ -271,9 +274,9 @@ fn mends(given: &[(&str, usize)], open: bool, world_size: usize) -> String {
     format!("{} would do", mends.join(", or "))
 }
 
-/// `whole / part` where it is a number of at least 1.
+/// `whole / part` where nothing is left over.
 fn exact_quotient(whole: usize, part: usize) -> Option<usize> {
-    (whole > 0 && whole.is_multiple_of(part)).then(|| whole / part)
+    whole.is_multiple_of(part).then(|| whole / part)
 }
 
 /// The divisor of `number` that is nearest to `wanted`.

@@ -102,7 +102,7 @@ fn impossible_meshes_are_told_with_what_would_do() {
     refused(of([1, 3, 1, 1], 8), &["parallel.dp 3 is not the number of 8 ranks", "parallel.dp 8"]);
     refused(of([16, 0, 1, 1], 8), &["parallel.pp 16 does not divide 8 ranks", "parallel.pp 8", "16 ranks"]);
     refused(of([1, 1, 1, 1], 8), &["parallel.dp 1 is not the number of 8 ranks"]);
-    refused(of([1, 0, 1, 1], 0), &["0 ranks"]);
+    refused(of([1, 0, 1, 1], 0), &["at least one rank"]);
     refused(of([1, 0, 0, 1], 8), &["parallel.fsdp is 0"]);
     refused(of([1 << 15, 1 << 15, 1 << 15, 1 << 15], 8), &["ranks"]);
 }
