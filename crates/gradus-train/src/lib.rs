@@ -29,7 +29,7 @@ pub use events::{EvaluationRecord, Event, Observer, RunDescription, StepRecord};
 pub use learner::{Learner, LearnerSizes, Microbatches, StepResult};
 pub use links::links_of_checkpoint;
 pub use mesh::Mesh;
-pub use optimizer::Optimizer;
+pub use optimizer::{Moments, Optimizer, Piece};
 pub use sample::SampleSettings;
 pub use settings::{
     Accumulate, Adjustment, CheckpointSettings, GradientFormat, MuonSettings, OptimizerKind,
