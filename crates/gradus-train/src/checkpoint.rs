@@ -5,7 +5,7 @@
 //! The weights in `model.safetensors` are the f32 masters themselves.
 
 use crate::conditions;
-use crate::optimizer::Optimizer;
+use crate::optimizer::{Moments, Optimizer};
 use gradus_error::{Error, IoContext, Kind, Result};
 use gradus_memory::{Span, Tensor};
 use gradus_model::Transformer;
@@ -154,20 +154,25 @@ fn moment_name(moment: usize, tensor: &Tensor) -> String {
 }
 
 /// All moments of every tensor, by name.
-fn moments<'a>(
-    model: &'a Transformer,
-    optimizer: &'a Optimizer,
-) -> impl Iterator<Item = (String, Moment<'a>)> {
-    model.parameters().layout.tensors().iter().flat_map(move |tensor| {
-        let moments = optimizer.moments(tensor).into_iter().enumerate();
-        moments.filter_map(move |(index, span)| {
-            span.map(|span| (moment_name(index, tensor), Moment { model, tensor, span }))
-        })
-    })
+fn moments<'a>(model: &'a Transformer, optimizer: &Optimizer) -> Result<Vec<(String, Moment<'a>)>> {
+    let mut all = Vec::new();
+    for tensor in model.parameters().layout.tensors() {
+        for (index, found) in optimizer.moments(tensor).iter().enumerate() {
+            let name = moment_name(index, tensor);
+            match found.as_slice() {
+                [] if index > 0 => {}
+                [Moments { range, place }] if *range == tensor.span() => {
+                    all.push((name, Moment { model, tensor, span: *place }));
+                }
+                _ => return Err(Error::internal(format!("{name} is not whole on this rank"))),
+            }
+        }
+    }
+    Ok(all)
 }
 
 fn write_moments(path: &Path, model: &Transformer, optimizer: &Optimizer) -> Result<()> {
-    safetensors::serialize_to_file(moments(model, optimizer), None, path).map_err(|error| match error {
+    safetensors::serialize_to_file(moments(model, optimizer)?, None, path).map_err(|error| match error {
         safetensors::SafeTensorError::IoError(error) => {
             Error::io(format!("cannot write {}", path.display()), error)
         }
@@ -178,7 +183,7 @@ fn write_moments(path: &Path, model: &Transformer, optimizer: &Optimizer) -> Res
 /// What stands in a file of moments.
 #[cfg(feature = "fuzzing")]
 pub(crate) fn moments_as_bytes(model: &Transformer, optimizer: &Optimizer) -> Result<Vec<u8>> {
-    safetensors::serialize(moments(model, optimizer), None)
+    safetensors::serialize(moments(model, optimizer)?, None)
         .map_err(|error| Error::internal("cannot lay out moments").with_source(error))
 }
 
@@ -266,17 +271,18 @@ pub(crate) fn put_moments(
 ) -> Result<()> {
     let file = SafeTensors::deserialize(bytes)
         .map_err(|error| Error::corrupt(format!("{} is damaged", path.display())).with_source(error))?;
-    let expected: BTreeSet<String> = moments(model, optimizer).map(|(name, _)| name).collect();
-    if let Some(extra) = file.names().into_iter().find(|name| !expected.contains(*name)) {
+    let moments = moments(model, optimizer)?;
+    let expected: BTreeSet<&str> = moments.iter().map(|(name, _)| name.as_str()).collect();
+    if let Some(extra) = file.names().into_iter().find(|name| !expected.contains(name)) {
         return Err(Error::corrupt(format!(
             "{} holds {extra}, which is no moment of this model",
             path.display()
         )));
     }
-    for (name, moment) in moments(model, optimizer) {
+    for (name, moment) in &moments {
         let within = |reason: &str| format!("{}: {name} {reason}", path.display());
         let view =
-            file.tensor(&name).map_err(|error| Error::corrupt(within("is missing")).with_source(error))?;
+            file.tensor(name).map_err(|error| Error::corrupt(within("is missing")).with_source(error))?;
         let (dtype, shape) = (view.dtype(), view.shape());
         if dtype != Dtype::F32 || shape != moment.tensor.shape {
             let expected = format!("is {dtype:?} {shape:?}, expected F32 {:?}", moment.tensor.shape);

@@ -4,7 +4,7 @@
 use crate::checkpoint::{self, TrainingState};
 use crate::conditions::LINKS;
 use crate::links;
-use crate::optimizer::Optimizer;
+use crate::optimizer::{Optimizer, Piece};
 use crate::settings::OptimizerSettings;
 use gradus_collective::cost::LinkProfile;
 use gradus_compute::{Precision, Reference};
@@ -63,7 +63,9 @@ fn learner() -> &'static (Transformer, Optimizer) {
         let device = Reference::new(Precision::F32, 1 << 20).expect("a megabyte can be reserved");
         let model = Transformer::new(config, Arc::new(device)).expect("so small a model fits");
         let layout = &model.parameters().layout;
-        let optimizer = Optimizer::new(&**model.device(), layout, OptimizerSettings::default());
+        // Nothing is updated: any gradients do.
+        let whole = Piece::whole(layout, model.weights(), model.weights());
+        let optimizer = Optimizer::new(&**model.device(), layout, &[whole], OptimizerSettings::default());
         let optimizer = optimizer.expect("its moments fit as well");
         (model, optimizer)
     })

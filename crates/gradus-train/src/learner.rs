@@ -3,7 +3,7 @@
 use crate::batches;
 use crate::data_parallel::DataParallel;
 use crate::gradients::Gradients;
-use crate::optimizer::Optimizer;
+use crate::optimizer::{Optimizer, Piece};
 use crate::settings::{OptimizerKind, OptimizerSettings};
 use gradus_collective::Communicator;
 use gradus_compute::cpu::VARIABLE as KERNELS;
@@ -76,7 +76,8 @@ impl Learner {
         let device = Arc::clone(model.device());
         let layout = &model.parameters().layout;
         let gradients = Gradients::new(device.as_ref(), layout.len(), &mut communicator)?;
-        let optimizer = Optimizer::new(device.as_ref(), layout, settings.clone())?;
+        let whole = Piece::whole(layout, model.weights(), gradients.span());
+        let optimizer = Optimizer::new(device.as_ref(), layout, &[whole], settings.clone())?;
         let workspace =
             Workspace::for_training(device.as_ref(), model.config(), sizes.rows, sizes.recompute).map_err(|error| {
                 error.within(format!(
@@ -158,8 +159,9 @@ impl Learner {
         let skipped = !gradient_norm.is_finite();
         if !skipped {
             let scale = clip(self.clip_norm, gradient_norm) / targets;
-            let weights = self.model.weights();
-            self.optimizer.update(device.as_ref(), weights, self.gradients.span(), learning_rate, scale);
+            // Asking says that they change.
+            self.model.weights();
+            self.optimizer.update(device.as_ref(), learning_rate, scale);
             self.check_first_update()?;
         }
         Ok(StepResult { loss, gradient_norm, skipped, asked_to_stop: votes[2] > 0.0 })

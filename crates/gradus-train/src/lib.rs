@@ -16,20 +16,24 @@ pub mod fuzzing;
 mod gradients;
 mod learner;
 mod links;
+pub mod mesh;
 mod optimizer;
 mod sample;
 pub mod schedule;
 mod settings;
+pub mod sharding;
 mod trainer;
 
 pub use data_parallel::{DataParallel, GradientSum};
 pub use events::{EvaluationRecord, Event, Observer, RunDescription, StepRecord};
 pub use learner::{Learner, LearnerSizes, Microbatches, StepResult};
 pub use links::links_of_checkpoint;
-pub use optimizer::Optimizer;
+pub use mesh::Mesh;
+pub use optimizer::{Moments, Optimizer, Piece};
 pub use sample::SampleSettings;
 pub use settings::{
-    Adjustment, CheckpointSettings, MuonSettings, OptimizerKind, OptimizerSettings, ScheduleKind,
-    TrainSettings,
+    Accumulate, Adjustment, CheckpointSettings, GradientFormat, MuonSettings, OptimizerKind,
+    OptimizerSettings, ParallelSettings, ScheduleKind, ScheduleName, TrainSettings,
 };
+pub use sharding::Sharding;
 pub use trainer::{Outcome, Parts, RunSettings, Trainer};

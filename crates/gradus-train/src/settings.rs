@@ -1,8 +1,10 @@
-//! The `[train]`, `[optimizer]` and `[checkpoint]` sections: plain data, recorded with the run.
+//! The `[train]`, `[parallel]`, `[optimizer]` and `[checkpoint]` sections: plain data, recorded with the run.
 
 mod muon;
+mod parallel;
 
 pub use muon::{Adjustment, MuonSettings, OptimizerKind};
+pub use parallel::{Accumulate, GradientFormat, ParallelSettings, ScheduleName};
 
 use gradus_compute::Precision;
 use gradus_error::{Error, Result};
@@ -92,7 +94,7 @@ impl TrainSettings {
     /// `Invalid`, naming the key.
     pub fn check(&self, world_size: usize) -> Result<()> {
         if world_size == 0 {
-            return Err(Error::invalid("a run has at least one rank (launch.nproc_per_node)"));
+            return Err(no_ranks());
         }
         if (self.steps == 0) == self.duration.is_empty() {
             return Err(Error::invalid("give exactly one of train.steps and train.duration"));
@@ -117,6 +119,11 @@ impl TrainSettings {
         }
         Ok(())
     }
+}
+
+/// What a world of nobody is told.
+pub(crate) fn no_ranks() -> Error {
+    Error::invalid("a run has at least one rank (launch.nproc_per_node)")
 }
 
 /// How the learning rate moves after warm-up.

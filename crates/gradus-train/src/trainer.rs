@@ -11,7 +11,7 @@ use crate::learner::{Learner, LearnerSizes, Microbatches, StepResult};
 use crate::links;
 use crate::sample::{SampleSettings, Sampler};
 use crate::schedule;
-use crate::settings::{CheckpointSettings, OptimizerSettings, TrainSettings};
+use crate::settings::{CheckpointSettings, OptimizerSettings, ParallelSettings, TrainSettings};
 use gradus_collective::Communicator;
 use gradus_collective::algorithm::Nodes;
 use gradus_error::{Error, Result};
@@ -27,6 +27,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 pub struct RunSettings {
     /// Length, batches, arithmetic.
     pub train: TrainSettings,
+    /// Over which axes the ranks split the work.
+    pub parallel: ParallelSettings,
     /// The optimizer and its schedule.
     pub optimizer: OptimizerSettings,
     /// When to save.

@@ -6,7 +6,9 @@ use gradus_fabric::membership::CoordinatorAddress;
 use gradus_fabric::{Launch, NetworkSettings, TransportKind};
 use gradus_model::{Family, ModelConfig, ModelSettings, hugging_face};
 use gradus_store::PrepareSettings;
-use gradus_train::{CheckpointSettings, OptimizerSettings, RunSettings, SampleSettings, TrainSettings};
+use gradus_train::{
+    CheckpointSettings, Mesh, OptimizerSettings, ParallelSettings, RunSettings, SampleSettings, TrainSettings,
+};
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -40,6 +42,8 @@ pub struct Settings {
     pub model: ModelSettings,
     /// How a run goes.
     pub train: TrainSettings,
+    /// Over which axes the ranks split the work.
+    pub parallel: ParallelSettings,
     /// The optimizer and its schedule.
     pub optimizer: OptimizerSettings,
     /// When to save.
@@ -162,18 +166,19 @@ impl Settings {
     /// # Errors
     /// `Invalid`, naming the key.
     pub fn check(&self, world_size: usize) -> Result<()> {
-        self.train.check(world_size)?;
+        let mesh = Mesh::from_settings(&self.parallel, world_size)?;
+        self.train.check(mesh.data_ranks())?;
         self.optimizer.check()?;
         self.sample.check()?;
         self.checkpoint.check()?;
         self.network.check()?;
         self.check_discretion()?;
-        self.sequence_length()?;
+        let sequences = self.train.microbatch_sequences(mesh.data_ranks());
+        mesh.check_microbatch(sequences, self.sequence_length()?)?;
         self.transport()?;
         self.stall_timeout()?;
         self.duration_s()?;
-        self.model_config(1)?;
-        Ok(())
+        mesh.check_model(&self.model_config(1)?, self.parallel.stages_per_rank)
     }
 
     /// Time without any progress after which a collective gives up.
@@ -273,6 +278,7 @@ impl Settings {
     pub fn run_settings(&self, folder: PathBuf, resume: Option<PathBuf>) -> Result<RunSettings> {
         Ok(RunSettings {
             train: TrainSettings { sequence_length: self.sequence_length()?, ..self.train.clone() },
+            parallel: self.parallel.clone(),
             optimizer: self.optimizer.clone(),
             checkpoint: self.checkpoint.clone(),
             sample: self.sample.clone(),

@@ -5,7 +5,7 @@ use gradus_compute::{CpuDevice, Device, Precision, Reference};
 use gradus_memory::Span;
 use gradus_model::hugging_face;
 use gradus_model::{Batch, Transformer, Workspace};
-use gradus_train::{Adjustment, MuonSettings, Optimizer, OptimizerKind, OptimizerSettings};
+use gradus_train::{Adjustment, MuonSettings, Optimizer, OptimizerKind, OptimizerSettings, Piece};
 use serde::Deserialize;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -81,18 +81,14 @@ fn losses(name: &str, adjustment: Adjustment, device: Arc<dyn Device>) -> Vec<f6
     let gradients = device.allocate(layout.len()).unwrap();
     let workspace = Workspace::for_training(device.as_ref(), model.config(), tokens.len(), false).unwrap();
     let (learning_rate, settings) = settings(name, adjustment);
-    let mut optimizer = Optimizer::new(device.as_ref(), layout, settings).unwrap();
+    let whole = Piece::whole(layout, model.weights(), gradients);
+    let mut optimizer = Optimizer::new(device.as_ref(), layout, &[whole], settings).unwrap();
     let mut step = || {
         device.fill(gradients, 0.0);
         let batch = Batch { batch, sequence, tokens: &tokens, targets: &targets, documents: None };
         let sum = model.forward_backward(&workspace, batch, gradients, &()).unwrap();
-        optimizer.update(
-            device.as_ref(),
-            model.weights(),
-            gradients,
-            learning_rate,
-            1.0 / sum.targets as f64,
-        );
+        model.weights();
+        optimizer.update(device.as_ref(), learning_rate, 1.0 / sum.targets as f64);
         sum.mean()
     };
     (0..10).map(|_| step()).collect()
