@@ -48,7 +48,9 @@ pub struct BlockTensors {
 /// What is in use at once, and has its range of the layout: a pass visits one after the other.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Unit {
-    /// The embedding's table, which a tied head uses too, and positions.
+    /// Learned positions.
+    Positions,
+    /// The embedding's table, which a tied head uses too.
     Embedding,
     /// A block, counted from the part's first.
     Block(usize),
@@ -93,6 +95,7 @@ impl Parameters {
         let mut blocks: Vec<_> = part.layers.clone().rev().map(|layer| builder.block(layer)).collect();
         blocks.reverse();
         let positions = builder.positions();
+        builder.end_unit(Unit::Positions);
         let table = part.has_table(config).then(|| builder.table("embedding.weight", false));
         builder.end_unit(Unit::Embedding);
         let embedding = table.unwrap_or_default();

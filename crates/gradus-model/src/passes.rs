@@ -59,6 +59,15 @@ impl Transformer {
         }
     }
 
+    /// Units that tokens are looked up in.
+    pub(crate) fn units_of_embedding(&self) -> &'static [Unit] {
+        match (self.part.embedding, self.parameters.positions) {
+            (false, _) => &[],
+            (true, None) => &[Unit::Embedding],
+            (true, Some(_)) => &[Unit::Positions, Unit::Embedding],
+        }
+    }
+
     /// Where the gradients of a unit go.
     fn place(&self, pass: Pass, gradients: Gradients, unit: Unit) -> Place {
         match gradients {
@@ -83,7 +92,7 @@ impl Transformer {
     ) {
         let (rows, width) = (pass.rows(), self.local.width);
         if self.part.embedding {
-            self.visit(pass, &[Unit::Embedding], || self.embed(pass, workspace, tokens));
+            self.visit(pass, self.units_of_embedding(), || self.embed(pass, workspace, tokens));
         }
         for layer in 0..self.local.layers {
             let (x, out) = (workspace.input(layer, rows, width), workspace.input(layer + 1, rows, width));
@@ -228,12 +237,15 @@ impl Transformer {
     fn backward_embedding(&self, pass: Pass, workspace: &Workspace, tokens: &[u32], gradients: Gradients) {
         if self.part.embedding {
             let (rows, width) = (pass.rows(), self.local.width);
-            let place = self.place(pass, gradients, Unit::Embedding);
+            let place = |unit, table: Span| self.place(pass, gradients, unit).of(table);
             let shape = Embedding { tokens, positions: pass.positions, width };
-            let d_positions = self.parameters.positions.map(|table| place.of(table));
+            let d_positions = self.parameters.positions.map(|table| place(Unit::Positions, table));
             let d_embedded = workspace.residual(0).part(0, rows * width);
-            let d_table = place.of(self.parameters.embedding);
+            let d_table = place(Unit::Embedding, self.parameters.embedding);
             self.device.embedding_backward(shape, d_embedded, d_table, d_positions);
+        }
+        if self.parameters.positions.is_some() {
+            self.finished(pass, Unit::Positions);
         }
         if self.part.has_table(self.config()) {
             self.finished(pass, Unit::Embedding);

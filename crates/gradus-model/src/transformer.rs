@@ -291,7 +291,7 @@ impl Transformer {
     /// Units in the order in which a forward pass reads their weights.
     pub fn forward_visits(&self) -> Vec<Unit> {
         let blocks = (0..self.local.layers).map(Unit::Block);
-        self.part.embedding.then_some(Unit::Embedding).into_iter().chain(blocks).collect()
+        self.units_of_embedding().iter().copied().chain(blocks).collect()
     }
 
     /// Units in the order in which a backward pass reads their weights.
