@@ -1,11 +1,12 @@
 //! What a device can do.
 
+use crate::loss::CrossEntropyPart;
 use crate::muon::{Muon, NewtonSchulz};
 use gradus_error::Result;
 use gradus_memory::{HeapRange, RawRange, SharedHeap, Span};
 use serde::{Deserialize, Serialize};
 
-/// A target that counts in no loss.
+/// A target that counts in no loss, or a token whose row another rank holds.
 pub const IGNORED: u32 = u32::MAX;
 
 /// The arithmetic of matrix products.
@@ -132,7 +133,8 @@ impl Rows {
 /// Looking up tokens, and positions where they are learned.
 #[derive(Debug, Clone, Copy)]
 pub struct Embedding<'a> {
-    /// One row of the table for each output row.
+    /// One row of the table for each output row, or [`IGNORED`] where the table has no such row: where ranks share out the
+    /// vocabulary, all but one add nothing to a row, and the sum over the ranks is the row.
     pub tokens: &'a [u32],
     /// One row of the position table for each output row; unused without one.
     pub positions: &'a [u32],
@@ -323,9 +325,10 @@ pub trait Device: Send + Sync {
     /// Copies `rows` rows of `width`: from `from` to `to`, each with its stride, both in one format; in bf16 the width is even.
     fn copy_rows(&self, rows: usize, width: usize, from: Rows, to: Rows);
 
-    /// `out[M, C] = table[token] + position_table[position]`.
+    /// `out[M, C] = table[token] + position_table[position]`; without the first where the token is [`IGNORED`], without the
+    /// second where there is no position table.
     fn embedding_forward(&self, shape: Embedding, table: Matrix, position_table: Option<Matrix>, out: Span);
-    /// Adds to `d_table` and `d_position_table`.
+    /// Adds to `d_table` and `d_position_table`; to the table nothing of rows whose token is [`IGNORED`].
     fn embedding_backward(
         &self,
         shape: Embedding,
@@ -429,6 +432,22 @@ pub trait Device: Send + Sync {
     /// Replaces `logits` by the gradient of the *sum* of losses (zero where ignored or padding), and sets `losses[M]`
     /// (nats; zero where ignored). Without `gradient` the logits' content is undefined afterwards.
     fn cross_entropy(&self, shape: CrossEntropy, logits: Span, losses: Span, gradient: bool);
+    /// Sets `maxima[M]` to the largest of each row's logits here (minus infinity where none is, zero where ignored).
+    fn cross_entropy_maxima(&self, shape: CrossEntropyPart, logits: Span, maxima: Span);
+    /// Of `maxima` over all ranks: sets `sums[0, M]` to the sum of `e^(logit - maximum)` of the logits here, and `sums[1, M]`
+    /// to the target's logit, zero where that is not here; both are zero where ignored. With the gradient, logits become
+    /// these exponentials, but for padding and ignored rows.
+    fn cross_entropy_sums(&self, shape: CrossEntropyPart, logits: Span, maxima: Span, sums: Span);
+    /// Of `sums` over all ranks, and what the pass before left of the logits: replaces these by the gradient of the sum of
+    /// losses (zero where ignored or padding), if asked for, and sets `losses[M]` as [`Device::cross_entropy`] does.
+    fn cross_entropy_losses(
+        &self,
+        shape: CrossEntropyPart,
+        maxima: Span,
+        sums: Span,
+        logits: Span,
+        losses: Span,
+    );
 
     /// Sum of squares in f64, in a fixed order; not finite if an element is not.
     fn sum_of_squares(&self, x: Span) -> f64;

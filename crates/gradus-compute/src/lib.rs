@@ -10,6 +10,7 @@
 
 pub mod cpu;
 mod device;
+mod loss;
 mod muon;
 pub mod reduce;
 mod reference;
@@ -19,5 +20,6 @@ pub use device::{
     AdamW, Attention, CrossEntropy, Device, Embedding, Epilogue, Format, IGNORED, Linear, Matrix, Norm,
     NormKind, Precision, Rope, Rows, Through, Use, Weight,
 };
+pub use loss::CrossEntropyPart;
 pub use muon::{Muon, NewtonSchulz};
 pub use reference::Reference;

@@ -94,6 +94,16 @@ pub struct LayoutBuilder {
 }
 
 impl LayoutBuilder {
+    /// Elements so far: where the next tensor will begin.
+    pub fn len(&self) -> usize {
+        self.layout.len
+    }
+
+    /// Whether there is no tensor yet.
+    pub fn is_empty(&self) -> bool {
+        self.layout.is_empty()
+    }
+
     /// Appends a tensor and returns its range.
     pub fn push(&mut self, name: impl Into<String>, shape: &[usize], decay: bool) -> Span {
         self.append(name.into(), shape, decay, &[])

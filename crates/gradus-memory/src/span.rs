@@ -20,6 +20,18 @@ impl Span {
         self.start + self.len
     }
 
+    /// Whether it names no element.
+    pub const fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// What both ranges have; empty where they share nothing.
+    #[must_use]
+    pub fn common(&self, other: &Self) -> Self {
+        let start = self.start.max(other.start);
+        Self { start, len: self.end().min(other.end()).saturating_sub(start) }
+    }
+
     /// The part of `len` elements that begins `offset` elements into this range.
     ///
     /// # Panics

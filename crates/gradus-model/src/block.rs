@@ -5,6 +5,7 @@
 use crate::cache::KeyValueCache;
 use crate::config::{Family, ModelConfig};
 use crate::parameters::{BlockTensors, LinearTensors, NormTensors};
+use crate::seams::{Place, Seams};
 use crate::weights::Weights;
 use crate::workspace::{BlockGradients, BlockSaved};
 use gradus_compute::{Attention, Device, Epilogue, Linear, Matrix, Norm, NormKind, Rope, Rows, Through};
@@ -25,21 +26,9 @@ pub(crate) struct Pass<'a> {
     pub positions: &'a [u32],
     /// Document of each row, where attention must not cross.
     pub documents: Option<&'a [u32]>,
-    /// Told between operations of the backward pass.
-    pub observer: &'a dyn BackwardObserver,
+    /// Asked and told at seams.
+    pub seams: &'a dyn Seams,
 }
-
-/// Whoever acts while a backward pass goes on: it starts sending gradients that are final, and moves what is under
-/// way. Ranks that fill their host's cores have no thread to spare for that.
-pub trait BackwardObserver {
-    /// Called after each costly operation.
-    fn between_operations(&self) {}
-    /// Gradients from the start of the layout to `end` will not change any more in this pass.
-    fn final_up_to(&self, _end: usize) {}
-}
-
-/// For passes that nobody observes.
-impl BackwardObserver for () {}
 
 impl Pass<'_> {
     pub fn rows(&self) -> usize {
@@ -82,9 +71,9 @@ impl Pass<'_> {
         d_out: Matrix,
         d_residual: Option<Span>,
         d_x: Span,
-        gradients: Span,
+        gradients: Place,
     ) {
-        let place = |tensor: Span| gradients.part(tensor.start, tensor.len);
+        let place = |tensor: Span| gradients.of(tensor);
         let (weight, d_weight) = (self.weights.vector(tensors.weight), place(tensors.weight));
         let d_bias = tensors.bias.map(place);
         self.device.norm_backward(
@@ -124,7 +113,7 @@ impl Pass<'_> {
     ) {
         let (shape, weight) = (self.linear(tensors, inputs), self.weights.weight(tensors.weight, false));
         self.device.linear_backward_input(shape, d_out, weight, through, d_x);
-        self.observer.between_operations();
+        self.seams.between_operations();
     }
 
     fn linear_backward_weight(
@@ -133,12 +122,12 @@ impl Pass<'_> {
         d_out: Matrix,
         x: Matrix,
         inputs: usize,
-        gradients: Span,
+        gradients: Place,
     ) {
-        let place = |tensor: Span| gradients.part(tensor.start, tensor.len);
+        let place = |tensor: Span| gradients.of(tensor);
         let (d_weight, d_bias) = (place(tensors.weight), tensors.bias.map(place));
         self.device.linear_backward_weight(self.linear(tensors, inputs), d_out, x, d_weight, d_bias);
-        self.observer.between_operations();
+        self.seams.between_operations();
     }
 
     /// How queries and keys turn, forth or back; GPT-2 knows positions from its table, and nothing turns.
@@ -291,7 +280,7 @@ impl Block<'_> {
 
     /// The gradients of all that this block's linear layers put out, and of its norms' weights; `slot.out` holds the
     /// gradient of the block's output and is kept, `slot.input` becomes that of its input `x`.
-    pub fn backward_input(&self, x: Span, slot: &BlockGradients, gradients: Span) {
+    pub fn backward_input(&self, x: Span, slot: &BlockGradients, gradients: Place) {
         let (pass, saved) = (&self.pass, self.sized());
         let slot = self.sized_gradients(slot);
         let inner = |width: usize| pass.matrix(slot.inner, width);
@@ -321,11 +310,11 @@ impl Block<'_> {
         let (out, log_sum_exp) = (saved.attention, saved.log_sum_exp);
         pass.device.attention_backward(shape, q, k, v, out, log_sum_exp, d_attention, d_q, d_k, d_v);
         pass.turn_back(d_qkv);
-        pass.observer.between_operations();
+        pass.seams.between_operations();
     }
 
     /// Adds the gradients of this block's linear layers, from its input `x` and what [`Block::backward_input`] left in `slot`.
-    pub fn backward_weight(&self, x: Span, slot: &BlockGradients, gradients: Span) {
+    pub fn backward_weight(&self, x: Span, slot: &BlockGradients, gradients: Place) {
         let (pass, saved, config) = (&self.pass, self.sized(), self.pass.config);
         let slot = self.sized_gradients(slot);
         let tensors = self.tensors;

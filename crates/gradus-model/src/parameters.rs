@@ -5,10 +5,13 @@
 //! embedding's, last.
 
 use crate::config::{Family, ModelConfig};
+use crate::part::{Part, Run, Slice};
 use gradus_memory::{Layout, LayoutBuilder, Span};
+use std::iter;
+use std::ops::Range;
 
 /// A norm's tensors, as ranges of the layout.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, Default)]
 pub struct NormTensors {
     /// `[C]`.
     pub weight: Span,
@@ -42,77 +45,175 @@ pub struct BlockTensors {
     pub down: LinearTensors,
 }
 
-/// All tensors of a model.
+/// What is in use at once, and has its range of the layout: a pass visits one after the other.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Unit {
+    /// The embedding's table, which a tied head uses too, and positions.
+    Embedding,
+    /// A block, counted from the part's first.
+    Block(usize),
+    /// The final norm, and a free head.
+    Head,
+}
+
+/// All tensors of a model, or of a part of one.
 #[derive(Debug, Clone)]
 pub struct Parameters {
     /// Names, shapes and places.
     pub layout: Layout,
     /// From first block to last.
     pub blocks: Vec<BlockTensors>,
-    /// After the last block.
+    /// After the last block; empty in a part without head.
     pub final_norm: NormTensors,
-    /// `[V padded, C]`; of a tied head, the same range as `embedding`.
+    /// `[V padded, C]`; of a tied head, the same range as `embedding`; empty in a part without head.
     pub head: Span,
-    /// `[V padded, C]`.
+    /// `[V padded, C]`; empty in a part that has no use for it.
     pub embedding: Span,
-    /// `[T, C]`; GPT-2 family only.
+    /// `[T, C]`; GPT-2 family only, where the embedding is.
     pub positions: Option<Span>,
+    /// By growing place, without gaps.
+    units: Vec<(Unit, Span)>,
+    /// Of each tensor of the layout, what it is of the whole one.
+    slices: Vec<Slice>,
 }
 
 impl Parameters {
     /// The tensors of a model of these sizes.
     pub fn new(config: &ModelConfig) -> Self {
-        let mut builder = Builder { layout: LayoutBuilder::default(), config };
-        let free_head =
-            (!config.tied).then(|| builder.table("head.weight", config.padded_vocabulary(), true));
-        let final_norm = builder.norm("final_norm");
-        let mut blocks: Vec<_> = (0..config.layers).rev().map(|layer| builder.block(layer)).collect();
+        Self::of(config, &Part::whole(config))
+    }
+
+    /// The tensors of a part of it: named as in the whole, of the shapes that this rank has.
+    pub fn of(config: &ModelConfig, part: &Part) -> Self {
+        let mut builder =
+            Builder { layout: LayoutBuilder::default(), config, part, units: Vec::new(), slices: Vec::new() };
+        let free_head = (part.head && !config.tied).then(|| builder.table("head.weight", true));
+        let final_norm = if part.head { builder.norm("final_norm") } else { NormTensors::default() };
+        builder.end_unit(Unit::Head);
+        let mut blocks: Vec<_> = part.layers.clone().rev().map(|layer| builder.block(layer)).collect();
         blocks.reverse();
-        let positions =
-            (config.family == Family::Gpt2).then(|| builder.table("positions.weight", config.context, false));
-        let embedding = builder.table("embedding.weight", config.padded_vocabulary(), false);
-        let head = free_head.unwrap_or(embedding);
-        Self { layout: builder.layout.finish(), blocks, final_norm, head, embedding, positions }
+        let positions = builder.positions();
+        let table = part.has_table(config).then(|| builder.table("embedding.weight", false));
+        builder.end_unit(Unit::Embedding);
+        let embedding = table.unwrap_or_default();
+        let head = free_head.unwrap_or(if part.head { embedding } else { Span::default() });
+        let Builder { layout, units, slices, .. } = builder;
+        Self { layout: layout.finish(), blocks, final_norm, head, embedding, positions, units, slices }
     }
 
-    /// One past the last element whose gradient is final once the backward pass has left block `layer`.
-    pub fn end_of_block(&self, layer: usize) -> usize {
-        let norm = self.blocks[layer].attention_norm;
-        norm.bias.unwrap_or(norm.weight).end()
+    /// Units and their ranges, which cover the layout, by growing place: in the order in which the backward pass leaves them.
+    pub fn units(&self) -> &[(Unit, Span)] {
+        &self.units
     }
 
-    /// One past the last element that is final once the head and the final norm are done.
-    pub fn end_of_head(&self) -> usize {
-        self.final_norm.bias.unwrap_or(self.final_norm.weight).end()
+    /// The range of a unit; empty where the part has none such.
+    pub fn unit(&self, unit: Unit) -> Span {
+        self.units.iter().find(|(known, _)| *known == unit).map(|(_, span)| *span).unwrap_or_default()
     }
+
+    /// What of `whole`, the layout of the whole model, is where in this one; by growing place here.
+    ///
+    /// # Panics
+    /// If `whole` is of another model.
+    pub fn runs(&self, whole: &Layout) -> Vec<Run> {
+        let tensors = self.layout.tensors().iter().zip(&self.slices);
+        let runs = tensors.flat_map(|(tensor, slice)| {
+            let of = whole.find(&tensor.name).expect("a part's tensors are the whole's");
+            slice.runs(tensor.start, of.start)
+        });
+        runs.collect()
+    }
+}
+
+/// A single range of rows.
+fn one(rows: Range<usize>) -> Vec<Range<usize>> {
+    iter::once(rows).collect()
 }
 
 struct Builder<'a> {
     layout: LayoutBuilder,
+    /// The whole model.
     config: &'a ModelConfig,
+    part: &'a Part,
+    units: Vec<(Unit, Span)>,
+    slices: Vec<Slice>,
 }
 
 impl Builder<'_> {
-    fn tensor(&mut self, name: String, shape: &[usize], decay: bool) -> Span {
+    /// A tensor that is whole on every rank.
+    fn whole(&mut self, name: String, shape: &[usize], decay: bool) -> Span {
+        let columns = shape.get(1).copied().unwrap_or(1);
+        self.slices.push(Slice { rows: one(0..shape[0]), columns: 0..columns, whole_columns: columns });
         self.layout.push(name, shape, decay)
     }
 
-    fn table(&mut self, name: &str, rows: usize, decay: bool) -> Span {
-        self.tensor(name.to_owned(), &[rows, self.config.width], decay)
+    /// All tensors since the unit before.
+    fn end_unit(&mut self, unit: Unit) {
+        let (start, end) = (self.units.last().map_or(0, |(_, span)| span.end()), self.layout.len());
+        if end > start {
+            self.units.push((unit, Span::new(start, end - start)));
+        }
+    }
+
+    /// A row for each token of this rank's.
+    fn table(&mut self, name: &str, decay: bool) -> Span {
+        let (rows, width) = (self.part.vocabulary(self.config), self.config.width);
+        let shape = [rows.len(), width];
+        self.slices.push(Slice { rows: one(rows), columns: 0..width, whole_columns: width });
+        self.layout.push(name, &shape, decay)
+    }
+
+    fn positions(&mut self) -> Option<Span> {
+        let learned = self.config.family == Family::Gpt2 && self.part.embedding;
+        let shape = [self.config.context, self.config.width];
+        learned.then(|| self.whole("positions.weight".to_owned(), &shape, false))
     }
 
     fn norm(&mut self, name: &str) -> NormTensors {
         let width = self.config.width;
-        let weight = self.tensor(format!("{name}.weight"), &[width], false);
+        let weight = self.whole(format!("{name}.weight"), &[width], false);
         let biased = self.config.family == Family::Gpt2;
-        NormTensors { weight, bias: biased.then(|| self.tensor(format!("{name}.bias"), &[width], false)) }
+        NormTensors { weight, bias: biased.then(|| self.whole(format!("{name}.bias"), &[width], false)) }
     }
 
-    /// Layers of so many outputs each, which share their inputs.
-    fn linear(&mut self, name: &str, outputs: &[usize], inputs: usize, bias: bool) -> LinearTensors {
-        let weight = self.layout.push_matrices(format!("{name}.weight"), outputs, inputs);
-        let outputs = outputs.iter().sum();
-        LinearTensors { weight, bias: bias.then(|| self.tensor(format!("{name}.bias"), &[outputs], false)) }
+    /// Layers that share their inputs, of so many outputs each, which are cut: this rank has its rows of each.
+    fn cut_outputs(&mut self, name: &str, outputs: &[usize], bias: bool) -> LinearTensors {
+        let (width, mut first) = (self.config.width, 0);
+        let mut rows = Vec::new();
+        for count in outputs {
+            let own = self.part.share(*count);
+            rows.push(first + own.start..first + own.end);
+            first += count;
+        }
+        let weight = self.linear(&format!("{name}.weight"), rows.clone(), (0..width, width));
+        LinearTensors { weight, bias: bias.then(|| self.vector(format!("{name}.bias"), rows)) }
+    }
+
+    /// A layer whose inputs are cut: this rank has its columns, and all of the bias.
+    fn cut_inputs(&mut self, name: &str, inputs: usize, bias: bool) -> LinearTensors {
+        let (width, columns) = (self.config.width, self.part.share(inputs));
+        let all = 0..width;
+        let weight = self.linear(&format!("{name}.weight"), one(all), (columns, inputs));
+        LinearTensors { weight, bias: bias.then(|| self.whole(format!("{name}.bias"), &[width], false)) }
+    }
+
+    fn linear(
+        &mut self,
+        name: &str,
+        rows: Vec<Range<usize>>,
+        (columns, whole_columns): (Range<usize>, usize),
+    ) -> Span {
+        let (outputs, inputs): (Vec<usize>, _) =
+            (rows.iter().map(ExactSizeIterator::len).collect(), columns.len());
+        self.slices.push(Slice { rows, columns, whole_columns });
+        self.layout.push_matrices(name, &outputs, inputs)
+    }
+
+    fn vector(&mut self, name: String, rows: Vec<Range<usize>>) -> Span {
+        let slice = Slice { rows, columns: 0..1, whole_columns: 1 };
+        let span = self.layout.push(name, &[slice.row_count()], false);
+        self.slices.push(slice);
+        span
     }
 
     fn block(&mut self, layer: usize) -> BlockTensors {
@@ -123,13 +224,89 @@ impl Builder<'_> {
         let gate_and_up = [config.feed_forward; 2];
         let up = if biased { &gate_and_up[..1] } else { &gate_and_up };
         let qkv = [config.query_width(), config.kv_width(), config.kv_width()];
-        let down = self.linear(&name("feed_forward.down"), &[config.width], config.feed_forward, biased);
-        let up = self.linear(&name(up_name), up, config.width, biased);
+        let down = self.cut_inputs(&name("feed_forward.down"), config.feed_forward, biased);
+        let up = self.cut_outputs(&name(up_name), up, biased);
         let feed_forward_norm = self.norm(&name("feed_forward.norm"));
-        let attention_out =
-            self.linear(&name("attention.out"), &[config.width], config.query_width(), biased);
-        let qkv = self.linear(&name("attention.qkv"), &qkv, config.width, biased || config.qkv_bias);
+        let attention_out = self.cut_inputs(&name("attention.out"), config.query_width(), biased);
+        let qkv = self.cut_outputs(&name("attention.qkv"), &qkv, biased || config.qkv_bias);
         let attention_norm = self.norm(&name("attention.norm"));
+        self.end_unit(Unit::Block(layer - self.part.layers.start));
         BlockTensors { attention_norm, qkv, attention_out, feed_forward_norm, up, down }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::PRESETS;
+
+    /// Every way to cut a model into stages and shares.
+    fn parts(config: &ModelConfig, stages: usize, tensor_ranks: usize) -> Vec<Part> {
+        let of = |stage: usize, tensor_rank: usize| Part {
+            layers: config.layers * stage / stages..config.layers * (stage + 1) / stages,
+            embedding: stage == 0,
+            head: stage + 1 == stages,
+            tensor_rank,
+            tensor_ranks,
+        };
+        (0..stages).flat_map(|stage| (0..tensor_ranks).map(move |rank| of(stage, rank))).collect()
+    }
+
+    #[test]
+    fn parts_together_have_every_element_and_only_what_is_whole_or_tied_twice() {
+        for (_, config) in PRESETS {
+            for tied in [true, false] {
+                let config = ModelConfig { tied, ..config.clone() };
+                let whole = Parameters::new(&config);
+                for (stages, tensor_ranks) in [(1, 1), (2, 1), (1, 2), (2, 2)] {
+                    if !config.kv_heads.is_multiple_of(tensor_ranks)
+                        || !config.heads.is_multiple_of(tensor_ranks)
+                    {
+                        continue;
+                    }
+                    let mut seen = vec![0; whole.layout.len()];
+                    for part in parts(&config, stages, tensor_ranks) {
+                        let local = Parameters::of(&config, &part);
+                        for run in local.runs(&whole.layout) {
+                            assert!(run.local + run.whole.len <= local.layout.len());
+                            seen[run.whole.start..run.whole.end()].iter_mut().for_each(|count| *count += 1);
+                        }
+                    }
+                    for tensor in whole.layout.tensors() {
+                        let own = &seen[tensor.span().start..tensor.span().end()];
+                        let most = if tensor.shape.len() == 1 || tensor.name.starts_with("pos") {
+                            tensor_ranks
+                        } else {
+                            1
+                        };
+                        let twice = tensor.name == "embedding.weight" && tied && stages > 1;
+                        assert!(
+                            own.iter().all(|count| (1..=most).contains(count) || (twice && *count == 2)),
+                            "{}",
+                            tensor.name
+                        );
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn units_cover_the_layout_and_hold_whole_tensors() {
+        for (_, config) in PRESETS {
+            for part in parts(config, 2, 1).into_iter().chain([Part::whole(config)]) {
+                let parameters = Parameters::of(config, &part);
+                let end = parameters.units().iter().fold(0, |end, (_, span)| {
+                    assert_eq!(span.start, end);
+                    span.end()
+                });
+                assert_eq!(end, parameters.layout.len());
+                assert_eq!(parameters.unit(Unit::Head).is_empty(), !part.head);
+                for tensor in parameters.layout.tensors() {
+                    let holds = |span: &Span| tensor.start >= span.start && tensor.span().end() <= span.end();
+                    assert_eq!(parameters.units().iter().filter(|(_, span)| holds(span)).count(), 1);
+                }
+            }
+        }
     }
 }

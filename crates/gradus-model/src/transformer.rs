@@ -1,22 +1,20 @@
-//! The whole model: embedding, blocks, final norm, head and loss, forth and back.
+//! A model, or a part of one, with its weights on a device.
 
-use crate::block::{BackwardObserver, Block, Pass};
+use crate::block::Pass;
 use crate::cache::KeyValueCache;
 use crate::config::ModelConfig;
 use crate::initial;
-use crate::parameters::Parameters;
+use crate::parameters::{Parameters, Unit};
+use crate::part::Part;
+use crate::passes::{Backward, chunks};
+use crate::seams::{Gradients, Seams};
 use crate::weights::Weights;
-use crate::workspace::{BlockGradients, BlockSaved, Workspace};
-use gradus_compute::{
-    CrossEntropy, Device, Embedding, Epilogue, IGNORED, Linear, Matrix, Precision, Through,
-};
+use crate::workspace::Workspace;
+use gradus_compute::{Device, IGNORED, Precision};
 use gradus_error::{Error, Result};
 use gradus_memory::Span;
 use std::ops::AddAssign;
 use std::sync::{Arc, Mutex, PoisonError};
-
-/// Losses that are read at once: 16 KiB of stack.
-const LOSSES_CHUNK: usize = 4096;
 
 /// Sequences to learn from.
 #[derive(Debug, Clone, Copy)]
@@ -57,12 +55,16 @@ impl AddAssign for LossSum {
     }
 }
 
-/// A model with its weights on a device.
+/// A model, or a part of one, with its weights on a device.
 pub struct Transformer {
+    /// Of the whole model.
     config: ModelConfig,
-    parameters: Parameters,
-    device: Arc<dyn Device>,
-    weights: Weights,
+    /// Of what this part has of it.
+    pub(crate) local: ModelConfig,
+    pub(crate) part: Part,
+    pub(crate) parameters: Parameters,
+    pub(crate) device: Arc<dyn Device>,
+    pub(crate) weights: Weights,
     /// Positions of one sequence as long as the context: 0, 1, ...
     positions: Vec<u32>,
     /// Positions of the batches seen last.
@@ -84,7 +86,24 @@ impl Transformer {
     /// # Errors
     /// `Invalid` for impossible sizes; `Exhausted` when the device has no room.
     pub fn new(config: ModelConfig, device: Arc<dyn Device>) -> Result<Self> {
-        Self::with(config, device, Weights::masters)
+        let part = Part::whole(&config);
+        Self::of_part(config, part, device)
+    }
+
+    /// A part of a model, else as [`Transformer::new`].
+    ///
+    /// # Errors
+    /// As [`Transformer::new`].
+    pub fn of_part(config: ModelConfig, part: Part, device: Arc<dyn Device>) -> Result<Self> {
+        Self::with(config, part, device, Weights::masters)
+    }
+
+    /// A part of a model that keeps no weights: whoever runs its passes brings those of each unit ([`Seams::weights`]).
+    ///
+    /// # Errors
+    /// `Invalid` for impossible sizes.
+    pub fn visiting(config: ModelConfig, part: Part, device: Arc<dyn Device>) -> Result<Self> {
+        Self::with(config, part, device, |_, parameters| Ok(Weights::visiting(parameters)))
     }
 
     /// A model that only runs, whose weights are all zero. Where the device multiplies in bf16 its matrices are kept so, with
@@ -95,7 +114,8 @@ impl Transformer {
     pub fn for_inference(config: ModelConfig, device: Arc<dyn Device>) -> Result<Self> {
         // Files are read part by part: with an odd width a part of a matrix might begin in the middle of a pair.
         let halves = device.precision() == Precision::Bf16 && config.width.is_multiple_of(2);
-        Self::with(config, device, if halves { Weights::halves } else { Weights::masters })
+        let part = Part::whole(&config);
+        Self::with(config, part, device, if halves { Weights::halves } else { Weights::masters })
     }
 
     /// The same model with each linear layer's weight rounded and packed once for each change, where its device multiplies in
@@ -105,34 +125,49 @@ impl Transformer {
     /// # Errors
     /// `Exhausted` when the device has no room.
     pub fn with_prepared_weights(mut self) -> Result<Self> {
-        self.weights.prepare(self.device.as_ref(), &self.config, &self.parameters)?;
+        self.weights.prepare(self.device.as_ref(), &self.local, &self.parameters)?;
         Ok(self)
     }
 
     fn with(
         config: ModelConfig,
+        part: Part,
         device: Arc<dyn Device>,
         weights: impl Fn(&dyn Device, &Parameters) -> Result<Weights>,
     ) -> Result<Self> {
         config.check()?;
-        let parameters = Parameters::new(&config);
+        let (parameters, local) = (Parameters::of(&config, &part), part.local(&config));
         let weights = weights(device.as_ref(), &parameters)?;
         let positions = (0..config.context as u32).collect();
         let batches = Mutex::new(BatchPositions { sequence: 0, rows: Arc::new([]) });
-        Ok(Self { config, parameters, device, weights, positions, batches })
+        Ok(Self { config, local, part, parameters, device, weights, positions, batches })
     }
 
     /// Gives every tensor its first values, which depend on `seed` and the tensor's name alone.
+    ///
+    /// # Panics
+    /// If it is not a whole model: see [`Transformer::initial`].
     pub fn initialise(&self, seed: u64) {
-        initial::initial(&self.config, &self.parameters, seed, &mut |span, values| self.put(span, values));
+        assert!(self.part.is_whole(&self.config), "a part takes what it has of initial values");
+        Self::initial(&self.config, seed, &mut |span, values| self.put(span, values));
     }
 
-    /// Kind and sizes.
+    /// Hands the first values of every tensor of a whole model to `put`, each with its range of the whole layout.
+    pub fn initial(config: &ModelConfig, seed: u64, put: &mut dyn FnMut(Span, &[f32])) {
+        initial::initial(config, &Parameters::new(config), seed, put);
+    }
+
+    /// Kind and sizes of the whole model.
     pub fn config(&self) -> &ModelConfig {
         &self.config
     }
 
-    /// Names and places of the tensors.
+    /// What of the model this is.
+    pub fn part(&self) -> &Part {
+        &self.part
+    }
+
+    /// Names and places of its tensors.
     pub fn parameters(&self) -> &Parameters {
         &self.parameters
     }
@@ -180,17 +215,12 @@ impl Transformer {
     ///
     /// # Errors
     /// `Invalid` for a batch that does not fit the model or the workspace.
-    pub fn loss(&self, workspace: &Workspace, batch: Batch) -> Result<LossSum> {
-        self.check(workspace, batch)?;
-        let positions = self.batch_positions(batch);
-        let pass = self.pass(batch, &positions, &());
-        self.forward(pass, workspace, batch.tokens, None);
-        self.head_loss(pass, workspace, batch.targets, None);
-        Ok(self.loss_sum(workspace, batch.targets))
+    pub fn loss(&self, workspace: &Workspace, batch: Batch, seams: &dyn Seams) -> Result<LossSum> {
+        self.forward(workspace, batch, seams)?;
+        self.held_out_loss(workspace, batch, seams)
     }
 
-    /// Forward and backward. Adds the gradient of the *sum* of losses to `gradients`, which holds the whole layout;
-    /// `observer` learns which ranges are final.
+    /// Forward and backward. Adds the gradient of the *sum* of losses to `gradients`; `seams` learns which are final.
     ///
     /// # Errors
     /// `Invalid` for a batch that does not fit the model or the workspace.
@@ -198,20 +228,76 @@ impl Transformer {
         &self,
         workspace: &Workspace,
         batch: Batch,
-        gradients: Span,
-        observer: &dyn BackwardObserver,
+        gradients: impl Into<Gradients>,
+        seams: &dyn Seams,
+    ) -> Result<LossSum> {
+        self.forward(workspace, batch, seams)?;
+        self.backward(workspace, batch, Backward::Whole, gradients.into(), seams)
+    }
+
+    /// The part of a forward pass that this part of the model has: from tokens, or the input that the stage before has put
+    /// into [`Workspace::received`], through all blocks to [`Workspace::sent`]. Head and loss belong to the way back.
+    ///
+    /// # Errors
+    /// `Invalid` for a batch that does not fit the model or the workspace.
+    pub fn forward(&self, workspace: &Workspace, batch: Batch, seams: &dyn Seams) -> Result<()> {
+        self.check(workspace, batch)?;
+        let positions = self.batch_positions(batch);
+        self.run_blocks(self.pass(batch, &positions, seams), workspace, batch.tokens, None);
+        Ok(())
+    }
+
+    /// The part of a backward pass that this part of the model has, after [`Transformer::forward`] in the same workspace: from
+    /// the loss, or the gradient that the stage behind has put into [`Workspace::received_gradient`], to
+    /// [`Workspace::sent_gradient`]. The loss is zero without head, and where only gradients of weights are made.
+    ///
+    /// # Errors
+    /// `Invalid` for a batch that does not fit the model or the workspace.
+    pub fn backward(
+        &self,
+        workspace: &Workspace,
+        batch: Batch,
+        how: Backward,
+        gradients: Gradients,
+        seams: &dyn Seams,
     ) -> Result<LossSum> {
         self.check(workspace, batch)?;
-        let (Some(slot), Some(_)) = (workspace.gradients, self.weights.span()) else {
+        if workspace.residuals.is_empty() || matches!(self.weights, Weights::Halves { .. }) {
             return Err(Error::internal("a model or workspace for inference was used for training"));
-        };
+        }
         let positions = self.batch_positions(batch);
-        let pass = self.pass(batch, &positions, observer);
-        self.forward(pass, workspace, batch.tokens, None);
-        self.head_loss(pass, workspace, batch.targets, Some((slot, gradients)));
-        let d_embedded = self.backward_blocks(pass, workspace, slot, gradients);
-        self.backward_embedding(pass, batch.tokens, d_embedded, gradients);
+        let pass = self.pass(batch, &positions, seams);
+        Ok(self.run_backward(pass, workspace, batch, how, gradients))
+    }
+
+    /// The losses of a batch that has run forward in this workspace; zero without head.
+    ///
+    /// # Errors
+    /// `Invalid` for a batch that does not fit the model or the workspace.
+    pub fn held_out_loss(&self, workspace: &Workspace, batch: Batch, seams: &dyn Seams) -> Result<LossSum> {
+        self.check(workspace, batch)?;
+        if !self.part.head {
+            return Ok(LossSum::default());
+        }
+        let positions = self.batch_positions(batch);
+        let pass = self.pass(batch, &positions, seams);
+        self.visit(pass, self.units_of_head(), || {
+            self.final_norm(pass, workspace);
+            self.head_loss(pass, workspace, batch.targets, None);
+        });
         Ok(self.loss_sum(workspace, batch.targets))
+    }
+
+    /// Units in the order in which a forward pass reads their weights.
+    pub fn forward_visits(&self) -> Vec<Unit> {
+        let blocks = (0..self.local.layers).map(Unit::Block);
+        self.part.embedding.then_some(Unit::Embedding).into_iter().chain(blocks).collect()
+    }
+
+    /// Units in the order in which a backward pass reads their weights.
+    pub fn backward_visits(&self, how: Backward) -> Vec<Unit> {
+        let head = if how == Backward::Weight { &[] } else { self.units_of_head() };
+        head.iter().copied().chain((0..self.local.layers).rev().map(Unit::Block)).collect()
     }
 
     /// Runs `tokens` forward, after what `cache` holds, and returns the logits `[rows, V]` of the last `rows`.
@@ -231,7 +317,8 @@ impl Transformer {
         let first = cache.len();
         cache.advance(tokens.len())?;
         let pass = self.pass(batch, &self.positions[first..first + tokens.len()], &());
-        self.forward(pass, workspace, tokens, Some(cache));
+        self.run_blocks(pass, workspace, tokens, Some(cache));
+        self.final_norm(pass, workspace);
         let mut logits = Vec::with_capacity(rows * self.config.vocabulary);
         let (normal, chunk_rows) = (workspace.normal, workspace.chunk_rows(&self.config));
         for (start, len) in chunks(tokens.len() - rows, tokens.len(), chunk_rows) {
@@ -281,158 +368,17 @@ impl Transformer {
         Arc::clone(&kept.rows)
     }
 
-    fn pass<'a>(
-        &'a self,
-        batch: Batch<'a>,
-        positions: &'a [u32],
-        observer: &'a dyn BackwardObserver,
-    ) -> Pass<'a> {
+    fn pass<'a>(&'a self, batch: Batch<'a>, positions: &'a [u32], seams: &'a dyn Seams) -> Pass<'a> {
         self.weights.refresh(self.device.as_ref());
         Pass {
             device: self.device.as_ref(),
-            config: &self.config,
+            config: &self.local,
             weights: &self.weights,
             batch: batch.batch,
             sequence: batch.sequence,
             positions: &positions[..batch.batch * batch.sequence],
             documents: batch.documents,
-            observer,
+            seams,
         }
     }
-
-    /// Embedding, blocks and final norm.
-    fn forward(&self, pass: Pass, workspace: &Workspace, tokens: &[u32], cache: Option<&KeyValueCache>) {
-        let (rows, width) = (pass.rows(), self.config.width);
-        let shape = Embedding { tokens, positions: pass.positions, width };
-        let positions = self.parameters.positions.map(|table| self.weights.table(table));
-        let x = workspace.input(0, rows, width);
-        self.device.embedding_forward(shape, self.weights.table(self.parameters.embedding), positions, x);
-        for layer in 0..self.config.layers {
-            let (x, out) = (workspace.input(layer, rows, width), workspace.input(layer + 1, rows, width));
-            self.block(pass, *workspace.saved(layer), layer).forward(
-                x,
-                out,
-                cache.map(|cache| (cache, layer)),
-            );
-        }
-        let x = workspace.input(self.config.layers, rows, width);
-        let (normal, statistics) =
-            (workspace.normal.part(0, rows * width), workspace.statistics.part(0, rows * 2));
-        pass.norm_forward(self.parameters.final_norm, x, normal, statistics);
-    }
-
-    fn block<'a>(&'a self, pass: Pass<'a>, saved: BlockSaved, layer: usize) -> Block<'a> {
-        Block { pass, tensors: &self.parameters.blocks[layer], saved }
-    }
-
-    fn head_shape(&self, rows: usize) -> Linear {
-        Linear { rows, inputs: self.config.width, outputs: self.config.padded_vocabulary() }
-    }
-
-    /// Logits of `rows` rows of the final norm's output.
-    fn head(&self, normal: Matrix, workspace: &Workspace, rows: usize) -> Span {
-        let logits = workspace.logits.part(0, rows * self.config.padded_vocabulary());
-        self.device.linear_forward(
-            self.head_shape(rows),
-            normal,
-            self.weights.weight(self.parameters.head, true),
-            None,
-            None,
-            Epilogue::None,
-            logits.into(),
-        );
-        logits
-    }
-
-    /// Losses of all rows, chunk by chunk: the logits of a whole batch are never stored. With a slot also the gradients
-    /// of head and final norm; `slot.out` then holds that of the last block's output.
-    fn head_loss(
-        &self,
-        pass: Pass,
-        workspace: &Workspace,
-        targets: &[u32],
-        backward: Option<(BlockGradients, Span)>,
-    ) {
-        let width = self.config.width;
-        for (start, len) in chunks(0, pass.rows(), workspace.chunk_rows(&self.config)) {
-            let normal = workspace.normal.part(start * width, len * width);
-            let logits = self.head(normal, workspace, len);
-            let shape = CrossEntropy {
-                targets: &targets[start..start + len],
-                vocabulary: self.config.vocabulary,
-                width: self.config.padded_vocabulary(),
-            };
-            self.device.cross_entropy(shape, logits, workspace.losses.part(start, len), backward.is_some());
-            if let Some((slot, gradients)) = backward {
-                let d_normal = slot.middle.part(start * width, len * width);
-                let head = self.parameters.head;
-                let (shape, weight, d_logits) =
-                    (self.head_shape(len), self.weights.weight(head, false), logits.into());
-                self.device.linear_backward_input(shape, d_logits, weight, Through::None, d_normal.into());
-                let d_head = gradients.part(head.start, head.len);
-                self.device.linear_backward_weight(shape, d_logits, normal, d_head, None);
-                pass.observer.between_operations();
-            }
-        }
-        if let Some((slot, gradients)) = backward {
-            self.backward_final_norm(pass, workspace, slot, gradients);
-        }
-    }
-
-    fn backward_final_norm(&self, pass: Pass, workspace: &Workspace, slot: BlockGradients, gradients: Span) {
-        let (rows, width) = (pass.rows(), self.config.width);
-        let x = workspace.input(self.config.layers, rows, width);
-        let (d_normal, d_x) = (slot.middle.part(0, rows * width), slot.out.part(0, rows * width));
-        let statistics = workspace.statistics.part(0, rows * 2);
-        pass.norm_backward(self.parameters.final_norm, x, statistics, d_normal.into(), None, d_x, gradients);
-        pass.observer.final_up_to(self.parameters.end_of_head());
-    }
-
-    /// Blocks from last to first; returns the gradient of the embedding's output.
-    fn backward_blocks(
-        &self,
-        pass: Pass,
-        workspace: &Workspace,
-        mut slot: BlockGradients,
-        gradients: Span,
-    ) -> Span {
-        let (rows, width) = (pass.rows(), self.config.width);
-        for layer in (0..self.config.layers).rev() {
-            // What the activation puts out is made again where gradients inside of the block were.
-            let saved = BlockSaved { activated: slot.inner, ..*workspace.saved(layer) };
-            let block = self.block(pass, saved, layer);
-            let x = workspace.input(layer, rows, width);
-            if workspace.recompute {
-                block.forward_again(x);
-            }
-            block.backward_input(x, &slot, gradients);
-            block.backward_weight(x, &slot, gradients);
-            std::mem::swap(&mut slot.out, &mut slot.input);
-            pass.observer.final_up_to(self.parameters.end_of_block(layer));
-        }
-        slot.out.part(0, rows * width)
-    }
-
-    fn backward_embedding(&self, pass: Pass, tokens: &[u32], d_embedded: Span, gradients: Span) {
-        let place = |tensor: Span| gradients.part(tensor.start, tensor.len);
-        let shape = Embedding { tokens, positions: pass.positions, width: self.config.width };
-        let (d_table, d_positions) = (place(self.parameters.embedding), self.parameters.positions.map(place));
-        self.device.embedding_backward(shape, d_embedded, d_table, d_positions);
-        pass.observer.final_up_to(self.parameters.layout.len());
-    }
-
-    /// Sums the rows' losses in their order, in f64.
-    fn loss_sum(&self, workspace: &Workspace, targets: &[u32]) -> LossSum {
-        let (mut nats, mut losses) = (0.0, [0.0; LOSSES_CHUNK]);
-        for (start, len) in chunks(0, targets.len(), LOSSES_CHUNK) {
-            self.device.read(workspace.losses.part(start, len), &mut losses[..len]);
-            nats = losses[..len].iter().fold(nats, |sum, loss| sum + f64::from(*loss));
-        }
-        LossSum { nats, targets: targets.iter().filter(|target| **target != IGNORED).count() as u64 }
-    }
-}
-
-/// `(start, len)` of consecutive chunks of at most `size` rows from `first` to `end`.
-fn chunks(first: usize, end: usize, size: usize) -> impl Iterator<Item = (usize, usize)> {
-    (first..end).step_by(size).map(move |start| (start, size.min(end - start)))
 }

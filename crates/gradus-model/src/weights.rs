@@ -5,11 +5,12 @@
 //! them, in bf16: half the memory, and half of what each token written costs to read. Vectors (norms, biases) stay f32.
 
 use crate::config::ModelConfig;
-use crate::parameters::Parameters;
+use crate::parameters::{Parameters, Unit};
 use crate::prepared::Prepared;
 use gradus_compute::{Device, Format, Matrix, Precision, Weight};
 use gradus_error::Result;
 use gradus_memory::Span;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// The weights of one model.
 #[derive(Debug)]
@@ -23,6 +24,33 @@ pub(crate) enum Weights {
         /// Each vector's range of the layout, and its place, in the order of the layout.
         vectors: Vec<(Span, Span)>,
     },
+    /// Nowhere for long: they are brought unit by unit.
+    Visiting(Visiting),
+}
+
+/// Where units are, while they are here.
+#[derive(Debug)]
+pub(crate) struct Visiting {
+    /// Each unit's range of the layout, and first element of its place; by growing range.
+    units: Vec<(Span, AtomicUsize)>,
+}
+
+impl Visiting {
+    /// The place of a unit that is not here.
+    const AWAY: usize = usize::MAX;
+
+    fn find(&self, tensor: Span) -> &(Span, AtomicUsize) {
+        let before = self.units.partition_point(|(range, _)| range.start <= tensor.start);
+        &self.units[before - 1]
+    }
+
+    /// Where a part of a unit lies.
+    fn place(&self, tensor: Span) -> Span {
+        let (range, place) = self.find(tensor);
+        let start = place.load(Ordering::Relaxed);
+        assert_ne!(start, Self::AWAY, "a unit is here while its weights are read");
+        Span::new(start, range.len).part(tensor.start - range.start, tensor.len)
+    }
 }
 
 impl Weights {
@@ -55,11 +83,30 @@ impl Weights {
         })
     }
 
+    /// Room for nothing.
+    pub(crate) fn visiting(parameters: &Parameters) -> Self {
+        let away = |(_, range): &(Unit, Span)| (*range, AtomicUsize::new(Visiting::AWAY));
+        Self::Visiting(Visiting { units: parameters.units().iter().map(away).collect() })
+    }
+
+    /// Whether units have to be brought.
+    pub(crate) fn visits(&self) -> bool {
+        matches!(self, Self::Visiting(_))
+    }
+
+    /// Says where a unit that was brought is, or that it is gone.
+    pub(crate) fn stand(&self, range: Span, place: Option<Span>) {
+        if let Self::Visiting(visiting) = self {
+            let start = place.map_or(Visiting::AWAY, |place| place.start);
+            visiting.find(range).1.store(start, Ordering::Relaxed);
+        }
+    }
+
     /// The f32 of the whole layout; `None` where matrices are not kept so.
     pub(crate) fn span(&self) -> Option<Span> {
         match self {
             Self::Masters(span, _) => Some(*span),
-            Self::Halves { .. } => None,
+            Self::Halves { .. } | Self::Visiting(_) => None,
         }
     }
 
@@ -70,6 +117,7 @@ impl Weights {
             Self::Halves { matrices, vectors } => {
                 matrices.len + vectors.iter().map(|(_, place)| place.len).sum::<usize>()
             }
+            Self::Visiting(_) => 0,
         };
         places * size_of::<f32>()
     }
@@ -79,6 +127,7 @@ impl Weights {
         match self {
             Self::Masters(all, _) => all.part(tensor.start, tensor.len).into(),
             Self::Halves { matrices, .. } => Matrix { span: halved(*matrices, tensor), format: Format::Bf16 },
+            Self::Visiting(visiting) => visiting.place(tensor).into(),
         }
     }
 
@@ -86,7 +135,7 @@ impl Weights {
     pub(crate) fn weight(&self, tensor: Span, forward: bool) -> Weight {
         match self {
             Self::Masters(_, prepared) => prepared.find(tensor, forward),
-            Self::Halves { .. } => None,
+            Self::Halves { .. } | Self::Visiting(_) => None,
         }
         .unwrap_or_else(|| self.table(tensor).into())
     }
@@ -112,6 +161,7 @@ impl Weights {
             Self::Halves { vectors, .. } => {
                 vector_of(vectors, tensor).expect("a norm's weight or a bias is a vector of the layout")
             }
+            Self::Visiting(visiting) => visiting.place(tensor),
         }
     }
 
@@ -126,6 +176,7 @@ impl Weights {
                 Some(place) => device.write(place, values),
                 None => device.write_bf16(halved(*matrices, span), values),
             },
+            Self::Visiting(_) => panic!("who brings a model's weights sets them, too"),
         }
     }
 }

@@ -4,7 +4,7 @@
 use gradus_collective::{Communicator, Handle};
 use gradus_error::{Error, Result};
 use gradus_memory::{RawRange, Span};
-use gradus_model::BackwardObserver;
+use gradus_model::{Seams, Unit};
 use std::cell::{Cell, RefCell};
 
 /// Cuts `len` elements into buckets of about `bucket_len`, in order; the last one may be smaller.
@@ -92,6 +92,13 @@ impl GradientSum<'_> {
         communicator.progress()
     }
 
+    fn final_up_to(&self, end: usize) {
+        if !self.failed() {
+            let started = self.start_final(end);
+            self.keep(started);
+        }
+    }
+
     /// Keeps the first failure; the backward pass goes on and `finish` reports it.
     fn keep(&self, result: Result<()>) {
         if let Err(error) = result {
@@ -104,7 +111,7 @@ impl GradientSum<'_> {
     }
 }
 
-impl BackwardObserver for GradientSum<'_> {
+impl Seams for GradientSum<'_> {
     fn between_operations(&self) {
         if !self.failed() {
             let progress = self.parent.communicator.borrow_mut().progress();
@@ -112,11 +119,8 @@ impl BackwardObserver for GradientSum<'_> {
         }
     }
 
-    fn final_up_to(&self, end: usize) {
-        if !self.failed() {
-            let started = self.start_final(end);
-            self.keep(started);
-        }
+    fn finished(&self, _unit: Unit, range: Span) {
+        self.final_up_to(range.end());
     }
 }
 

@@ -32,7 +32,7 @@ impl Evaluation<'_> {
             let chosen = first..(first + self.batch as u64).min(samples);
             let spread = chosen.map(|index| spread(index, samples, self.split.samples()));
             buffer.load(self.split, spread, self.rule)?;
-            sum += self.model.loss(self.workspace, buffer.batch())?;
+            sum += self.model.loss(self.workspace, buffer.batch(), &())?;
         }
         let mut sums = [sum.nats, sum.targets as f64];
         communicator.all_reduce(&mut sums)?;

@@ -9,7 +9,7 @@ use gradus_collective::Communicator;
 use gradus_compute::cpu::VARIABLE as KERNELS;
 use gradus_error::{Error, Kind, Result};
 use gradus_memory::Span;
-use gradus_model::{BackwardObserver, Batch, LossSum, Transformer, Workspace};
+use gradus_model::{Batch, LossSum, Seams, Transformer, Workspace};
 use std::sync::Arc;
 
 /// The microbatches of one step, numbered over all ranks.
@@ -195,9 +195,9 @@ impl Learner {
         let sum = unsafe { self.ranks.begin(device.raw(self.gradients.span())) };
         let mut loss = LossSum::default();
         for index in mine.clone() {
-            let observer: &dyn BackwardObserver = if index + 1 == mine.end { &sum } else { &() };
+            let seams: &dyn Seams = if index + 1 == mine.end { &sum } else { &() };
             let batch = microbatches.load(index)?;
-            loss += self.model.forward_backward(&self.workspace, batch, self.gradients.span(), observer)?;
+            loss += self.model.forward_backward(&self.workspace, batch, self.gradients.span(), seams)?;
         }
         sum.finish()?;
         Ok(loss)

@@ -2,6 +2,7 @@
 
 mod attention;
 mod linear;
+mod loss;
 mod muon;
 mod norm;
 mod prepared;
@@ -11,13 +12,14 @@ pub use linear::forward_product;
 use super::cells::Cells;
 use super::elementwise::{Embed, Gelu, GeluGradient, Map, Scatter, Sum, Swiglu, SwigluGradient, Table, Turn};
 use super::gemm::PairRows;
-use super::loss::{Losses, Update, sum_of_squares, sums_len};
+use super::loss::{Update, sum_of_squares, sums_len};
 use super::memory::{Columns, Elements, resolve, resolve_rows, unless_in_place};
 use super::{CpuDevice, Working};
 use crate::device::{
-    AdamW, Attention, CrossEntropy, Device, Embedding, Epilogue, Format, IGNORED, Linear, Matrix, Norm,
-    Precision, Rope, Rows, Through, Use, Weight,
+    AdamW, Attention, CrossEntropy, Device, Embedding, Epilogue, Format, Linear, Matrix, Norm, Precision,
+    Rope, Rows, Through, Use, Weight,
 };
+use crate::loss::CrossEntropyPart;
 use crate::muon::{Muon, NewtonSchulz};
 use gradus_error::Result;
 use gradus_memory::{HeapRange, RawRange, SharedHeap, Span};
@@ -347,21 +349,26 @@ impl Device for CpuDevice {
     }
 
     fn cross_entropy(&self, shape: CrossEntropy, logits: Span, losses: Span, gradient: bool) {
-        let rows = shape.targets.len();
-        sized("logits", logits, rows * shape.width);
-        sized("losses", losses, rows);
-        assert!(shape.vocabulary <= shape.width, "the vocabulary is wider than the logits");
-        let outside =
-            shape.targets.iter().find(|target| **target != IGNORED && **target as usize >= shape.vocabulary);
-        assert!(outside.is_none(), "target {outside:?} is outside a vocabulary of {}", shape.vocabulary);
-        let ([logits, losses], []) = resolve(&self.arena, [logits, losses], []);
-        self.working().engine.each(rows, 1, 8 * shape.width, |rows| Losses {
-            shape,
-            logits,
-            losses,
-            gradient,
-            rows,
-        });
+        self.run_cross_entropy(shape, logits, losses, gradient);
+    }
+
+    fn cross_entropy_maxima(&self, shape: CrossEntropyPart, logits: Span, maxima: Span) {
+        self.run_cross_entropy_maxima(shape, logits, maxima);
+    }
+
+    fn cross_entropy_sums(&self, shape: CrossEntropyPart, logits: Span, maxima: Span, sums: Span) {
+        self.run_cross_entropy_sums(shape, logits, maxima, sums);
+    }
+
+    fn cross_entropy_losses(
+        &self,
+        shape: CrossEntropyPart,
+        maxima: Span,
+        sums: Span,
+        logits: Span,
+        losses: Span,
+    ) {
+        self.run_cross_entropy_losses(shape, maxima, sums, logits, losses);
     }
 
     fn sum_of_squares(&self, x: Span) -> f64 {

@@ -7,6 +7,7 @@ use super::cells::Cells;
 use super::math::sigmoid;
 use super::memory::Elements;
 use super::simd::{Operation, Simd};
+use crate::device::IGNORED;
 use std::ops::Range;
 
 /// A function of `N` elements.
@@ -314,7 +315,7 @@ impl Table {
 
 /// `out[M, C] = table[token] (+ position_table[position])` for rows `rows`.
 pub struct Embed<'a> {
-    /// A row of the table for each row.
+    /// A row of the table for each row, or [`IGNORED`].
     pub tokens: &'a [u32],
     /// A row of the position table for each row, if there is one.
     pub positions: &'a [u32],
@@ -339,7 +340,10 @@ impl Operation for Embed<'_> {
             // SAFETY: this part alone writes the row.
             unsafe {
                 let out = self.out.slice_mut(row * self.width, self.width);
-                self.table.take(s, self.tokens[row] as usize, out, false);
+                match self.tokens[row] {
+                    IGNORED => out.fill(0.0),
+                    token => self.table.take(s, token as usize, out, false),
+                }
                 if self.position_table.len > 0 {
                     self.position_table.take(s, self.positions[row] as usize, out, true);
                 }
@@ -348,10 +352,10 @@ impl Operation for Embed<'_> {
     }
 }
 
-/// Adds columns `columns` of each row of `d_out[M, C]` to the row of the table that `indices` names, in row order:
-/// the order of sums does not depend on the number of threads.
+/// Adds columns `columns` of each row of `d_out[M, C]` to the row of the table that `indices` names, if it names one, in row
+/// order: the order of sums does not depend on the number of threads.
 pub struct Scatter<'a> {
-    /// A row of the table for each row.
+    /// A row of the table for each row, or [`IGNORED`].
     pub indices: &'a [u32],
     /// `C`.
     pub width: usize,
@@ -369,7 +373,7 @@ impl Operation for Scatter<'_> {
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
         let (first, count) = (self.columns.start, self.columns.len());
-        for (row, index) in self.indices.iter().enumerate() {
+        for (row, index) in self.indices.iter().enumerate().filter(|(_, index)| **index != IGNORED) {
             // SAFETY: slices are held against their ranges; this part alone touches these columns of the table.
             unsafe {
                 let from = Elements::of(self.d_out.slice(row * self.width + first, count));

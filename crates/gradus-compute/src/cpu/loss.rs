@@ -1,5 +1,9 @@
 //! Cross entropy, the optimizer's update, and the sum of squares.
 
+mod part;
+
+pub use part::{PartLosses, PartMaxima, PartSums};
+
 use super::engine::Engine;
 use super::math::exp;
 use super::memory::Elements;

@@ -1,6 +1,6 @@
 //! Embeddings, activations, rotary positions.
 
-use crate::device::{Embedding, Rope};
+use crate::device::{Embedding, IGNORED, Rope};
 
 pub(super) fn accumulate(to: &mut [f32], from: &[f32]) {
     to.iter_mut().zip(from).for_each(|(to, from)| *to += from);
@@ -10,7 +10,10 @@ pub(super) fn embed(shape: Embedding, table: &[f32], positions: Option<&[f32]>) 
     let width = shape.width;
     let mut out = Vec::with_capacity(shape.tokens.len() * width);
     for (row, token) in shape.tokens.iter().enumerate() {
-        out.extend_from_slice(&table[*token as usize * width..][..width]);
+        match *token {
+            IGNORED => out.resize((row + 1) * width, 0.0),
+            token => out.extend_from_slice(&table[token as usize * width..][..width]),
+        }
         if let Some(positions) = positions {
             accumulate(&mut out[row * width..], &positions[shape.positions[row] as usize * width..][..width]);
         }
@@ -18,9 +21,10 @@ pub(super) fn embed(shape: Embedding, table: &[f32], positions: Option<&[f32]>) 
     out
 }
 
-/// Adds each row of `d_out` to the row of `table` that `indices` names.
+/// Adds each row of `d_out` to the row of `table` that `indices` names, if it names one.
 pub(super) fn scatter(indices: &[u32], width: usize, d_out: &[f32], table: &mut [f32]) {
-    for (index, row) in indices.iter().zip(d_out.chunks_exact(width)) {
+    for (index, row) in indices.iter().zip(d_out.chunks_exact(width)).filter(|(index, _)| **index != IGNORED)
+    {
         accumulate(&mut table[*index as usize * width..][..width], row);
     }
 }

@@ -1,6 +1,7 @@
 //! The loss and the optimizer.
 
 use crate::device::{AdamW, CrossEntropy, IGNORED};
+use crate::loss::CrossEntropyPart;
 
 /// Losses of the rows; `logits` become the gradient of their sum.
 pub(super) fn cross_entropy(shape: CrossEntropy, logits: &mut [f32]) -> Vec<f32> {
@@ -26,6 +27,57 @@ fn row_loss(logits: &mut [f32], target: usize) -> f32 {
     }
     logits[target] -= 1.0;
     loss as f32
+}
+
+/// The largest of each row's logits here.
+pub(super) fn part_maxima(shape: CrossEntropyPart, logits: &[f32]) -> Vec<f32> {
+    shape.check();
+    let largest = |(row, target): (&[f32], &u32)| match *target {
+        IGNORED => 0.0,
+        _ => row[..shape.tokens].iter().copied().fold(f32::NEG_INFINITY, f32::max),
+    };
+    logits.chunks_exact(shape.width).zip(shape.targets).map(largest).collect()
+}
+
+/// Sums of exponentials, then targets' logits; logits become the exponentials.
+pub(super) fn part_sums(shape: CrossEntropyPart, logits: &mut [f32], maxima: &[f32]) -> Vec<f32> {
+    let rows = shape.targets.len();
+    let mut sums = vec![0.0; 2 * rows];
+    for (row, target) in shape.targets.iter().enumerate().filter(|(_, target)| **target != IGNORED) {
+        let real = &mut logits[row * shape.width..][..shape.tokens];
+        sums[rows + row] = shape.column(*target).map_or(0.0, |column| real[column]);
+        let exponentials = real.iter().map(|x| (f64::from(*x) - f64::from(maxima[row])).exp());
+        let exponentials: Vec<f64> = exponentials.collect();
+        sums[row] = exponentials.iter().sum::<f64>() as f32;
+        real.iter_mut().zip(exponentials).for_each(|(x, exponential)| *x = exponential as f32);
+    }
+    sums
+}
+
+/// Exponentials become the gradient.
+pub(super) fn part_gradient(shape: CrossEntropyPart, logits: &mut [f32], sums: &[f32]) {
+    for (row, target) in shape.targets.iter().enumerate() {
+        let (real, padding) = logits[row * shape.width..][..shape.width].split_at_mut(shape.tokens);
+        padding.fill(0.0);
+        if *target == IGNORED {
+            real.fill(0.0);
+            continue;
+        }
+        real.iter_mut().for_each(|x| *x = (f64::from(*x) / f64::from(sums[row])) as f32);
+        if let Some(column) = shape.column(*target) {
+            real[column] -= 1.0;
+        }
+    }
+}
+
+/// The rows' losses.
+pub(super) fn part_losses(shape: CrossEntropyPart, maxima: &[f32], sums: &[f32]) -> Vec<f32> {
+    let (totals, right) = sums.split_at(shape.targets.len());
+    let loss = |(row, target): (usize, &u32)| match *target {
+        IGNORED => 0.0,
+        _ => (f64::from(maxima[row]) + f64::from(totals[row]).ln() - f64::from(right[row])) as f32,
+    };
+    shape.targets.iter().enumerate().map(loss).collect()
 }
 
 /// One parameter's update.

@@ -14,6 +14,7 @@ use crate::device::{
     AdamW, Attention, CrossEntropy, Device, Embedding, Epilogue, Format, Linear, Matrix, Norm, Precision,
     Rope, Rows, Through, Use, Weight,
 };
+use crate::loss::CrossEntropyPart;
 use crate::muon::{Muon, NewtonSchulz};
 use gradus_error::Result;
 use gradus_memory::{Arena, HeapRange, RawRange, SharedHeap, Span};
@@ -377,6 +378,34 @@ impl Device for Reference {
             self.put(logits, &values);
         }
         self.put(losses, &row_losses);
+    }
+
+    fn cross_entropy_maxima(&self, shape: CrossEntropyPart, logits: Span, maxima: Span) {
+        self.put(maxima, &loss::part_maxima(shape, &self.get(logits)));
+    }
+
+    fn cross_entropy_sums(&self, shape: CrossEntropyPart, logits: Span, maxima: Span, sums: Span) {
+        let mut values = self.get(logits);
+        let row_sums = loss::part_sums(shape, &mut values, &self.get(maxima));
+        if shape.gradient {
+            self.put(logits, &values);
+        }
+        self.put(sums, &row_sums);
+    }
+
+    fn cross_entropy_losses(
+        &self,
+        shape: CrossEntropyPart,
+        maxima: Span,
+        sums: Span,
+        logits: Span,
+        losses: Span,
+    ) {
+        let (maxima, sums) = (self.get(maxima), self.get(sums));
+        if shape.gradient {
+            self.update(logits, |logits| loss::part_gradient(shape, logits, &sums));
+        }
+        self.put(losses, &loss::part_losses(shape, &maxima, &sums));
     }
 
     fn sum_of_squares(&self, x: Span) -> f64 {

@@ -6,6 +6,7 @@
 //! along some random directions. Each case also holds that it would find a gradient a little too large.
 
 use crate::devices::{all_f32, get, reference, uniform};
+use crate::vocabulary::Split;
 use gradus_compute::{
     Attention, CrossEntropy, Device, Embedding, Epilogue, IGNORED, Linear, Matrix, Norm, NormKind, Precision,
     Rope, Rows, Through,
@@ -422,6 +423,27 @@ fn losses() {
             rows * width,
             |device, t| run(device, t.kept, t, false),
             |device, t| run(device, t.gradients[0], t, true),
+        );
+    }
+}
+
+#[test]
+fn losses_of_vocabularies_that_are_shared_out() {
+    for edges in [&[0, 2, 5][..], &[0, 200, 350, 610]] {
+        let (rows, vocabulary) = (7, edges[edges.len() - 1]);
+        let targets: Vec<u32> =
+            (0..rows).map(|i| if i % 5 == 3 { IGNORED } else { (i * 131 % vocabulary) as u32 }).collect();
+        let run = |device: &dyn Device, t: &Tensors<1>, gradient: bool| {
+            let split = Split { targets: &targets, edges, padding: 3, gradient };
+            split.run(device, &get(device, t.inputs[0]))
+        };
+        check(
+            &format!("loss of {edges:?}"),
+            [scaled(3.0, 1, rows * vocabulary)],
+            &vec![1.0; rows],
+            0,
+            |device, t| device.write(t.out, &run(device, t, false)[0]),
+            |device, t| device.write(t.gradients[0], &run(device, t, true)[1]),
         );
     }
 }

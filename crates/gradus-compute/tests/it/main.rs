@@ -10,3 +10,4 @@ mod matmul;
 mod muon;
 mod rows;
 mod stable;
+mod vocabulary;

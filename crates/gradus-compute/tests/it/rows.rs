@@ -1,8 +1,8 @@
 //! Operations on rows and elements.
 
-use crate::devices::{all_f32, compare, get, get_matrix, put, put_halves, uniform};
+use crate::devices::{all_f32, compare, get, get_matrix, put, put_halves, reference, uniform};
 use gradus_compute::{
-    AdamW, CrossEntropy, Device, Embedding, Format, IGNORED, Matrix, Norm, NormKind, Rope, Rows,
+    AdamW, CrossEntropy, Device, Embedding, Format, IGNORED, Matrix, Norm, NormKind, Precision, Rope, Rows,
 };
 
 /// Lengths around the vectors of all families, and one that is shared out among threads.
@@ -175,6 +175,46 @@ fn embeddings_and_their_gradients() {
     }
 }
 
+/// A table cut into parts of rows, as ranks share out a vocabulary: the sum of what each puts out, and the tables.
+fn embed_in_parts(device: &dyn Device, shape: Embedding, edges: &[u32]) -> Vec<Vec<f32>> {
+    let Embedding { tokens, positions, width } = shape;
+    let (sum, mut tables) = (put(device, &vec![0.0; tokens.len() * width]), Vec::new());
+    let (table, places) = (uniform(1, 13 * width), put(device, &uniform(2, 10 * width)));
+    let d_out = put(device, &uniform(3, tokens.len() * width));
+    for (index, edge) in edges.windows(2).enumerate() {
+        let part = edge[0] as usize * width..edge[1] as usize * width;
+        let here = |token: &u32| (edge[0]..edge[1]).contains(token);
+        let local: Vec<u32> =
+            tokens.iter().map(|token| if here(token) { token - edge[0] } else { IGNORED }).collect();
+        let shape = Embedding { tokens: &local, positions: if index == 0 { positions } else { &[] }, width };
+        let (table, out) = (put(device, &table[part]), device.allocate(tokens.len() * width).unwrap());
+        let places = (index == 0).then_some(places);
+        device.fill(out, f32::NAN);
+        device.embedding_forward(shape, table.into(), places.map(Matrix::from), out);
+        device.add(sum, out, sum);
+        device.embedding_backward(shape, d_out, table, places);
+        tables.extend(get(device, table));
+    }
+    vec![get(device, sum), tables, get(device, places)]
+}
+
+#[test]
+fn tables_whose_rows_are_shared_out_make_the_whole_embedding() {
+    let (oracle, devices) = (reference(Precision::F32), all_f32());
+    for (rows, width) in [(1, 1), (40, 7), (33, 16), (500, 385)] {
+        let tokens: Vec<u32> = (0..rows as u32).map(|i| i * i % 13).collect();
+        let positions: Vec<u32> = (0..rows as u32).map(|i| i % 10).collect();
+        let shape = Embedding { tokens: &tokens, positions: &positions, width };
+        let whole = embed_in_parts(&oracle, shape, &[0, 13]);
+        for device in devices.iter().map(|device| device as &dyn Device).chain([&oracle as &dyn Device]) {
+            for edges in [&[0, 13][..], &[0, 5, 13], &[0, 1, 1, 12, 13]] {
+                let parts = embed_in_parts(device, shape, edges);
+                assert!(parts == whole, "{rows} x {width} at {edges:?} on {}", device.describe());
+            }
+        }
+    }
+}
+
 #[test]
 fn losses_and_their_gradients() {
     let devices = all_f32();
@@ -224,7 +264,7 @@ fn updates_of_adamw() {
 
 #[test]
 fn sums_of_squares_show_what_is_not_finite() {
-    let right = crate::devices::reference(gradus_compute::Precision::F32);
+    let right = reference(Precision::F32);
     for len in [0, 1, 15, 17, 16_384, 16_385, 300_001] {
         let values = uniform(1, len);
         let expected = right.sum_of_squares(put(&right, &values));

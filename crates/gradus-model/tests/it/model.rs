@@ -1,13 +1,12 @@
 //! The model against finite differences and against itself.
 
 use gradus_compute::{CpuDevice, Device, IGNORED, Precision, Reference};
-use gradus_model::{
-    BackwardObserver, Batch, Family, Generator, ModelConfig, PRESETS, Transformer, Workspace,
-};
+use gradus_memory::Span;
+use gradus_model::{Batch, Family, Generator, ModelConfig, PRESETS, Seams, Transformer, Unit, Workspace};
 use std::cell::RefCell;
 use std::sync::Arc;
 
-fn small(family: Family, tied: bool) -> ModelConfig {
+pub fn small(family: Family, tied: bool) -> ModelConfig {
     let (_, preset) = PRESETS.iter().find(|(_, config)| config.family == family).unwrap();
     let kv_heads = if family == Family::Gpt2 { 2 } else { 1 };
     ModelConfig {
@@ -24,7 +23,7 @@ fn small(family: Family, tied: bool) -> ModelConfig {
     }
 }
 
-fn model(config: ModelConfig) -> Transformer {
+pub fn model(config: ModelConfig) -> Transformer {
     let model = Transformer::new(config, Arc::new(Reference::new(Precision::F32, 1 << 20).unwrap())).unwrap();
     model.initialise(3);
     // Weights of 0.02 leave gradients too small for differences: spread them.
@@ -40,7 +39,7 @@ const TOKENS: [u32; 10] = [1, 5, 2, 20, 7, 3, 3, 0, 9, 11];
 const TARGETS: [u32; 10] = [5, 2, 20, 7, IGNORED, 3, 0, 9, 11, 4];
 const DOCUMENTS: [u32; 10] = [0, 0, 1, 1, 1, 0, 1, 1, 1, 2];
 
-fn batch(documents: bool) -> Batch<'static> {
+pub fn batch(documents: bool) -> Batch<'static> {
     Batch {
         batch: 2,
         sequence: 5,
@@ -72,7 +71,7 @@ fn gradients_are_the_slopes_of_the_loss() {
                     let mut values = original.clone();
                     values[i] += shift;
                     model.put(tensor.span(), &values);
-                    model.loss(&workspace, batch(documents)).unwrap().nats
+                    model.loss(&workspace, batch(documents), &()).unwrap().nats
                 };
                 // A shift of 2e-3 leaves an error of its square times the third derivative, and f32 losses of rounding
                 // 1e-6 over the shift: both some 1e-3.
@@ -89,9 +88,9 @@ fn gradients_are_the_slopes_of_the_loss() {
 #[derive(Default)]
 struct Notes(RefCell<Vec<usize>>);
 
-impl BackwardObserver for Notes {
-    fn final_up_to(&self, end: usize) {
-        self.0.borrow_mut().push(end);
+impl Seams for Notes {
+    fn finished(&self, _unit: Unit, range: Span) {
+        self.0.borrow_mut().push(range.end());
     }
 }
 
@@ -101,14 +100,14 @@ fn gradients_become_final_block_by_block_and_do_not_change_afterwards() {
         notes: Notes,
         seen: RefCell<Vec<Vec<f32>>>,
         device: &'a dyn Device,
-        gradients: gradus_memory::Span,
+        gradients: Span,
     }
-    impl BackwardObserver for Watch<'_> {
-        fn final_up_to(&self, end: usize) {
-            let mut values = vec![0.0; end];
-            self.device.read(self.gradients.part(0, end), &mut values);
+    impl Seams for Watch<'_> {
+        fn finished(&self, unit: Unit, range: Span) {
+            let mut values = vec![0.0; range.end()];
+            self.device.read(self.gradients.part(0, range.end()), &mut values);
             self.seen.borrow_mut().push(values);
-            self.notes.final_up_to(end);
+            self.notes.finished(unit, range);
         }
     }
     for tied in [true, false] {
@@ -152,7 +151,7 @@ fn a_token_beyond_the_vocabulary_is_refused() {
     let workspace = Workspace::for_training(model.device().as_ref(), model.config(), 10, false).unwrap();
     let tokens = [1, 2, 3, 21, 1, 1, 1, 1, 1, 1];
     let wrong = Batch { tokens: &tokens, ..batch(false) };
-    assert_eq!(*model.loss(&workspace, wrong).unwrap_err().kind(), gradus_error::Kind::Invalid);
+    assert_eq!(*model.loss(&workspace, wrong, &()).unwrap_err().kind(), gradus_error::Kind::Invalid);
 }
 
 #[test]

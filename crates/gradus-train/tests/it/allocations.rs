@@ -170,7 +170,7 @@ fn run(learner: &mut Learner, mut data: &Data) {
     let result = learner.step(&mut data, 1e-3, false).unwrap();
     assert!(!result.skipped && result.gradient_norm > 0.0);
     let (model, workspace, _) = learner.for_evaluation();
-    model.loss(workspace, data.load(1).unwrap()).unwrap();
+    model.loss(workspace, data.load(1).unwrap(), &()).unwrap();
 }
 
 #[test]

@@ -3,7 +3,7 @@
 use gradus_collective::{Communicator, run_as_threads};
 use gradus_compute::{CpuDevice, Device, Precision};
 use gradus_memory::Span;
-use gradus_model::{BackwardObserver, Batch, ModelConfig, PRESETS, Transformer, Workspace};
+use gradus_model::{Batch, ModelConfig, PRESETS, Seams, Transformer, Unit, Workspace};
 use gradus_train::{DataParallel, GradientSum};
 use std::cell::RefCell;
 use std::sync::Arc;
@@ -36,15 +36,15 @@ struct Seen {
     last: bool,
 }
 
-impl BackwardObserver for Watch<'_> {
+impl Seams for Watch<'_> {
     fn between_operations(&self) {
         self.sum.between_operations();
     }
 
-    fn final_up_to(&self, end: usize) {
-        self.sum.final_up_to(end);
+    fn finished(&self, unit: Unit, range: Span) {
+        self.sum.finished(unit, range);
         let (started, bytes_sent) = (self.sum.started(), self.sum.bytes_sent());
-        self.seen.borrow_mut().push(Seen { started, bytes_sent, last: end == self.end });
+        self.seen.borrow_mut().push(Seen { started, bytes_sent, last: range.end() == self.end });
     }
 }
 
