@@ -2,7 +2,8 @@
 //!
 //! [`Trainer`] is the loop and [`Learner`] the step, to be read in one sitting; [`batches`] says which sequences a rank
 //! learns from in a step, [`DataParallel`] sums gradients while the backward pass goes on, [`Optimizer`] updates the
-//! weights, [`schedule`] gives the learning rate, [`checkpoint`] saves and resumes. Training calls communicators only, never a transport.
+//! weights, [`schedule`] gives the learning rate, [`checkpoint`] saves and resumes; [`Mesh`] says where a rank stands
+//! among the others, and [`Sharding`] what it owns of a layout. Training calls communicators only, never a transport.
 
 pub mod batches;
 mod calibration;

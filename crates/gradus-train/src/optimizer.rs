@@ -86,9 +86,9 @@ impl Optimizer {
     pub fn moments(&self, tensor: &Tensor) -> [Vec<Moments>; 2] {
         let of = |moment: fn(&Part) -> Option<Span>| {
             let found = self.parts.iter().filter_map(|part| {
-                let range = parts::intersection(part.piece.span, tensor.span())?;
-                let place = moment(part)?.part(range.start - part.piece.span.start, range.len);
-                Some(Moments { range, place })
+                let range = part.piece.span.common(&tensor.span());
+                let place = moment(part).filter(|_| !range.is_empty())?;
+                Some(Moments { range, place: place.part(range.start - part.piece.span.start, range.len) })
             });
             join(found)
         };

@@ -32,12 +32,6 @@ impl Part {
     }
 }
 
-/// What two ranges share.
-pub(super) fn intersection(a: Span, b: Span) -> Option<Span> {
-    let (start, end) = (a.start.max(b.start), a.end().min(b.end()));
-    (start < end).then(|| Span::new(start, end - start))
-}
-
 /// What an optimizer of this kind updates at once in pieces of a layout, moments not yet placed.
 ///
 /// # Errors
@@ -48,7 +42,10 @@ pub(super) fn of_pieces(layout: &Layout, pieces: &[Piece], kind: OptimizerKind) 
     let mut parts = Vec::new();
     for piece in pieces {
         for (span, work) in &whole {
-            let Some(inside) = intersection(*span, piece.span) else { continue };
+            let inside = span.common(&piece.span);
+            if inside.is_empty() {
+                continue;
+            }
             if matches!(work, Work::Matrix { .. }) && inside != *span {
                 return Err(Error::internal(format!("{:?} cuts the matrix at {span:?}", piece.span)));
             }

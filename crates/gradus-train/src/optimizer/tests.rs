@@ -163,18 +163,29 @@ fn shards_are_updated_as_the_whole_is() {
             owners.iter_mut().for_each(|owner| owner.update(&mut found));
             assert!(bits(&found) == bits(&expected), "{kind:?}, {ranks} ranks, {}", device().describe());
             for tensor in layout.tensors() {
-                for (moment, whole) in alone.moments(tensor).into_iter().enumerate() {
-                    let parts = owners.iter().flat_map(|owner| owner.moments(tensor)[moment].clone());
-                    let parts: Vec<(Span, Vec<u32>)> = parts.collect();
-                    let ends: Vec<usize> = parts.iter().map(|(range, _)| range.end()).collect();
-                    assert!(ends.is_sorted() && whole.len() <= 1, "{ends:?}");
-                    let joined: Vec<u32> = parts.into_iter().flat_map(|(_, values)| values).collect();
-                    let whole: Vec<u32> = whole.into_iter().flat_map(|(_, values)| values).collect();
-                    assert!(joined == whole, "{} {moment}", tensor.name);
-                }
+                let found = owners.iter().map(|owner| owner.moments(tensor));
+                assert!(joined(found) == joined([alone.moments(tensor)]), "{}", tensor.name);
             }
         }
     }
+}
+
+/// Moments of a tensor as the ranks have them together, first and second, where theirs follow each other.
+fn joined(ranks: impl IntoIterator<Item = [Vec<(Span, Vec<u32>)>; 2]>) -> [(Span, Vec<u32>); 2] {
+    let mut joined = [(); 2].map(|()| (Span::default(), Vec::new()));
+    for (index, (range, values)) in ranks.into_iter().flat_map(|moments| {
+        let [first, second] = moments.map(Vec::into_iter);
+        first.map(|moments| (0, moments)).chain(second.map(|moments| (1, moments)))
+    }) {
+        let (whole, all) = &mut joined[index];
+        if whole.len == 0 {
+            whole.start = range.start;
+        }
+        assert_eq!((whole.end(), range.len), (range.start, values.len()));
+        whole.len += range.len;
+        all.extend(values);
+    }
+    joined
 }
 
 #[test]
