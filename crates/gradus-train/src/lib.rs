@@ -17,6 +17,7 @@ mod gradients;
 mod learner;
 mod links;
 mod optimizer;
+pub mod pipeline;
 mod sample;
 pub mod schedule;
 mod settings;
