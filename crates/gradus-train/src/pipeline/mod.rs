@@ -12,6 +12,7 @@
 //! Nothing here holds a communicator, a clock or a model.
 
 mod check;
+mod formula;
 mod generate;
 mod lower;
 mod message;

@@ -16,9 +16,12 @@ fn schedule(kind: Kind, ranks: usize, chunks: usize, microbatches: usize) -> Sch
     kind.generate(Shape { ranks, chunks_per_rank: chunks, microbatches }).unwrap()
 }
 
-fn timeline(schedule: &Schedule, [forward, backward_input, backward_weight]: [f64; 3]) -> Timeline {
-    let stage = StageCosts { forward, backward_input, backward_weight, transfer: 0.0 };
-    simulate(schedule, &Costs::uniform(schedule.shape, stage)).unwrap()
+fn stage([forward, backward_input, backward_weight]: [f64; 3]) -> StageCosts {
+    StageCosts { forward, backward_input, backward_weight, transfer: 0.0 }
+}
+
+fn timeline(schedule: &Schedule, costs: [f64; 3]) -> Timeline {
+    simulate(schedule, &Costs::uniform(schedule.shape, stage(costs))).unwrap()
 }
 
 fn bubble(kind: Kind, ranks: usize, chunks: usize, microbatches: usize) -> f64 {
@@ -32,20 +35,19 @@ fn sizes() -> impl Iterator<Item = (usize, usize)> {
 
 #[test]
 fn bubbles_are_those_of_the_papers() {
-    for (ranks, microbatches) in sizes() {
-        let (p, m) = (ranks as f64, microbatches as f64);
-        for kind in [Kind::GPipe, Kind::OneForwardOneBackward] {
-            let made = bubble(kind, ranks, 1, microbatches);
-            assert!(close(made, (p - 1.0) / (m + p - 1.0)), "{kind}, {ranks} ranks, {microbatches}: {made}");
+    for ((ranks, microbatches), costs) in
+        sizes().flat_map(|size| [[1.0; 3], [1.0, 1.25, 0.75], [2.0, 3.0, 1.0]].map(|costs| (size, costs)))
+    {
+        for (kind, of_each) in Kind::ALL.map(|kind| (kind, 2)).into_iter().chain([(Kind::Interleaved, 4)]) {
+            let schedule = schedule(kind, ranks, chunks(kind, of_each), microbatches);
+            let (made, expected) =
+                (timeline(&schedule, costs).bubble(), kind.expected_bubble(schedule.shape, stage(costs)));
+            assert!(close(made, expected), "{kind}, {:?}, {costs:?}: {made} and {expected}", schedule.shape);
         }
-        for chunks in 2..=4 {
-            let made = bubble(Kind::Interleaved, ranks, chunks, microbatches);
-            let expected = (p - 1.0) / (chunks as f64 * m + p - 1.0);
-            assert!(close(made, expected), "interleaved {chunks}, {ranks} ranks, {microbatches}: {made}");
-        }
-        let made = bubble(Kind::ZeroBubble, ranks, 1, microbatches);
-        assert!(close(made, (p - 1.0) / (3.0 * m + p - 1.0)), "{ranks} ranks, {microbatches}: {made}");
     }
+    let shape = Shape { ranks: 4, chunks_per_rank: 1, microbatches: 8 };
+    let expected = Kind::ALL.map(|kind| kind.expected_bubble(shape, stage([1.0; 3])));
+    assert_eq!(expected, [3.0 / 11.0, 3.0 / 11.0, 3.0 / 11.0, 3.0 / 27.0]);
 }
 
 #[test]
@@ -113,7 +115,9 @@ fn shapes_without_a_schedule_are_named() {
 fn settings_name_kinds_as_they_name_themselves() {
     for kind in Kind::ALL {
         assert_eq!(serde_json::to_value(kind).unwrap(), kind.name());
+        assert_eq!(Kind::named(kind.name()).unwrap(), kind);
     }
+    assert!(Kind::named("2f2b").unwrap_err().to_string().contains("1f1b, interleaved"));
     let names = Kind::ALL.map(Kind::name);
     assert_eq!(names, ["gpipe", "1f1b", "interleaved", "zero-bubble"]);
 }

@@ -1,5 +1,5 @@
 //! Interleaved 1F1B (Narayanan et al., "Efficient Large-Scale Language Model Training on GPU Clusters Using Megatron-LM",
-//! 2021, section 2.2): each rank holds `v` stages of a `v`-th of the layers, so that a microbatch goes around the ranks `v`
+//! 2021, section 2.2.2): each rank holds `v` stages of a `v`-th of the layers, so that a microbatch goes around the ranks `v`
 //! times, and what ranks wait for at the start and at the end is a `v`-th as long: `(p - 1) / (v m + p - 1)` of a step.
 //!
 //! Microbatches go in groups of `p`: a group through chunk 0, then through chunk 1, and so on; backward passes take chunks

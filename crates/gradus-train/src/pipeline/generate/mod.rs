@@ -45,6 +45,18 @@ impl Kind {
         }
     }
 
+    /// The kind that settings write so.
+    ///
+    /// # Errors
+    /// `Invalid`, naming all there are.
+    pub fn named(name: &str) -> Result<Self> {
+        let unknown = || {
+            let names = Self::ALL.map(Self::name).join(", ");
+            Error::invalid(format!("{name:?} is no schedule of a pipeline: choose one of {names}"))
+        };
+        Self::ALL.into_iter().find(|kind| kind.name() == name).ok_or_else(unknown)
+    }
+
     /// The schedule of this kind, for any number of microbatches.
     ///
     /// # Errors

@@ -1,4 +1,4 @@
-//! ZB-H1 (Qi et al., "Zero Bubble Pipeline Parallelism", 2023, section 2.2 and figure 3): 1F1B with backward passes in two
+//! ZB-H1 (Qi et al., "Zero Bubble Pipeline Parallelism", 2023, section 2.1): 1F1B with backward passes in two
 //! halves, for the stage before waits for the gradient of the input only.
 //!
 //! Rank `r` puts the weights' half off by `r` microbatches. The gradients of inputs then reach the first rank
