@@ -19,6 +19,7 @@ mod learner;
 mod links;
 pub mod mesh;
 mod optimizer;
+pub mod pipeline;
 mod sample;
 pub mod schedule;
 mod settings;
