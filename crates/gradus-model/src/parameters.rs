@@ -114,6 +114,12 @@ impl Parameters {
         self.units.iter().find(|(known, _)| *known == unit).map(|(_, span)| *span).unwrap_or_default()
     }
 
+    /// Ranges of tensors that every tensor rank has whole, by growing place.
+    pub fn whole_on_all_ranks(&self) -> Vec<Span> {
+        let tensors = self.layout.tensors().iter().zip(&self.slices);
+        tensors.filter(|(_, slice)| !slice.cut).map(|(tensor, _)| tensor.span()).collect()
+    }
+
     /// What of `whole`, the layout of the whole model, is where in this one; by growing place here.
     ///
     /// # Panics
@@ -146,7 +152,12 @@ impl Builder<'_> {
     /// A tensor that is whole on every rank.
     fn whole(&mut self, name: String, shape: &[usize], decay: bool) -> Span {
         let columns = shape.get(1).copied().unwrap_or(1);
-        self.slices.push(Slice { rows: one(0..shape[0]), columns: 0..columns, whole_columns: columns });
+        self.slices.push(Slice {
+            rows: one(0..shape[0]),
+            columns: 0..columns,
+            whole_columns: columns,
+            cut: false,
+        });
         self.layout.push(name, shape, decay)
     }
 
@@ -162,7 +173,12 @@ impl Builder<'_> {
     fn table(&mut self, name: &str, decay: bool) -> Span {
         let (rows, width) = (self.part.vocabulary(self.config), self.config.width);
         let shape = [rows.len(), width];
-        self.slices.push(Slice { rows: one(rows), columns: 0..width, whole_columns: width });
+        self.slices.push(Slice {
+            rows: one(rows),
+            columns: 0..width,
+            whole_columns: width,
+            cut: self.part.tensor_ranks > 1,
+        });
         self.layout.push(name, &shape, decay)
     }
 
@@ -208,12 +224,12 @@ impl Builder<'_> {
     ) -> Span {
         let (outputs, inputs): (Vec<usize>, _) =
             (rows.iter().map(ExactSizeIterator::len).collect(), columns.len());
-        self.slices.push(Slice { rows, columns, whole_columns });
+        self.slices.push(Slice { rows, columns, whole_columns, cut: self.part.tensor_ranks > 1 });
         self.layout.push_matrices(name, &outputs, inputs)
     }
 
     fn vector(&mut self, name: String, rows: Vec<Range<usize>>) -> Span {
-        let slice = Slice { rows, columns: 0..1, whole_columns: 1 };
+        let slice = Slice { rows, columns: 0..1, whole_columns: 1, cut: self.part.tensor_ranks > 1 };
         let span = self.layout.push(name, &[slice.row_count()], false);
         self.slices.push(slice);
         span

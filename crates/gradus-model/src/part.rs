@@ -77,6 +77,8 @@ pub(crate) struct Slice {
     pub columns: Range<usize>,
     /// Columns of the whole.
     pub whole_columns: usize,
+    /// Whether ranks share it out; else each has all of it.
+    pub cut: bool,
 }
 
 impl Slice {

@@ -294,6 +294,16 @@ impl Transformer {
         self.units_of_embedding().iter().copied().chain(blocks).collect()
     }
 
+    /// Units whose weights a held-out loss reads after a forward pass.
+    pub fn head_visits(&self) -> Vec<Unit> {
+        self.units_of_head().to_vec()
+    }
+
+    /// The rows of a microbatch's residual stream that this rank has, of so many.
+    pub fn own_rows(&self, rows: usize) -> std::ops::Range<usize> {
+        self.part.share(rows)
+    }
+
     /// Units in the order in which a backward pass reads their weights.
     pub fn backward_visits(&self, how: Backward) -> Vec<Unit> {
         let head = if how == Backward::Weight { &[] } else { self.units_of_head() };

@@ -5,37 +5,39 @@
 //! weights, [`schedule`] gives the learning rate, [`checkpoint`] saves and resumes; [`Mesh`] says where a rank stands
 //! among the others, and [`Sharding`] what it owns of a layout. Training calls communicators only, never a transport.
 
+mod axis;
 pub mod batches;
 mod calibration;
 pub mod checkpoint;
 mod conditions;
-mod data_parallel;
 mod evaluate;
 pub mod events;
 #[cfg(feature = "fuzzing")]
 pub mod fuzzing;
-mod gradients;
+mod gathering;
 mod learner;
 mod links;
 pub mod mesh;
 mod optimizer;
 pub mod pipeline;
+mod reduction;
 mod sample;
 pub mod schedule;
 mod settings;
 pub mod sharding;
+mod stage;
+pub mod stages;
 mod trainer;
 
-pub use data_parallel::{DataParallel, GradientSum};
 pub use events::{EvaluationRecord, Event, Observer, RunDescription, StepRecord};
-pub use learner::{Learner, LearnerSizes, Microbatches, StepResult};
+pub use learner::{Exposed, FirstWeights, Learner, LearnerSettings, Microbatches, StepResult};
 pub use links::links_of_checkpoint;
 pub use mesh::Mesh;
 pub use optimizer::{Moments, Optimizer, Piece};
 pub use sample::SampleSettings;
 pub use settings::{
     Accumulate, Adjustment, CheckpointSettings, GradientFormat, MuonSettings, OptimizerKind,
-    OptimizerSettings, ParallelSettings, ScheduleKind, ScheduleName, TrainSettings,
+    OptimizerSettings, ParallelSettings, ScheduleKind, TrainSettings,
 };
 pub use sharding::Sharding;
 pub use trainer::{Outcome, Parts, RunSettings, Trainer};

@@ -30,6 +30,20 @@ impl Piece {
         Self { span: Span::new(0, layout.len()), weights, gradients }
     }
 
+    /// Whether another begins where this one ends, in the layout and on the device.
+    pub(crate) fn reaches(&self, next: &Self) -> bool {
+        self.span.end() == next.span.start
+            && self.weights.end() == next.weights.start
+            && self.gradients.end() == next.gradients.start
+    }
+
+    /// Takes in the next one.
+    pub(crate) fn extend(&mut self, next: &Self) {
+        self.span.len += next.span.len;
+        self.weights.len += next.weights.len;
+        self.gradients.len += next.gradients.len;
+    }
+
     /// What of it is in a range of the layout, if that is all there.
     fn part(&self, span: Span) -> Self {
         let of = |place: Span| place.part(span.start - self.span.start, span.len);
