@@ -324,6 +324,9 @@ pub trait Device: Send + Sync {
     fn add(&self, a: Span, b: Span, out: Span);
     /// Copies `rows` rows of `width`: from `from` to `to`, each with its stride, both in one format; in bf16 the width is even.
     fn copy_rows(&self, rows: usize, width: usize, from: Rows, to: Rows);
+    /// Copies elements into another format, or as they are: f32 is rounded to bf16 to nearest, ties to even. There are as many
+    /// as lie in f32; what an odd number of them leaves of the last place in bf16 becomes zero.
+    fn convert(&self, from: Matrix, to: Matrix);
 
     /// `out[M, C] = table[token] + position_table[position]`; without the first where the token is [`IGNORED`], without the
     /// second where there is no position table.

@@ -1,6 +1,7 @@
 //! The operations: sizes checked, ranges resolved, work cut into parts. Those with more to say have files of their own.
 
 mod attention;
+mod convert;
 mod linear;
 mod loss;
 mod muon;
@@ -134,6 +135,10 @@ impl Device for CpuDevice {
                 }
             }
         });
+    }
+
+    fn convert(&self, from: Matrix, to: Matrix) {
+        self.run_convert(from, to);
     }
 
     fn embedding_forward(&self, shape: Embedding, table: Matrix, position_table: Option<Matrix>, out: Span) {

@@ -174,6 +174,14 @@ impl Device for Reference {
         self.put_rows(to, rows, width, &values);
     }
 
+    fn convert(&self, from: Matrix, to: Matrix) {
+        match (from.format, to.format) {
+            (Format::Bf16, Format::F32) => self.put(to.span, &self.get_first(from, to.span.len)),
+            (Format::F32, Format::Bf16) => self.write_bf16(to.span, &self.get(from.span)),
+            _ => self.put(to.span, &self.get(from.span)),
+        }
+    }
+
     fn embedding_forward(&self, shape: Embedding, table: Matrix, position_table: Option<Matrix>, out: Span) {
         let positions = position_table.map(|table| self.get_matrix(table));
         let values = elementwise::embed(shape, &self.get_matrix(table), positions.as_deref());

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on should say so by panicking")]
 
 mod attention;
+mod convert;
 mod devices;
 mod differences;
 mod epilogues;
