@@ -2,6 +2,7 @@
 
 use crate::loss::CrossEntropyPart;
 use crate::muon::{Muon, NewtonSchulz};
+use crate::rounding::Rounding;
 use gradus_error::Result;
 use gradus_memory::{HeapRange, RawRange, SharedHeap, Span};
 use serde::{Deserialize, Serialize};
@@ -281,6 +282,8 @@ pub struct AdamW {
     pub update: u64,
     /// Factor of the gradient: one over the targets of the step, times clipping.
     pub gradient_scale: f32,
+    /// How a parameter in bf16 is rounded.
+    pub rounding: Rounding,
 }
 
 /// A device: memory, and operations on ranges of it.
@@ -454,10 +457,12 @@ pub trait Device: Send + Sync {
 
     /// Sum of squares in f64, in a fixed order; not finite if an element is not.
     fn sum_of_squares(&self, x: Span) -> f64;
-    /// One update of `parameter` and both moments.
-    fn adamw(&self, update: AdamW, parameter: Span, gradient: Span, moment1: Span, moment2: Span);
+    /// One update of `parameter` and both moments. A parameter in bf16 is updated as its value in f32 and rounded at random:
+    /// see [`Rounding`].
+    fn adamw(&self, update: AdamW, parameter: Matrix, gradient: Span, moment1: Span, moment2: Span);
     /// Sets `to[M, N]` to what the iteration makes of `from[M, N]`.
     fn orthogonalise(&self, shape: NewtonSchulz, from: Span, to: Span);
-    /// One update of `parameter[M, N]` and of its `moment`, the only one.
-    fn muon(&self, update: Muon, parameter: Span, gradient: Span, moment: Span);
+    /// One update of `parameter[M, N]` and of its `moment`, the only one. A parameter in bf16 is rounded as by
+    /// [`Device::adamw`].
+    fn muon(&self, update: Muon, parameter: Matrix, gradient: Span, moment: Span);
 }

@@ -5,7 +5,7 @@
 //! only: second moments are allocated for the rest.
 
 use crate::settings::{OptimizerKind, OptimizerSettings};
-use gradus_compute::{AdamW, Device, Muon, NewtonSchulz};
+use gradus_compute::{AdamW, Device, Muon, NewtonSchulz, Rounding};
 use gradus_error::Result;
 use gradus_memory::{Layout, Span, Tensor};
 
@@ -109,9 +109,10 @@ impl Optimizer {
             weight_decay: if decay { self.settings.weight_decay } else { 0.0 },
             update: self.updates,
             gradient_scale: now.gradient_scale,
+            rounding: Rounding::default(),
         };
         let part = |whole: Span| whole.part(span.start, span.len);
-        device.adamw(update, part(now.weights), part(now.gradients), part(self.moment1), moment2);
+        device.adamw(update, part(now.weights).into(), part(now.gradients), part(self.moment1), moment2);
     }
 
     fn update_matrix(&self, device: &dyn Device, now: Update, span: Span, rows: usize) {
@@ -124,9 +125,11 @@ impl Optimizer {
             nesterov: settings.nesterov,
             weight_decay: self.settings.weight_decay,
             gradient_scale: now.gradient_scale,
+            update: self.updates,
+            rounding: Rounding::default(),
         };
         let part = |whole: Span| whole.part(span.start, span.len);
-        device.muon(update, part(now.weights), part(now.gradients), part(self.moment1));
+        device.muon(update, part(now.weights).into(), part(now.gradients), part(self.moment1));
     }
 }
 

@@ -1,6 +1,6 @@
 //! Elements from one format to another: the same bits on every device.
 
-use crate::devices::{all_f32, cpu, get, kernels, put, reference, room, uniform};
+use crate::devices::{all_f32, bits, cpu, get, kernels, put, reference, room, uniform, with_reference};
 use gradus_compute::{Device, Format, Matrix, Precision};
 use half::bf16;
 
@@ -35,10 +35,6 @@ fn numbers(len: usize) -> Vec<f32> {
     plain.map(|(i, x)| if i % 5 == 4 { f32::from_bits(EDGES[i / 5 % EDGES.len()]) } else { x }).collect()
 }
 
-fn bits(values: &[f32]) -> Vec<u32> {
-    values.iter().map(|x| x.to_bits()).collect()
-}
-
 /// The bits of `values` in bf16, there and back, and copied in bf16, by a device; where it writes there were ones before.
 fn there_and_back(device: &dyn Device, values: &[f32]) -> [Vec<u32>; 3] {
     let matrix = |format| {
@@ -67,7 +63,7 @@ fn conversions_are_to_nearest_even_and_exact_back() {
         let halves: Vec<u32> = rounded.chunks(2).map(word).collect();
         let back = rounded.iter().map(|x| x.to_f32().to_bits()).collect();
         let right = [halves.clone(), halves, back];
-        for device in devices.iter().map(|device| device as &dyn Device).chain([&oracle as &dyn Device]) {
+        for device in with_reference(&devices, &oracle) {
             assert!(there_and_back(device, &values) == right, "{len}, {}", device.describe());
         }
     }

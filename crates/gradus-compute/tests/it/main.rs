@@ -9,6 +9,7 @@ mod differences;
 mod epilogues;
 mod matmul;
 mod muon;
+mod rounding;
 mod rows;
 mod stable;
 mod vocabulary;
