@@ -13,7 +13,7 @@ use crate::stage::Quantity;
 use gradus_error::{Error, IoContext, Kind, Result};
 use gradus_memory::Span;
 use gradus_model::hugging_face::{self, SpecialTokens};
-use gradus_model::{ModelConfig, Parameters};
+use gradus_model::{ModelConfig, Parameters, Transformer};
 use gradus_store::{Tokenizer, atomic};
 use serde::{Deserialize, Serialize};
 use std::cell::RefCell;
@@ -81,7 +81,11 @@ pub fn prune(run: &Path, keep: usize) -> Result<()> {
 ///
 /// # Errors
 /// The system's; on a full disk `Exhausted`; the communicator's. What stood at `folder` before stays.
-pub(crate) fn export(folder: &Path, learner: &mut Learner, tokenizer: Option<&Tokenizer>) -> Result<()> {
+pub(crate) fn export_learned(
+    folder: &Path,
+    learner: &mut Learner,
+    tokenizer: Option<&Tokenizer>,
+) -> Result<()> {
     let collector = Collector::new(learner);
     collector
         .conclude(atomic::write_folder_atomically(folder, |partial| {
@@ -90,12 +94,30 @@ pub(crate) fn export(folder: &Path, learner: &mut Learner, tokenizer: Option<&To
         .map_err(|error| error.within(format!("saving the model to {}", folder.display())))
 }
 
+/// Writes such a folder of a whole model.
+///
+/// # Errors
+/// The system's; on a full disk `Exhausted`. What stood at `folder` before stays.
+pub fn export(folder: &Path, model: &Transformer, tokenizer: Option<&Tokenizer>) -> Result<()> {
+    let read = |span| model.get(span);
+    atomic::write_folder_atomically(folder, |partial| write_folder(partial, model.config(), &read, tokenizer))
+        .map_err(|error| error.within(format!("saving the model to {}", folder.display())))
+}
+
 fn write_model(folder: &Path, from: &Collector, tokenizer: Option<&Tokenizer>) -> Result<()> {
+    let read = |span| from.read(Quantity::Weights, span);
+    write_folder(folder, &from.config(), &read, tokenizer)
+}
+
+fn write_folder(
+    folder: &Path,
+    config: &ModelConfig,
+    read: &dyn Fn(Span) -> Vec<f32>,
+    tokenizer: Option<&Tokenizer>,
+) -> Result<()> {
     let end = tokenizer.map(Tokenizer::end_of_text);
     let special = SpecialTokens { bos: end, eos: end };
-    let (config, whole) = (from.config(), Parameters::new(&from.config()));
-    let read = |span| from.read(Quantity::Weights, span);
-    hugging_face::write_model_folder(folder, &config, &whole, &read, special, SHARD_BYTES)?;
+    hugging_face::write_model_folder(folder, config, &Parameters::new(config), read, special, SHARD_BYTES)?;
     tokenizer.map_or(Ok(()), |tokenizer| tokenizer.copy_into(folder))
 }
 

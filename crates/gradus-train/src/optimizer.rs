@@ -8,7 +8,7 @@
 mod parts;
 
 use crate::settings::{OptimizerKind, OptimizerSettings};
-use gradus_compute::{AdamW, Device, Muon, NewtonSchulz};
+use gradus_compute::{AdamW, Device, Muon, NewtonSchulz, Rounding};
 use gradus_error::Result;
 use gradus_memory::{Layout, Span, Tensor};
 use parts::{Part, Work};
@@ -129,11 +129,11 @@ impl Optimizer {
             match part.work {
                 Work::Elements { decay, moment2 } => {
                     let update = self.adamw(decay, learning_rate, gradient_scale);
-                    device.adamw(update, weights, gradients, part.moment1, moment2);
+                    device.adamw(update, weights.into(), gradients, part.moment1, moment2);
                 }
                 Work::Matrix { rows } => {
                     let update = self.muon(rows, weights.len / rows, learning_rate, gradient_scale);
-                    device.muon(update, weights, gradients, part.moment1);
+                    device.muon(update, weights.into(), gradients, part.moment1);
                 }
             }
         }
@@ -148,6 +148,7 @@ impl Optimizer {
             weight_decay: if decay { self.settings.weight_decay } else { 0.0 },
             update: self.updates,
             gradient_scale,
+            rounding: Rounding::default(),
         }
     }
 
@@ -161,6 +162,8 @@ impl Optimizer {
             nesterov: settings.nesterov,
             weight_decay: self.settings.weight_decay,
             gradient_scale,
+            update: self.updates,
+            rounding: Rounding::default(),
         }
     }
 }

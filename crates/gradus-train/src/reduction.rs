@@ -165,7 +165,8 @@ impl Reduction {
     }
 
     /// Ranges handed to the communicator so far in this step.
-    pub fn started(&self) -> usize {
+    #[cfg(test)]
+    fn started(&self) -> usize {
         self.started.get()
     }
 
@@ -262,13 +263,4 @@ impl Reduction {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn buckets_cover_the_layout_in_order() {
-        assert_eq!(buckets(10, 4), [Span::new(0, 4), Span::new(4, 4), Span::new(8, 2)]);
-        assert_eq!(buckets(0, 4), []);
-        assert_eq!(buckets(3, 0).len(), 3);
-    }
-}
+mod tests;

@@ -428,7 +428,7 @@ impl Trainer {
             self.learner.serve()?;
         } else if !interrupted {
             model = self.settings.folder.join("model");
-            checkpoint::export(&model, &mut self.learner, self.tokenizer.as_ref())?;
+            checkpoint::export_learned(&model, &mut self.learner, self.tokenizer.as_ref())?;
             self.write_sample(observer)?;
         }
         self.learner.communicator().patient_barrier()?;

@@ -1,6 +1,6 @@
 //! The loss of logits whose columns are shared out among ranks, against the loss of whole rows.
 
-use crate::devices::{all_f32, assert_close, get, put, reference, uniform};
+use crate::devices::{all_f32, assert_close, bits, get, put, reference, uniform, with_reference};
 use gradus_compute::{CrossEntropy, CrossEntropyPart, Device, IGNORED, Precision};
 use gradus_memory::Span;
 
@@ -90,10 +90,6 @@ fn exchange(device: &dyn Device, spans: impl Iterator<Item = Span> + Clone, f: i
     spans.for_each(|span| device.write(span, &combined));
 }
 
-fn bits(values: &[f32]) -> Vec<u32> {
-    values.iter().map(|x| x.to_bits()).collect()
-}
-
 /// The losses of whole rows, and their gradient.
 fn whole(device: &dyn Device, targets: &[u32], logits: &[f32]) -> [Vec<f32>; 2] {
     let vocabulary = logits.len() / targets.len();
@@ -129,7 +125,7 @@ fn check(factor: f32, padding: usize, of_losses: f32) {
         let targets = targets(rows, vocabulary);
         let logits: Vec<f32> = uniform(1, rows * vocabulary).iter().map(|x| factor * x).collect();
         let right = whole(&oracle, &targets, &logits);
-        for device in devices.iter().map(|device| device as &dyn Device).chain([&oracle as &dyn Device]) {
+        for device in with_reference(&devices, &oracle) {
             let what = format!("{edges:?}, padding {padding}, {}", device.describe());
             let split = Split { targets: &targets, edges, padding, gradient: true };
             let got = split.run(device, &logits);

@@ -20,6 +20,7 @@ use gradus_error::{Error, Kind, Result};
 use gradus_fabric::{Launch, SECRET, Secret};
 use gradus_host::processors;
 use gradus_model::{Transformer, hugging_face};
+use gradus_train::FirstWeights;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -61,6 +62,14 @@ fn first_model(settings: &Settings, device: CpuDevice, tokens: usize) -> Result<
         read_weights(Path::new(&settings.model.from), &model)?;
     }
     Ok(model)
+}
+
+/// What a run begins with: random weights, or a Hugging Face folder's.
+fn first_weights(settings: &Settings) -> FirstWeights {
+    match settings.model.from.as_str() {
+        "" => FirstWeights::Seed(settings.run.seed),
+        folder => FirstWeights::Folder(folder.into()),
+    }
 }
 
 /// Puts a Hugging Face folder's weights into a model of that folder's configuration.
