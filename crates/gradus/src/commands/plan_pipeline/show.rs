@@ -135,7 +135,7 @@ mod tests {
         assert_eq!(words("gpipe"), "gpipe 1 33 27.3% 27.3% 8 8");
         assert_eq!(words("1f1b"), "1f1b 1 33 27.3% 27.3% 4 4");
         assert_eq!(words("interleaved"), "interleaved 2 28.5 15.8% 15.8% 5.5 5.5");
-        assert_eq!(words("zero-bubble"), "zero-bubble 1 27 11.1% 11.1% 4 4");
+        assert_eq!(words("zero-bubble"), "zero-bubble 1 27 11.1% 11.1% 4 5");
         let report = serde_json::to_value(Report::new(&arguments, &cases)).unwrap();
         assert_eq!(report["schedules"][3]["schedule"], "zero-bubble");
         assert_eq!(report["schedules"][2]["in_flight"], 5.5);
