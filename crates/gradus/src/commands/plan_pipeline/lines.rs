@@ -76,7 +76,7 @@ pub(super) fn letter(kind: ActionKind) -> char {
 
 fn legend(case: &Case) -> String {
     let halves = case.schedule.actions[0].iter().any(|action| action.kind == ActionKind::BackwardInput);
-    let backward = if halves { "backward, I for the input and W for the weights" } else { "B backward" };
+    let backward = if halves { "I backward for the input, W for the weights" } else { "B backward" };
     let chunks = if case.schedule.shape.chunks_per_rank > 1 { ", a and on its rank's stages" } else { "" };
     format!("F forward, {backward}; a number is a microbatch{chunks}")
 }

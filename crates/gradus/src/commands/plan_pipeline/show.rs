@@ -134,7 +134,7 @@ mod tests {
         let words = |name| row(name).split_whitespace().map(str::to_owned).collect::<Vec<_>>().join(" ");
         assert_eq!(words("gpipe"), "gpipe 1 33 27.3% 27.3% 8 8");
         assert_eq!(words("1f1b"), "1f1b 1 33 27.3% 27.3% 4 4");
-        assert_eq!(words("interleaved"), "interleaved 2 28.5 15.8% 15.8% 5.5 5.5");
+        assert_eq!(words("interleaved"), "interleaved 2 28.5 15.8% 15.8% 5.5 6");
         assert_eq!(words("zero-bubble"), "zero-bubble 1 27 11.1% 11.1% 4 5");
         let report = serde_json::to_value(Report::new(&arguments, &cases)).unwrap();
         assert_eq!(report["schedules"][3]["schedule"], "zero-bubble");
