@@ -2,7 +2,8 @@
 //!
 //! [`Trainer`] is the loop and [`Learner`] the step, to be read in one sitting; [`batches`] says which sequences a rank
 //! learns from in a step, [`DataParallel`] sums gradients while the backward pass goes on, [`Optimizer`] updates the
-//! weights, [`schedule`] gives the learning rate, [`checkpoint`] saves and resumes. Training calls communicators only, never a transport.
+//! weights, [`schedule`] gives the learning rate, [`checkpoint`] saves and resumes; [`pipeline`] says in which order the
+//! ranks of a pipeline compute and what they send each other. Training calls communicators only, never a transport.
 
 pub mod batches;
 mod calibration;

@@ -142,6 +142,13 @@ proptest! {
         if kind != Kind::Interleaved || microbatches.is_multiple_of(ranks) {
             prop_assert_eq!(&peaks, &schedule.most_in_flight, "the promise is what is needed");
         }
+        for lane in &schedule.actions {
+            let ends: Vec<_> = lane.iter().filter(|action| action.kind.ends()).collect();
+            for chunk in 0..schedule.shape.chunks_per_rank {
+                let of_chunk = ends.iter().filter(|action| action.chunk == chunk);
+                prop_assert!(of_chunk.map(|action| action.microbatch).eq(0..microbatches), "gradients add up in order");
+            }
+        }
         // The rank before may be ahead by what it holds more: one microbatch, or two passes where stages are interleaved.
         let spare = if kind == Kind::Interleaved { 2 } else { 1 };
         for sharing in [Sharing::Chunk, Sharing::Rank] {
@@ -160,8 +167,13 @@ proptest! {
     #[test]
     fn halves_are_never_slower_than_wholes(
         ranks in 1usize..=16, microbatches in 1usize..=40, costs in proptest::array::uniform3(0.0f64..4.0),
+        transfer in proptest::sample::select(vec![0.0, 0.1, 1.0]),
     ) {
-        let makespan = |kind| timeline(&schedule(kind, ranks, 1, microbatches), costs).makespan();
+        let makespan = |kind| {
+            let schedule = schedule(kind, ranks, 1, microbatches);
+            let costs = Costs::uniform(schedule.shape, StageCosts { transfer, ..stage(costs) });
+            simulate(&schedule, &costs).unwrap().makespan()
+        };
         let (zero, one) = (makespan(Kind::ZeroBubble), makespan(Kind::OneForwardOneBackward));
         prop_assert!(zero <= one * (1.0 + 1e-9), "{} and {}", zero, one);
     }

@@ -14,8 +14,9 @@
 //!
 //! That never waits in a circle: at the time at which a rank makes a message, in the schedule as it was laid out, every
 //! earlier one has been made, so a rank that posts or sends in this order waits only for what was made before; and whoever
-//! needs a message began after it, so that everything its rank makes before it is made. Real passes may take any time: the order
-//! stays what it is.
+//! needs a message began after it, so that everything its rank makes before it is made. Who takes a slot waits for a gradient that
+//! left from there to have been received, and the other end starts to receive it before anything that needs what is later in the order.
+//! Real passes may take any time: the order stays what it is.
 
 mod slots;
 
@@ -39,7 +40,7 @@ pub fn lower(schedule: &Schedule, sharing: Sharing) -> Result<Vec<Program>> {
     let lanes = queues(schedule)?.into_iter().zip(&schedule.actions).enumerate();
     let lower = |(rank, (queue, actions)): (usize, (VecDeque<_>, &Vec<_>))| {
         let late = Lane::new(schedule.shape, rank, queue.clone(), sharing).lower(actions)?;
-        // With none to spare nothing could come ahead: then there is one more. Several chunks always have one that is free.
+        // With none to spare nothing could come ahead: then there is one more. Several chunks gain nothing by that.
         let none = schedule.shape.chunks_per_rank == 1 && late.most_slots <= schedule.most_in_flight[rank];
         let spare = usize::from(none);
         let slots = late.slots.iter().map(|count| count + spare).collect();
