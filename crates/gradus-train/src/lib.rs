@@ -1,9 +1,11 @@
 //! The training loop and one file per technique.
 //!
 //! [`Trainer`] is the loop and [`Learner`] the step, to be read in one sitting; [`batches`] says which sequences a rank
-//! learns from in a step, [`DataParallel`] sums gradients while the backward pass goes on, [`Optimizer`] updates the
-//! weights, [`schedule`] gives the learning rate, [`checkpoint`] saves and resumes; [`Mesh`] says where a rank stands
-//! among the others, and [`Sharding`] what it owns of a layout. Training calls communicators only, never a transport.
+//! learns from in a step, [`Optimizer`] updates the weights, [`schedule`] gives the learning rate, [`checkpoint`] saves and
+//! resumes. How the work is split: [`Mesh`] says where a rank stands among the others, [`stages`] which blocks it has,
+//! [`pipeline`] in which order it computes and what it sends, [`Sharding`] what it owns of a layout; `reduction` sums
+//! gradients while the backward pass goes on, `gathering` brings sharded weights just before they are read. Training calls
+//! communicators only, never a transport.
 
 mod axis;
 pub mod batches;

@@ -12,6 +12,7 @@ use crate::commands::coordinator::CoordinatorArguments;
 use crate::commands::generate::GenerateArguments;
 use crate::commands::logits::LogitsArguments;
 use crate::commands::plan_collective::PlanCollectiveArguments;
+use crate::commands::plan_pipeline::PlanPipelineArguments;
 use crate::commands::preflight::PreflightArguments;
 use crate::commands::train::TrainArguments;
 use clap::{Parser, Subcommand};
@@ -91,6 +92,8 @@ pub enum Command {
 pub enum Plan {
     /// A collective: the time of each algorithm on given links.
     Collective(PlanCollectiveArguments),
+    /// A pipeline: how long ranks wait for each other under each schedule, and how much they hold meanwhile.
+    Pipeline(PlanPipelineArguments),
 }
 
 /// Benchmarks that this program takes part in.
@@ -119,7 +122,7 @@ impl Command {
                 | Self::Config { .. }
                 | Self::Coordinator(_)
                 | Self::Preflight(_)
-                | Self::Plan { .. },
+                | Self::Plan { what: Plan::Collective(_) },
                 _,
             )
             | (_, None) => Ok(()),
