@@ -12,6 +12,7 @@ use crate::pipeline::{Program, Shape, Sharing, lower};
 use crate::settings::{OptimizerKind, OptimizerSettings, ParallelSettings};
 use crate::stage::{Stage, StageRanks, StageSettings};
 use crate::stages;
+use crate::tensor_parallel::TensorParallel;
 use gradus_collective::{Collective, Communicator, Memory, Reduction as How};
 use gradus_compute::Device;
 use gradus_compute::cpu::VARIABLE as KERNELS;
@@ -83,7 +84,7 @@ pub struct Learner {
     world: Communicator,
     vote: AxisRanks,
     pp: AxisRanks,
-    tp: AxisRanks,
+    tp: TensorParallel,
     /// The first and the last stage, where both have the table of a tied head.
     tied: Option<AxisRanks>,
     /// The ranks that keep the same weights as this one.
@@ -145,7 +146,7 @@ impl Learner {
             world,
             vote: AxisRanks::new(ranks.world),
             pp: AxisRanks::new(ranks.pp),
-            tp: AxisRanks::new(ranks.tp),
+            tp: TensorParallel::new(AxisRanks::new(ranks.tp)),
             tied,
             alike,
             stages,

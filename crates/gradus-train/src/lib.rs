@@ -29,6 +29,7 @@ mod settings;
 pub mod sharding;
 mod stage;
 pub mod stages;
+mod tensor_parallel;
 mod trainer;
 
 pub use events::{EvaluationRecord, Event, Observer, RunDescription, StepRecord};

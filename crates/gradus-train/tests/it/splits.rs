@@ -184,3 +184,34 @@ fn pipelines_learn_the_same() {
         ParallelSettings { schedule: Schedule::Interleaved, stages_per_rank: 2, ..of(1, 1, 2, 1) };
     assert_all_same(&[split(interleaved, 4)]);
 }
+
+#[test]
+fn layers_that_ranks_share_out_learn_the_same() {
+    assert_all_same(&[split(of(1, 1, 1, 2), 3), split(of(2, 1, 1, 2), 3)]);
+    let gpt2 = [true, false].map(|tied| model(Family::Gpt2, tied));
+    gpt2.iter().for_each(|config| assert_same(config, &split(of(1, 1, 1, 4), 2)));
+}
+
+#[test]
+fn all_axes_together_learn_the_same() {
+    let scheduled = |schedule, stages_per_rank, parallel: ParallelSettings| ParallelSettings {
+        schedule,
+        stages_per_rank,
+        ..parallel
+    };
+    let sharded =
+        |zero, accumulate, parallel: ParallelSettings| ParallelSettings { zero, accumulate, ..parallel };
+    let one = Schedule::OneForwardOneBackward;
+    assert_all_same(&[
+        split(sharded(3, Accumulate::Scatter, of(1, 2, 2, 1)), 5),
+        split(sharded(2, Accumulate::Scatter, of(1, 2, 1, 2)), 4),
+        split(sharded(3, Accumulate::Scatter, scheduled(Schedule::Interleaved, 2, of(1, 2, 2, 1))), 6),
+        split(sharded(1, Accumulate::Full, scheduled(Schedule::ZeroBubble, 1, of(1, 2, 2, 2))), 6),
+        Split {
+            recompute: true,
+            ..split(sharded(3, Accumulate::Full, scheduled(one, 1, of(1, 2, 2, 2))), 5)
+        },
+        split(scheduled(one, 1, of(2, 1, 2, 2)), 5),
+        Split { recompute: true, ..split(sharded(3, Accumulate::Scatter, of(2, 2, 1, 2)), 6) },
+    ]);
+}
