@@ -4,10 +4,11 @@
 use gradus_collective::{Communicator, run_as_threads};
 use gradus_compute::{CpuDevice, Device, IGNORED, Precision};
 use gradus_error::Result;
-use gradus_model::{Batch, Family, ModelConfig, PRESETS};
+use gradus_model::{Batch, Family, ModelConfig, PRESETS, Transformer};
 use gradus_train::pipeline::Kind as Schedule;
 use gradus_train::{
     Accumulate, FirstWeights, Learner, LearnerSettings, Microbatches, OptimizerSettings, ParallelSettings,
+    checkpoint,
 };
 use std::sync::Arc;
 use std::time::Duration;
@@ -93,8 +94,8 @@ impl Split {
     }
 }
 
-/// The losses of all steps on one rank of a split, and of an evaluation afterwards.
-fn losses(config: &ModelConfig, split: &Split, communicator: Communicator) -> Vec<f64> {
+/// One rank of a split.
+fn learner(config: &ModelConfig, split: &Split, communicator: Communicator, first: &FirstWeights) -> Learner {
     let device: Arc<dyn Device> = Arc::new(CpuDevice::new(1, Precision::F32, 1 << 22).unwrap());
     let settings = LearnerSettings {
         optimizer: split.optimizer.clone(),
@@ -104,8 +105,14 @@ fn losses(config: &ModelConfig, split: &Split, communicator: Communicator) -> Ve
         recompute: split.recompute,
         bucket_bytes: 1 << 12,
     };
-    let mut learner = Learner::new(config.clone(), &device, communicator, settings).unwrap();
-    learner.begin_with(&FirstWeights::Seed(3)).unwrap();
+    let learner = Learner::new(config.clone(), &device, communicator, settings).unwrap();
+    learner.begin_with(first).unwrap();
+    learner
+}
+
+/// The losses of all steps on one rank of a split, and of an evaluation afterwards.
+fn losses(config: &ModelConfig, split: &Split, communicator: Communicator) -> Vec<f64> {
+    let mut learner = learner(config, split, communicator, &FirstWeights::Seed(3));
     let mut data = Data::new(split.microbatches);
     let mut losses = Vec::new();
     for step in 0..STEPS {
@@ -214,4 +221,61 @@ fn all_axes_together_learn_the_same() {
         split(scheduled(one, 1, of(2, 1, 2, 2)), 5),
         Split { recompute: true, ..split(sharded(3, Accumulate::Scatter, of(2, 2, 1, 2)), 6) },
     ]);
+}
+
+/// Data of which one microbatch has a token whose row of the embedding is not finite, in one step.
+struct Poisoned(Data);
+
+const POISON: u32 = VOCABULARY as u32 - 1;
+
+impl Microbatches for Poisoned {
+    fn count(&self) -> usize {
+        self.0.count()
+    }
+
+    fn load(&mut self, index: usize) -> Result<Batch<'_>> {
+        let poisoned = self.0.step == 1 && index == 0;
+        self.0.load(index)?;
+        for token in &mut self.0.tokens {
+            *token = if poisoned { POISON } else { *token % POISON };
+        }
+        let batch = self.0.tokens.len() / SEQUENCE;
+        let (tokens, targets) = (&self.0.tokens, &self.0.targets);
+        Ok(Batch { batch, sequence: SEQUENCE, tokens, targets, documents: None })
+    }
+}
+
+/// A folder with a model that has such a row.
+fn poisoned_folder(config: &ModelConfig, folder: &std::path::Path) {
+    let device = Arc::new(CpuDevice::new(1, Precision::F32, 1 << 22).unwrap());
+    let model = Transformer::new(config.clone(), device).unwrap();
+    model.initialise(3);
+    let row = model.parameters().embedding.part(POISON as usize * config.width, config.width);
+    model.put(row, &vec![f32::INFINITY; config.width]);
+    checkpoint::export(folder, &model, None).unwrap();
+}
+
+#[test]
+fn a_step_is_taken_by_all_ranks_or_by_none() {
+    // A free head: of a tied one every logit of that token would be infinite.
+    let config = model(Family::Llama, false);
+    let place = tempfile::tempdir().unwrap();
+    let folder = place.path().join("model");
+    poisoned_folder(&config, &folder);
+    for parallel in [of(2, 1, 1, 1), of(1, 2, 1, 1), of(1, 1, 2, 1), of(1, 1, 1, 2), of(2, 2, 2, 1)] {
+        let split = split(parallel, 4);
+        let rank = |communicator: Communicator| {
+            let mut learner = learner(&config, &split, communicator, &FirstWeights::Folder(folder.clone()));
+            let mut data = Poisoned(Data::new(4));
+            (0..3).for_each(|step| {
+                data.0.step = step;
+                let result = learner.step(&mut data, RATE, false).unwrap();
+                assert_eq!(result.skipped, step == 1, "{:?}", split.parallel);
+            });
+            learner.check_agreement().unwrap();
+            learner.updates()
+        };
+        let updates = run_as_threads(split.ranks(), Duration::from_secs(120), rank).unwrap();
+        assert!(updates.iter().all(|updates| *updates == 2), "{updates:?}");
+    }
 }
