@@ -20,6 +20,7 @@ use gradus_error::{Error, Kind, Result};
 use gradus_memory::Span;
 use gradus_model::{Batch, LossSum, ModelConfig, Part, StageMemory, Transformer, Unit};
 use passes::Passes;
+use std::ops::Range;
 use std::sync::Arc;
 
 /// The microbatches of one step, numbered over all ranks.
@@ -68,6 +69,8 @@ pub struct LearnerSettings {
     pub optimizer: OptimizerSettings,
     /// The axes.
     pub parallel: ParallelSettings,
+    /// The layers of each stage, over all ranks.
+    pub stages: Vec<Range<usize>>,
     /// Tokens of the largest microbatch.
     pub rows: usize,
     /// Microbatches of a step, over all ranks.
@@ -114,7 +117,15 @@ impl Learner {
         mut world: Communicator,
         settings: LearnerSettings,
     ) -> Result<Self> {
-        let LearnerSettings { optimizer, parallel, rows, microbatches, recompute, bucket_bytes } = settings;
+        let LearnerSettings {
+            optimizer,
+            parallel,
+            stages: layers,
+            rows,
+            microbatches,
+            recompute,
+            bucket_bytes,
+        } = settings;
         let mesh = Mesh::from_settings(&parallel, world.world_size())?;
         mesh.check_model(&config, parallel.stages_per_rank)?;
         let place = mesh.coordinates(world.rank());
@@ -127,7 +138,8 @@ impl Learner {
         };
         let program = lower(&parallel.schedule.generate(shape)?, Sharing::Chunk)?.swap_remove(place.pp);
         let tied = tied_table(&mut world, &config, &mesh, place)?;
-        let parts = stages::cut_layers(&config, shape.stages(), (place.tp, mesh.tp));
+        let parts = stages::parts(&layers, (place.tp, mesh.tp));
+        assert_eq!(parts.len(), shape.stages(), "each stage has its layers");
         let split_backward = program.splits_backward();
         let mut stages = Vec::new();
         for (chunk, slots) in program.slots.iter().enumerate() {

@@ -5,6 +5,7 @@ use crate::batches::{self, BatchBuffer, DocumentRule};
 use crate::calibration::{self, CALIBRATION_STEPS};
 use crate::checkpoint::{self, TrainingState};
 use crate::conditions;
+use crate::cuts::{self, Work};
 use crate::evaluate::Evaluation;
 use crate::events::{EvaluationRecord, Event, Observer, RunDescription, StepRecord};
 use crate::learner::{FirstWeights, Learner, LearnerSettings, Microbatches, StepResult};
@@ -55,6 +56,8 @@ pub struct Parts {
     pub first: FirstWeights,
     /// What this rank computes on.
     pub device: Arc<dyn Device>,
+    /// Another like it, on which rank 0 measures what the ends of a model cost, to cut stages by it; dropped afterwards.
+    pub measure_on: Option<Arc<dyn Device>>,
     /// The ranks.
     pub communicator: Communicator,
     /// Which of them share a host.
@@ -141,6 +144,7 @@ impl Trainer {
             config,
             first,
             device,
+            measure_on,
             mut communicator,
             nodes,
             dataset,
@@ -160,9 +164,15 @@ impl Trainer {
         let shares = settings.parallel.shares(&mesh);
         let sequences = settings.train.microbatch_sequences(shares);
         mesh.check_microbatch(sequences, sequence)?;
+        let spare = measure_on.as_ref();
+        let work = Work { config: &config, rows: sequences * sequence, sequence };
+        let layers = cuts::settle(&mut communicator, &settings, work, spare, clock.as_ref())?;
+        drop(measure_on);
+        let cut = cuts::condition(&layers);
         let own = LearnerSettings {
             optimizer: settings.optimizer.clone(),
             parallel: settings.parallel.clone(),
+            stages: layers,
             rows: sequences * sequence,
             microbatches: settings.train.microbatches(shares),
             recompute: settings.train.recompute,
@@ -187,7 +197,7 @@ impl Trainer {
             skipped: 0,
             conditions: conditions::of_run(
                 &settings,
-                (world_size, &sums, links),
+                (world_size, &sums, links.into_iter().chain(cut).collect()),
                 &described,
                 &dataset.digest(),
             ),

@@ -8,7 +8,7 @@ use gradus_model::{Batch, Family, ModelConfig, PRESETS, Transformer};
 use gradus_train::pipeline::Kind as Schedule;
 use gradus_train::{
     Accumulate, FirstWeights, Learner, LearnerSettings, Microbatches, OptimizerKind, OptimizerSettings,
-    ParallelSettings, checkpoint,
+    ParallelSettings, checkpoint, stages,
 };
 use std::sync::Arc;
 use std::time::Duration;
@@ -105,6 +105,7 @@ fn learner(config: &ModelConfig, split: &Split, communicator: Communicator, firs
     let settings = LearnerSettings {
         optimizer: split.optimizer.clone(),
         parallel: split.parallel.clone(),
+        stages: stages::cut(config.layers, split.parallel.stages(), 0.5),
         rows: SEQUENCES * SEQUENCE,
         microbatches: split.microbatches,
         recompute: split.recompute,

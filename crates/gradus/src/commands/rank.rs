@@ -49,6 +49,7 @@ pub fn run(resolved: &Resolved<Settings>, launch: Option<Launch>, resume: bool) 
         config,
         first,
         device,
+        measure_on,
         dataset,
         tokenizer,
         mut observer,
@@ -56,8 +57,18 @@ pub fn run(resolved: &Resolved<Settings>, launch: Option<Launch>, resume: bool) 
         stop,
     } = opened;
     let clock: Arc<dyn Clock> = Arc::new(RealClock::new());
-    let parts =
-        Parts { config, first, device, communicator, nodes, dataset, tokenizer, clock, peak_flops_per_s };
+    let parts = Parts {
+        config,
+        first,
+        device,
+        measure_on,
+        communicator,
+        nodes,
+        dataset,
+        tokenizer,
+        clock,
+        peak_flops_per_s,
+    };
     let outcome = train(parts, run, observer.as_mut(), &stop)?;
     drop(observer);
     if let Some(folder) = folder {
@@ -75,6 +86,7 @@ struct Opened {
     config: ModelConfig,
     first: FirstWeights,
     device: Arc<dyn Device>,
+    measure_on: Option<Arc<dyn Device>>,
     dataset: Dataset,
     tokenizer: Option<Tokenizer>,
     observer: Box<dyn Observer>,
@@ -109,6 +121,10 @@ fn open(
     let config = settings.model_config(dataset.vocabulary())?;
     let observer = observers(resolved, first, &path)?;
     let run = settings.run_settings(path, checkpoint)?;
+    let measure_on = match first && settings.parallel.stages() > 1 {
+        true => Some(Arc::new(open_device(settings.train.threads, sharers, settings.train.precision)?) as _),
+        false => None,
+    };
     let (first, device) = (first_weights(settings), Arc::new(device));
     Ok(Opened {
         folder,
@@ -117,6 +133,7 @@ fn open(
         config,
         first,
         device,
+        measure_on,
         dataset,
         tokenizer,
         observer,
