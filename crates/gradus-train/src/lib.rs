@@ -20,10 +20,12 @@ mod links;
 pub mod mesh;
 mod optimizer;
 pub mod pipeline;
+pub mod plan;
 mod sample;
 pub mod schedule;
 mod settings;
 pub mod sharding;
+pub mod stages;
 mod trainer;
 
 pub use data_parallel::{DataParallel, GradientSum};
