@@ -12,6 +12,7 @@ use crate::commands::coordinator::CoordinatorArguments;
 use crate::commands::generate::GenerateArguments;
 use crate::commands::logits::LogitsArguments;
 use crate::commands::plan_collective::PlanCollectiveArguments;
+use crate::commands::plan_train::PlanTrainArguments;
 use crate::commands::preflight::PreflightArguments;
 use crate::commands::train::TrainArguments;
 use clap::{Parser, Subcommand};
@@ -91,6 +92,8 @@ pub enum Command {
 pub enum Plan {
     /// A collective: the time of each algorithm on given links.
     Collective(PlanCollectiveArguments),
+    /// A training run: what each rank would hold and send, and how long a step would take; any setting can follow by its dotted name.
+    Train(PlanTrainArguments),
 }
 
 /// Benchmarks that this program takes part in.

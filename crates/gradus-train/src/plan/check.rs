@@ -33,7 +33,8 @@ fn lack(holding: &Holding, memory: u64) -> String {
     let (kinds, total) = (holding.memory.kinds(), holding.memory.total());
     let mut kinds: Vec<_> = kinds.into_iter().filter(|(_, bytes)| *bytes > 0).collect();
     kinds.sort_by_key(|(_, bytes)| std::cmp::Reverse(*bytes));
-    let needs: Vec<String> = kinds.iter().map(|(name, bytes)| format!("{name} {}", gigabytes(*bytes))).collect();
+    let needs: Vec<String> =
+        kinds.iter().map(|(name, bytes)| format!("{name} {}", gigabytes(*bytes))).collect();
     format!(
         "rank {} (place {} of the pipeline) needs {}, and there are {}: {} bytes are missing. It needs {}",
         holding.rank,
@@ -47,10 +48,8 @@ fn lack(holding: &Holding, memory: u64) -> String {
 
 /// What would fit.
 fn mend(split: &Split<'_>, memory: u64, prepared: &dyn Fn(Linear, Use) -> usize) -> String {
-    let frugal = Work {
-        train: TrainSettings { recompute: true, ..split.work.train.clone() },
-        ..split.work.clone()
-    };
+    let frugal =
+        Work { train: TrainSettings { recompute: true, ..split.work.train.clone() }, ..split.work.clone() };
     for (work, more) in [(split.work, ""), (&frugal, ", and train.recompute true,")] {
         let (parallel, world_size, machine) = (&split.parallel, split.mesh.world_size(), &Machine::default());
         let space = Search { work, parallel, world_size, machine, memory, prepared, most: 1 };

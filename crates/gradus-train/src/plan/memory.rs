@@ -36,7 +36,7 @@ pub struct Memory {
     pub moments: u64,
     /// What forward leaves for backward, of all microbatches in flight.
     pub activations: u64,
-    /// What passes need while they run.
+    /// What passes need while they run, besides; where one microbatch is in flight, as far as it does not lie over the former.
     pub scratch: u64,
 }
 
@@ -178,7 +178,8 @@ impl<'a> Sizes<'a> {
     pub fn least(&mut self, split: &Split<'_>) -> u64 {
         let mut of_place = |pp: usize| {
             let parts = self.chunks(split, pp, split.mesh.tp - 1);
-            let owned: Vec<Owned> = parts.iter().map(|part| self.ideal_share(part, split.mesh.fsdp)).collect();
+            let owned: Vec<Owned> =
+                parts.iter().map(|part| self.ideal_share(part, split.mesh.fsdp)).collect();
             let slots = vec![least_slots(split, pp); parts.len()];
             self.memory(split, &parts, &owned, &slots).total()
         };
@@ -229,7 +230,7 @@ impl<'a> Sizes<'a> {
 
     /// Elements of a chunk, in the order of [`Memory`].
     fn elements(&mut self, split: &Split<'_>, part: &Part, owned: Owned, slots: usize) -> [usize; 8] {
-        let (sizes, workspace) = (self.part(part), self.workspace(split, part, slots));
+        let (sizes, [activations, scratch]) = (self.part(part), self.workspace(split, part, slots));
         let (visited, scattered) = (split.parallel.shards_parameters(), split.parallel.shards_gradients());
         let all = sizes.parameters.layout.len();
         let share = |shared: bool| if shared { owned.elements } else { all };
@@ -241,8 +242,8 @@ impl<'a> Sizes<'a> {
             share(scattered),
             units(scattered, 2 + usize::from(sizes.keeps_table)),
             owned.moments,
-            workspace.slot * slots,
-            workspace.shared,
+            activations,
+            scratch,
         ]
     }
 
@@ -258,16 +259,28 @@ impl<'a> Sizes<'a> {
         Rc::clone(entry.or_insert_with(|| Rc::new(shards(&sizes.parameters, fsdp, optimizer))))
     }
 
-    fn workspace(&mut self, split: &Split<'_>, part: &Part, slots: usize) -> WorkspaceSize {
+    /// Elements of a chunk's activations, all slots together, and of its scratch.
+    fn workspace(&mut self, split: &Split<'_>, part: &Part, slots: usize) -> [usize; 2] {
+        let apart = self.workspace_size(split, part, 2);
+        if slots > 1 {
+            return [apart.slot * slots, apart.shared];
+        }
+        // What one microbatch alone takes in one piece.
+        let whole = self.workspace_size(split, part, slots);
+        let (all, activations) = (whole.slot * slots + whole.shared, apart.slot);
+        [activations.min(all), all.saturating_sub(activations)]
+    }
+
+    /// Beyond one, the number of slots does not matter to the size of each.
+    fn workspace_size(&mut self, split: &Split<'_>, part: &Part, slots: usize) -> WorkspaceSize {
         let (work, split_backward, rows) = (self.work, split.splits_backward(), split.rows());
         let memory = StageMemory { rows, recompute: work.train.recompute, split_backward, slots };
-        // Beyond one, the number of slots does not matter to the size of each.
         let kind = (kind_of(part), rows, split_backward, slots > 1);
         let size = || Workspace::size_of_stage(&work.model, part, memory, work.train.precision);
         *self.workspaces.entry(kind).or_insert_with(size)
     }
 
-    fn slots(&mut self, split: &Split<'_>) -> Rc<Vec<Vec<usize>>> {
+    pub(super) fn slots(&mut self, split: &Split<'_>) -> Rc<Vec<Vec<usize>>> {
         let (kind, Shape { ranks, chunks_per_rank, microbatches }) = (split.kind(), split.shape());
         let counted = filling(kind, ranks * chunks_per_rank, ranks, microbatches);
         let entry = self.slots.entry((kind.name(), [ranks, chunks_per_rank, counted]));

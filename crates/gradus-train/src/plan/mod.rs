@@ -9,6 +9,7 @@
 mod check;
 mod machine;
 mod memory;
+mod rows;
 mod search;
 mod slots;
 mod split;
@@ -20,6 +21,7 @@ mod traffic;
 pub use check::check_memory;
 pub use machine::{LinkRate, Machine};
 pub use memory::{Holding, Memory, Sizes, prepared_in_pairs};
+pub use rows::{TrafficRow, When, traffic_rows};
 pub use search::{Choice, Search, search};
 pub use split::{Split, Work};
 pub use time::{StepTime, flow_seconds, predict};

@@ -115,7 +115,8 @@ fn meshes(world_size: usize) -> impl Iterator<Item = Mesh> {
 /// All ways to use a mesh.
 fn ways<'a>(search: &Search<'a>, mesh: Mesh) -> impl Iterator<Item = Split<'a>> {
     let (work, base) = (search.work, search.parallel.clone());
-    let schedules = schedules(mesh.pp).filter(move |(_, chunks)| mesh.check_model(&work.model, *chunks).is_ok());
+    let schedules =
+        schedules(mesh.pp).filter(move |(_, chunks)| mesh.check_model(&work.model, *chunks).is_ok());
     schedules.flat_map(move |(schedule, stages_per_rank)| {
         let base = base.clone();
         let parallel = zeros(&base, mesh.fsdp).into_iter().map(move |zero| ParallelSettings {
@@ -158,7 +159,9 @@ fn microbatches(work: &Work, mesh: &Mesh) -> Vec<usize> {
             && mesh.check_microbatch(*sequences, train.sequence_length).is_ok()
     };
     let all = match train.microbatch {
-        0 => (0..usize::BITS).map(|power| 1 << power).take_while(|size| *size <= train.global_batch).collect(),
+        0 => {
+            (0..usize::BITS).map(|power| 1 << power).take_while(|size| *size <= train.global_batch).collect()
+        }
         set => vec![set],
     };
     all.into_iter().filter(fits).collect()

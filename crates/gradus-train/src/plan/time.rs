@@ -67,11 +67,7 @@ impl Add for Pass {
     type Output = Self;
 
     fn add(self, other: Self) -> Self {
-        Self {
-            compute: self.compute + other.compute,
-            tp: self.tp + other.tp,
-            fsdp: self.fsdp + other.fsdp,
-        }
+        Self { compute: self.compute + other.compute, tp: self.tp + other.tp, fsdp: self.fsdp + other.fsdp }
     }
 }
 
@@ -186,7 +182,11 @@ impl<'a> Clock<'a> {
     /// Passes of one microbatch, as the schedule has them.
     fn passes(&self, stage: &Stage) -> Vec<Pass> {
         let Stage { forward, input, weight, .. } = *stage;
-        if self.split.splits_backward() { vec![forward, input, weight] } else { vec![forward, input + weight] }
+        if self.split.splits_backward() {
+            vec![forward, input, weight]
+        } else {
+            vec![forward, input + weight]
+        }
     }
 
     /// What a rank does in all its passes.

@@ -163,8 +163,7 @@ impl Flows<'_> {
         } else {
             self.push(Axis::Fsdp, Phase::FirstForward, "weights", Operation::AllGather, all);
         }
-        let phase =
-            if parallel.shards_gradients() { Phase::BackwardWeight } else { Phase::LastBackward };
+        let phase = if parallel.shards_gradients() { Phase::BackwardWeight } else { Phase::LastBackward };
         self.push(Axis::Fsdp, phase, "gradients", Operation::ReduceScatter, gradients);
         self.push(Axis::Dp, Phase::LastBackward, "gradients", Operation::AllReduce, self.own(gradients));
         self.tied_table(part, parameters);
@@ -263,7 +262,8 @@ impl Flows<'_> {
     /// Of an element of what products read.
     fn bytes_of_kept(&self) -> u64 {
         let (model, tp) = (&self.split.work.model, self.split.mesh.tp);
-        let even = [model.width, model.head_size, model.feed_forward / tp].iter().all(|n| n.is_multiple_of(2));
+        let even =
+            [model.width, model.head_size, model.feed_forward / tp].iter().all(|n| n.is_multiple_of(2));
         if even && self.split.work.train.precision == Precision::Bf16 { 2 } else { 4 }
     }
 

@@ -9,6 +9,7 @@ pub mod doctor;
 pub mod generate;
 pub mod logits;
 pub mod plan_collective;
+pub mod plan_train;
 pub mod preflight;
 pub mod prepare;
 pub mod rank;
