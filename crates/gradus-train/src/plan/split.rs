@@ -25,6 +25,15 @@ impl Work {
         self.train.global_batch * self.train.sequence_length
     }
 
+    /// Whether so many data ranks can share out its batches.
+    ///
+    /// # Errors
+    /// `Invalid`, naming the key.
+    pub fn check(&self, data_ranks: usize) -> Result<()> {
+        // The run's length is no matter here.
+        TrainSettings { steps: 1, duration: String::new(), ..self.train.clone() }.check(data_ranks)
+    }
+
     /// Whether linear layers' weights are kept rounded and packed, too, where a rank has them for long.
     pub(super) fn prepares(&self) -> bool {
         self.train.precision == Precision::Bf16 && !self.train.recompute
@@ -53,9 +62,8 @@ impl<'a> Split<'a> {
     /// `Invalid`, naming the keys, where model or batch cannot be split so.
     pub fn new(work: &'a Work, parallel: &ParallelSettings, world_size: usize) -> Result<Self> {
         let mesh = Mesh::from_settings(parallel, world_size)?;
-        // The run's length is no matter here.
-        let train = TrainSettings { steps: 1, duration: String::new(), ..work.train.clone() };
-        train.check(mesh.data_ranks())?;
+        work.check(mesh.data_ranks())?;
+        let train = &work.train;
         mesh.check_model(&work.model, parallel.stages_per_rank)?;
         let sequences = train.microbatch_sequences(mesh.data_ranks());
         mesh.check_microbatch(sequences, train.sequence_length)?;

@@ -43,7 +43,8 @@ fn take_chunk(count: &mut Count, split: &Split<'_>, part: &Part, fsdp: usize, sl
     let tied_head = part.head && work.model.tied;
     let third = tied_head || parameters.positions.is_some();
     if split.parallel.shards_parameters() {
-        count.count(0, |device| drop(device.allocate(own + (2 + usize::from(third)) * largest).unwrap()));
+        let places = own + (2 + usize::from(third)) * largest;
+        count.count(0, |device| assert!(device.allocate(places).is_ok()));
     } else {
         count.count(0, |device| {
             let model = Transformer::of_part(work.model.clone(), part.clone(), Arc::clone(device)).unwrap();
@@ -56,7 +57,7 @@ fn take_chunk(count: &mut Count, split: &Split<'_>, part: &Part, fsdp: usize, sl
         true => own + (2 + usize::from(tied_head)) * largest,
         false => parameters.layout.len(),
     };
-    count.count(1, |device| drop(device.allocate(gradients).unwrap()));
+    count.count(1, |device| assert!(device.allocate(gradients).is_ok()));
     count.count(2, |device| {
         let whole = [Span::new(0, parameters.layout.len())];
         let spans = if split.mesh.fsdp > 1 { &owned[..] } else { &whole };

@@ -138,6 +138,7 @@ impl PlanTrainArguments {
             return Ok(vec![Choice { split, memory, step }]);
         }
         parallel.check()?;
+        work.check(1)?;
         let (world_size, prepared) = (self.world, &prepared_in_pairs);
         let most = self.best.max(1);
         let space = Search { work, parallel, world_size, machine, memory, prepared, most };
@@ -157,10 +158,13 @@ fn is_split(resolved: &Resolved<Settings>) -> bool {
 }
 
 fn nothing_fits(work: &Work, world_size: usize, memory: u64) -> Error {
-    let without = match work.train.recompute {
-        true => "",
-        false => " train.recompute true takes less;",
-    };
+    let mut without = String::new();
+    if !work.train.recompute {
+        without += " train.recompute true takes less;";
+    }
+    if work.train.global_batch < world_size {
+        without += " with a larger train.global_batch more ranks share out sequences;";
+    }
     Error::invalid(format!(
         "no way to split this model among {world_size} ranks fits into {:.2} GB of each:{without} give more ranks, more memory \
          (--memory-gb) or a smaller train.microbatch",
