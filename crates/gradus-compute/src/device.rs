@@ -2,6 +2,7 @@
 
 use crate::loss::CrossEntropyPart;
 use crate::muon::{Muon, NewtonSchulz};
+use crate::rounding::Rounding;
 use gradus_error::Result;
 use gradus_memory::{HeapRange, RawRange, SharedHeap, Span};
 use serde::{Deserialize, Serialize};
@@ -281,6 +282,8 @@ pub struct AdamW {
     pub update: u64,
     /// Factor of the gradient: one over the targets of the step, times clipping.
     pub gradient_scale: f32,
+    /// How a parameter in bf16 is rounded.
+    pub rounding: Rounding,
 }
 
 /// A device: memory, and operations on ranges of it.
@@ -324,6 +327,9 @@ pub trait Device: Send + Sync {
     fn add(&self, a: Span, b: Span, out: Span);
     /// Copies `rows` rows of `width`: from `from` to `to`, each with its stride, both in one format; in bf16 the width is even.
     fn copy_rows(&self, rows: usize, width: usize, from: Rows, to: Rows);
+    /// Copies elements into another format, or as they are: f32 is rounded to bf16 to nearest, ties to even. There are as many
+    /// as lie in f32; what an odd number of them leaves of the last place in bf16 becomes zero.
+    fn convert(&self, from: Matrix, to: Matrix);
 
     /// `out[M, C] = table[token] + position_table[position]`; without the first where the token is [`IGNORED`], without the
     /// second where there is no position table.
@@ -451,10 +457,12 @@ pub trait Device: Send + Sync {
 
     /// Sum of squares in f64, in a fixed order; not finite if an element is not.
     fn sum_of_squares(&self, x: Span) -> f64;
-    /// One update of `parameter` and both moments.
-    fn adamw(&self, update: AdamW, parameter: Span, gradient: Span, moment1: Span, moment2: Span);
+    /// One update of `parameter` and both moments. A parameter in bf16 is updated as its value in f32 and rounded at random:
+    /// see [`Rounding`].
+    fn adamw(&self, update: AdamW, parameter: Matrix, gradient: Span, moment1: Span, moment2: Span);
     /// Sets `to[M, N]` to what the iteration makes of `from[M, N]`.
     fn orthogonalise(&self, shape: NewtonSchulz, from: Span, to: Span);
-    /// One update of `parameter[M, N]` and of its `moment`, the only one.
-    fn muon(&self, update: Muon, parameter: Span, gradient: Span, moment: Span);
+    /// One update of `parameter[M, N]` and of its `moment`, the only one. A parameter in bf16 is rounded as by
+    /// [`Device::adamw`].
+    fn muon(&self, update: Muon, parameter: Matrix, gradient: Span, moment: Span);
 }

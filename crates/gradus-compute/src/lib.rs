@@ -14,6 +14,7 @@ mod loss;
 mod muon;
 pub mod reduce;
 mod reference;
+mod rounding;
 
 pub use cpu::CpuDevice;
 pub use device::{
@@ -23,3 +24,4 @@ pub use device::{
 pub use loss::CrossEntropyPart;
 pub use muon::{Muon, NewtonSchulz};
 pub use reference::Reference;
+pub use rounding::Rounding;

@@ -1,5 +1,7 @@
 //! What the optimizer Muon asks of a device.
 
+use crate::rounding::Rounding;
+
 /// Newton and Schulz's iteration towards a matrix with the same singular vectors whose singular values are near 1, by the
 /// quintic of Jordan et al. (2024, "Muon: an optimizer for hidden layers in neural networks").
 ///
@@ -51,6 +53,10 @@ pub struct Muon {
     pub weight_decay: f32,
     /// Factor of the gradient: one over the targets of the step, times clipping.
     pub gradient_scale: f32,
+    /// Updates made, this one included: from 1. Only the rounding asks.
+    pub update: u64,
+    /// How a parameter in bf16 is rounded.
+    pub rounding: Rounding,
 }
 
 impl Muon {

@@ -15,11 +15,14 @@ mod initial;
 mod liveness;
 mod parameters;
 mod part;
+mod pass;
 mod passes;
 mod prepared;
+mod rows;
 pub mod sampling;
 mod seams;
 mod transformer;
+mod vocabulary;
 mod weights;
 mod workspace;
 
@@ -30,6 +33,6 @@ pub use parameters::{BlockTensors, LinearTensors, NormTensors, Parameters, Unit}
 pub use part::{Part, Run};
 pub use passes::Backward;
 pub use prepared::size_of_prepared;
-pub use seams::{Gradients, Seams};
+pub use seams::{Combine, Gradients, Seams};
 pub use transformer::{Batch, LossSum, Transformer};
 pub use workspace::{StageMemory, Workspace, WorkspaceSize, logits_rows};

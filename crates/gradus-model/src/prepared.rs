@@ -38,7 +38,10 @@ impl Prepared {
     /// `Exhausted` when the device has no room.
     pub(crate) fn new(device: &dyn Device, config: &ModelConfig, parameters: &Parameters) -> Result<Self> {
         let mut copies = Vec::new();
-        for (tensor, inputs, apart) in layers(config, parameters) {
+        // A part may have no head.
+        for (tensor, inputs, apart) in
+            layers(config, parameters).into_iter().filter(|(tensor, ..)| !tensor.is_empty())
+        {
             // Rows do not matter to how a weight is laid out.
             let shape = Linear { rows: 0, inputs, outputs: tensor.len / inputs };
             for usage in [Use::Forward { apart }, Use::Backward] {

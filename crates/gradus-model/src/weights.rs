@@ -44,8 +44,11 @@ impl Visiting {
         &self.units[before - 1]
     }
 
-    /// Where a part of a unit lies.
+    /// Where a part of a unit lies; one without elements is nowhere.
     fn place(&self, tensor: Span) -> Span {
+        if tensor.is_empty() {
+            return tensor;
+        }
         let (range, place) = self.find(tensor);
         let start = place.load(Ordering::Relaxed);
         assert_ne!(start, Self::AWAY, "a unit is here while its weights are read");

@@ -4,17 +4,19 @@
 //! name, f32), `training_state.json` (everything else that a step depends on) and `checksums.json` (of all the rest).
 //! The weights in `model.safetensors` are the f32 masters themselves.
 
+pub(crate) mod moments;
+
+use crate::axis::Failure;
 use crate::conditions;
-use crate::optimizer::{Moments, Optimizer};
+use crate::learner::Learner;
+use crate::stage::Quantity;
 use gradus_error::{Error, IoContext, Kind, Result};
-use gradus_memory::{Span, Tensor};
-use gradus_model::Transformer;
+use gradus_memory::Span;
 use gradus_model::hugging_face::{self, SpecialTokens};
+use gradus_model::{ModelConfig, Parameters, Transformer};
 use gradus_store::{Tokenizer, atomic};
-use safetensors::{Dtype, SafeTensors, View};
 use serde::{Deserialize, Serialize};
-use std::borrow::Cow;
-use std::collections::BTreeSet;
+use std::cell::RefCell;
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -75,123 +77,111 @@ pub fn prune(run: &Path, keep: usize) -> Result<()> {
     Ok(())
 }
 
-/// Writes the folder that Hugging Face tools open.
+/// Writes the folder that Hugging Face tools open, on rank 0; the others are in [`Learner::serve`] meanwhile.
+///
+/// # Errors
+/// The system's; on a full disk `Exhausted`; the communicator's. What stood at `folder` before stays.
+pub(crate) fn export_learned(
+    folder: &Path,
+    learner: &mut Learner,
+    tokenizer: Option<&Tokenizer>,
+) -> Result<()> {
+    let collector = Collector::new(learner);
+    collector
+        .conclude(atomic::write_folder_atomically(folder, |partial| {
+            write_model(partial, &collector, tokenizer)
+        }))
+        .map_err(|error| error.within(format!("saving the model to {}", folder.display())))
+}
+
+/// Writes such a folder of a whole model.
 ///
 /// # Errors
 /// The system's; on a full disk `Exhausted`. What stood at `folder` before stays.
 pub fn export(folder: &Path, model: &Transformer, tokenizer: Option<&Tokenizer>) -> Result<()> {
-    atomic::write_folder_atomically(folder, |partial| write_model(partial, model, tokenizer))
+    let read = |span| model.get(span);
+    atomic::write_folder_atomically(folder, |partial| write_folder(partial, model.config(), &read, tokenizer))
         .map_err(|error| error.within(format!("saving the model to {}", folder.display())))
 }
 
-fn write_model(folder: &Path, model: &Transformer, tokenizer: Option<&Tokenizer>) -> Result<()> {
+fn write_model(folder: &Path, from: &Collector, tokenizer: Option<&Tokenizer>) -> Result<()> {
+    let read = |span| from.read(Quantity::Weights, span);
+    write_folder(folder, &from.config(), &read, tokenizer)
+}
+
+fn write_folder(
+    folder: &Path,
+    config: &ModelConfig,
+    read: &dyn Fn(Span) -> Vec<f32>,
+    tokenizer: Option<&Tokenizer>,
+) -> Result<()> {
     let end = tokenizer.map(Tokenizer::end_of_text);
     let special = SpecialTokens { bos: end, eos: end };
-    let read = |span| model.get(span);
-    hugging_face::write_model_folder(
-        folder,
-        model.config(),
-        model.parameters(),
-        &read,
-        special,
-        SHARD_BYTES,
-    )?;
+    hugging_face::write_model_folder(folder, config, &Parameters::new(config), read, special, SHARD_BYTES)?;
     tokenizer.map_or(Ok(()), |tokenizer| tokenizer.copy_into(folder))
 }
 
-/// Saves everything that the next step depends on.
+/// Saves everything that the next step depends on, on rank 0; the others are in [`Learner::serve`] meanwhile.
 ///
 /// # Errors
-/// The system's; on a full disk `Exhausted`. Older checkpoints stay.
+/// The system's; on a full disk `Exhausted`; the communicator's. Older checkpoints stay.
 pub fn save(
     folder: &Path,
-    model: &Transformer,
+    learner: &mut Learner,
     tokenizer: Option<&Tokenizer>,
-    optimizer: &Optimizer,
     state: &TrainingState,
 ) -> Result<()> {
-    atomic::write_folder_atomically(folder, |partial| {
-        write_model(partial, model, tokenizer)?;
-        write_moments(&partial.join(MOMENTS_FILE), model, optimizer)?;
+    let kind = learner.optimizer_kind();
+    let collector = Collector::new(learner);
+    let written = atomic::write_folder_atomically(folder, |partial| {
+        write_model(partial, &collector, tokenizer)?;
+        let whole = Parameters::new(&collector.config()).layout;
+        let read = |moment, span| collector.read(Quantity::Moment(moment), span);
+        moments::write(&partial.join(MOMENTS_FILE), &whole, kind, &read)?;
         let text = serde_json::to_string_pretty(state).expect("plain data has a JSON form");
         let path = partial.join(STATE_FILE);
         fs::write(&path, text).context(|| format!("cannot write {}", path.display()))?;
+        collector.failure.take()?;
         atomic::seal(partial)
-    })
-    .map_err(|error| error.within(format!("saving a checkpoint to {}", folder.display())))
+    });
+    collector
+        .conclude(written)
+        .map_err(|error| error.within(format!("saving a checkpoint to {}", folder.display())))
 }
 
-/// A tensor of moments that is read from the device when it is written out.
-struct Moment<'a> {
-    model: &'a Transformer,
-    tensor: &'a Tensor,
-    /// Where it lies.
-    span: Span,
+/// Brings tensors together for a writer that cannot fail: what has failed is told at the end.
+struct Collector<'a> {
+    learner: RefCell<&'a mut Learner>,
+    failure: Failure,
 }
 
-impl View for Moment<'_> {
-    fn dtype(&self) -> Dtype {
-        Dtype::F32
+impl<'a> Collector<'a> {
+    fn new(learner: &'a mut Learner) -> Self {
+        Self { learner: RefCell::new(learner), failure: Failure::default() }
     }
 
-    fn shape(&self) -> &[usize] {
-        &self.tensor.shape
+    fn config(&self) -> ModelConfig {
+        self.learner.borrow().config().clone()
     }
 
-    fn data(&self) -> Cow<'_, [u8]> {
-        let mut values = vec![0.0; self.tensor.len()];
-        self.model.device().read(self.span, &mut values);
-        values.into_iter().flat_map(f32::to_le_bytes).collect::<Vec<u8>>().into()
+    fn read(&self, what: Quantity, span: Span) -> Vec<f32> {
+        let collected = self.failure.guard(|| self.learner.borrow_mut().collect(what, span));
+        collected.unwrap_or_else(|| vec![0.0; span.len])
     }
 
-    fn data_len(&self) -> usize {
-        self.tensor.len() * size_of::<f32>()
+    /// Lets the other ranks go on; what was written, or the first failure.
+    fn conclude(&self, written: Result<()>) -> Result<()> {
+        self.failure.take()?;
+        self.learner.borrow_mut().end_service()?;
+        written
     }
 }
 
-fn moment_name(moment: usize, tensor: &Tensor) -> String {
-    format!("moment{}.{}", moment + 1, tensor.name)
-}
-
-/// All moments of every tensor, by name.
-fn moments<'a>(model: &'a Transformer, optimizer: &Optimizer) -> Result<Vec<(String, Moment<'a>)>> {
-    let mut all = Vec::new();
-    for tensor in model.parameters().layout.tensors() {
-        for (index, found) in optimizer.moments(tensor).iter().enumerate() {
-            let name = moment_name(index, tensor);
-            match found.as_slice() {
-                [] if index > 0 => {}
-                [Moments { range, place }] if *range == tensor.span() => {
-                    all.push((name, Moment { model, tensor, span: *place }));
-                }
-                _ => return Err(Error::internal(format!("{name} is not whole on this rank"))),
-            }
-        }
-    }
-    Ok(all)
-}
-
-fn write_moments(path: &Path, model: &Transformer, optimizer: &Optimizer) -> Result<()> {
-    safetensors::serialize_to_file(moments(model, optimizer)?, None, path).map_err(|error| match error {
-        safetensors::SafeTensorError::IoError(error) => {
-            Error::io(format!("cannot write {}", path.display()), error)
-        }
-        other => Error::internal(format!("cannot lay out {}", path.display())).with_source(other),
-    })
-}
-
-/// What stands in a file of moments.
-#[cfg(feature = "fuzzing")]
-pub(crate) fn moments_as_bytes(model: &Transformer, optimizer: &Optimizer) -> Result<Vec<u8>> {
-    safetensors::serialize(moments(model, optimizer)?, None)
-        .map_err(|error| Error::internal("cannot lay out moments").with_source(error))
-}
-
-/// Puts weights and moments back in place and returns the rest.
+/// Puts weights and moments back in place and returns the rest; every rank calls it.
 ///
 /// # Errors
 /// `Corrupt`, naming the file, where a checksum does not match; `Invalid` where the checkpoint is of another model.
-pub fn load(folder: &Path, model: &Transformer, optimizer: &mut Optimizer) -> Result<TrainingState> {
+pub fn load(folder: &Path, learner: &mut Learner) -> Result<TrainingState> {
     let within = |error: Error| match error.kind() {
         Kind::Corrupt => error.within(format!(
             "cannot resume from {} (remove that folder to go on from the checkpoint before it)",
@@ -199,17 +189,17 @@ pub fn load(folder: &Path, model: &Transformer, optimizer: &mut Optimizer) -> Re
         )),
         _ => error.within(format!("resuming from {}", folder.display())),
     };
-    load_parts(folder, model, optimizer).map_err(within)
+    load_parts(folder, learner).map_err(within)
 }
 
-fn load_parts(folder: &Path, model: &Transformer, optimizer: &mut Optimizer) -> Result<TrainingState> {
+fn load_parts(folder: &Path, learner: &mut Learner) -> Result<TrainingState> {
     atomic::verify_sealed(folder)?;
     let saved = hugging_face::read_config(folder)?;
-    if saved != *model.config() {
+    if saved != *learner.config() {
         return Err(Error::invalid(format!(
             "the checkpoint's model is \"{}\", the settings' is \"{}\": give the settings that the run began with",
             saved.summary(),
-            model.config().summary()
+            learner.config().summary()
         )));
     }
     let state = read_state(folder)?;
@@ -220,11 +210,13 @@ fn load_parts(folder: &Path, model: &Transformer, optimizer: &mut Optimizer) -> 
             state.step
         )));
     }
-    conditions::check_kind(&state.conditions, optimizer.kind())?;
-    let put = &mut |span, values: &[f32]| model.put(span, values);
-    hugging_face::read_weights(folder, model.config(), model.parameters(), put)?;
-    read_moments(&folder.join(MOMENTS_FILE), model, optimizer)?;
-    optimizer.resume(state.updates);
+    let kind = learner.optimizer_kind();
+    conditions::check_kind(&state.conditions, kind)?;
+    learner.read_weights(folder)?;
+    let whole = Parameters::new(learner.config()).layout;
+    let put = &mut |moment, span, values: &[f32]| learner.put(Quantity::Moment(moment), span, values);
+    moments::read(&folder.join(MOMENTS_FILE), &whole, kind, put)?;
+    learner.resume(state.updates);
     Ok(state)
 }
 
@@ -255,45 +247,4 @@ pub(crate) fn parse_state(path: &Path, bytes: &[u8]) -> Result<TrainingState> {
 impl TrainingState {
     /// The version that this code writes.
     pub const FORMAT: u32 = FORMAT;
-}
-
-fn read_moments(path: &Path, model: &Transformer, optimizer: &Optimizer) -> Result<()> {
-    let bytes = fs::read(path).context(|| format!("cannot read {}", path.display()))?;
-    put_moments(path, &bytes, model, optimizer)
-}
-
-/// Puts moments in place that stand in a file; `path` is only named in messages.
-pub(crate) fn put_moments(
-    path: &Path,
-    bytes: &[u8],
-    model: &Transformer,
-    optimizer: &Optimizer,
-) -> Result<()> {
-    let file = SafeTensors::deserialize(bytes)
-        .map_err(|error| Error::corrupt(format!("{} is damaged", path.display())).with_source(error))?;
-    let moments = moments(model, optimizer)?;
-    let expected: BTreeSet<&str> = moments.iter().map(|(name, _)| name.as_str()).collect();
-    if let Some(extra) = file.names().into_iter().find(|name| !expected.contains(name)) {
-        return Err(Error::corrupt(format!(
-            "{} holds {extra}, which is no moment of this model",
-            path.display()
-        )));
-    }
-    for (name, moment) in &moments {
-        let within = |reason: &str| format!("{}: {name} {reason}", path.display());
-        let view =
-            file.tensor(name).map_err(|error| Error::corrupt(within("is missing")).with_source(error))?;
-        let (dtype, shape) = (view.dtype(), view.shape());
-        if dtype != Dtype::F32 || shape != moment.tensor.shape {
-            let expected = format!("is {dtype:?} {shape:?}, expected F32 {:?}", moment.tensor.shape);
-            return Err(Error::corrupt(within(&expected)));
-        }
-        let words = view.data().chunks_exact(4).map(|word| [word[0], word[1], word[2], word[3]]);
-        let values: Vec<f32> = words.map(f32::from_le_bytes).collect();
-        if values.iter().any(|value| !value.is_finite()) {
-            return Err(Error::corrupt(within("is not finite")));
-        }
-        model.device().write(moment.span, &values);
-    }
-    Ok(())
 }

@@ -1,16 +1,15 @@
-//! The loss on the held-out split: every rank takes a share, the sums are added.
+//! The loss on the held-out split: microbatches from all over it, which ranks share out as they do a step's.
 
-use crate::batches::{self, BatchBuffer, DocumentRule};
-use gradus_collective::Communicator;
+use crate::batches::{BatchBuffer, DocumentRule};
+use crate::learner::Microbatches;
 use gradus_error::Result;
-use gradus_model::{LossSum, Transformer, Workspace};
+use gradus_model::Batch;
 use gradus_store::TokenSplit;
 
 /// What an evaluation reads.
 pub(crate) struct Evaluation<'a> {
-    pub model: &'a Transformer,
-    pub workspace: &'a Workspace,
     pub split: &'a TokenSplit,
+    pub buffer: &'a mut BatchBuffer,
     /// Sequences at once.
     pub batch: usize,
     /// `T`.
@@ -20,25 +19,21 @@ pub(crate) struct Evaluation<'a> {
     pub tokens: u64,
 }
 
-impl Evaluation<'_> {
-    /// The summed loss over samples from all over the split, the same on every rank.
-    pub fn run(&self, communicator: &mut Communicator, buffer: &mut BatchBuffer) -> Result<LossSum> {
-        let (rank, world_size) = (communicator.rank(), communicator.world_size());
-        let samples = self.samples();
-        let batches = samples.div_ceil(self.batch as u64) as usize;
-        let mut sum = LossSum::default();
-        for batch in batches::share(batches, rank, world_size) {
-            let first = (batch * self.batch) as u64;
-            let chosen = first..(first + self.batch as u64).min(samples);
-            let spread = chosen.map(|index| spread(index, samples, self.split.samples()));
-            buffer.load(self.split, spread, self.rule)?;
-            sum += self.model.loss(self.workspace, buffer.batch(), &())?;
-        }
-        let mut sums = [sum.nats, sum.targets as f64];
-        communicator.all_reduce(&mut sums)?;
-        Ok(LossSum { nats: sums[0], targets: sums[1] as u64 })
+impl Microbatches for Evaluation<'_> {
+    fn count(&self) -> usize {
+        self.samples().div_ceil(self.batch as u64) as usize
     }
 
+    fn load(&mut self, index: usize) -> Result<Batch<'_>> {
+        let (samples, all) = (self.samples(), self.split.samples());
+        let first = (index * self.batch) as u64;
+        let chosen = first..(first + self.batch as u64).min(samples);
+        self.buffer.load(self.split, chosen.map(|index| spread(index, samples, all)), self.rule)?;
+        Ok(self.buffer.batch())
+    }
+}
+
+impl Evaluation<'_> {
     fn samples(&self) -> u64 {
         let limit = if self.tokens == 0 { u64::MAX } else { self.tokens.div_ceil(self.sequence as u64) };
         self.split.samples().min(limit)

@@ -9,6 +9,9 @@ use std::path::PathBuf;
 pub struct RunDescription {
     /// Ranks.
     pub world_size: usize,
+    /// How they split the work, such as `pp 2 x fsdp 4`.
+    #[serde(default)]
+    pub mesh: String,
     /// Device of rank 0: kernels, threads, precision.
     pub device: String,
     /// How gradients travel: `alone`, `shared memory` or `TCP`.

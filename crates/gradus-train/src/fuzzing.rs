@@ -4,13 +4,12 @@
 use crate::checkpoint::{self, TrainingState};
 use crate::conditions::LINKS;
 use crate::links;
-use crate::optimizer::{Optimizer, Piece};
-use crate::settings::OptimizerSettings;
+use crate::settings::OptimizerKind;
 use gradus_collective::cost::LinkProfile;
-use gradus_compute::{Precision, Reference};
-use gradus_model::{Family, ModelConfig, Transformer};
+use gradus_memory::{Layout, Span};
+use gradus_model::{Family, ModelConfig, Parameters};
 use std::path::Path;
-use std::sync::{Arc, OnceLock};
+use std::sync::OnceLock;
 
 /// Name, function, which says whether it takes its input, and first inputs, all of which it takes.
 pub type Target = (&'static str, fn(&[u8]) -> bool, fn() -> Vec<Vec<u8>>);
@@ -41,9 +40,9 @@ fn states() -> Vec<Vec<u8>> {
     vec![serde_json::to_vec(&state).expect("a state is JSON")]
 }
 
-/// A model and its optimizer, as small as they can be.
-fn learner() -> &'static (Transformer, Optimizer) {
-    static MADE: OnceLock<(Transformer, Optimizer)> = OnceLock::new();
+/// A model's tensors, as small as they can be.
+fn layout() -> &'static Layout {
+    static MADE: OnceLock<Layout> = OnceLock::new();
     MADE.get_or_init(|| {
         let config = ModelConfig {
             family: Family::Llama,
@@ -60,23 +59,19 @@ fn learner() -> &'static (Transformer, Optimizer) {
             norm_epsilon: 1e-6,
             rope_theta: 10_000.0,
         };
-        let device = Reference::new(Precision::F32, 1 << 20).expect("a megabyte can be reserved");
-        let model = Transformer::new(config, Arc::new(device)).expect("so small a model fits");
-        let layout = &model.parameters().layout;
-        // Nothing is updated: any gradients do.
-        let whole = Piece::whole(layout, model.weights(), model.weights());
-        let optimizer = Optimizer::new(&**model.device(), layout, &[whole], OptimizerSettings::default());
-        let optimizer = optimizer.expect("its moments fit as well");
-        (model, optimizer)
+        Parameters::new(&config).layout
     })
 }
 
 fn moments(data: &[u8]) -> bool {
-    let (model, optimizer) = learner();
-    checkpoint::put_moments(Path::new("moments"), data, model, optimizer).is_ok()
+    let put = &mut |_, span: Span, values: &[f32]| assert_eq!(span.len, values.len());
+    checkpoint::moments::parse(Path::new("moments"), data, layout(), OptimizerKind::AdamW, put).is_ok()
 }
 
 fn moment_files() -> Vec<Vec<u8>> {
-    let (model, optimizer) = learner();
-    vec![checkpoint::moments_as_bytes(model, optimizer).expect("moments can be laid out")]
+    let zeros = |_, span: Span| vec![0.0; span.len];
+    vec![
+        checkpoint::moments::as_bytes(layout(), OptimizerKind::AdamW, &zeros)
+            .expect("moments can be laid out"),
+    ]
 }

@@ -1,43 +1,47 @@
 //! The training loop and one file per technique.
 //!
 //! [`Trainer`] is the loop and [`Learner`] the step, to be read in one sitting; [`batches`] says which sequences a rank
-//! learns from in a step, [`DataParallel`] sums gradients while the backward pass goes on, [`Optimizer`] updates the
-//! weights, [`schedule`] gives the learning rate, [`checkpoint`] saves and resumes; [`Mesh`] says where a rank stands
-//! among the others, and [`Sharding`] what it owns of a layout. Training calls communicators only, never a transport.
+//! learns from in a step, [`Optimizer`] updates the weights, [`schedule`] gives the learning rate, [`checkpoint`] saves and
+//! resumes. How the work is split: [`Mesh`] says where a rank stands among the others, [`stages`] which blocks it has,
+//! [`pipeline`] in which order it computes and what it sends, [`Sharding`] what it owns of a layout; `reduction` sums
+//! gradients while the backward pass goes on, `gathering` brings sharded weights just before they are read. Training calls
+//! communicators only, never a transport.
 
+mod axis;
 pub mod batches;
 mod calibration;
 pub mod checkpoint;
 mod conditions;
-mod data_parallel;
 mod evaluate;
 pub mod events;
 #[cfg(feature = "fuzzing")]
 pub mod fuzzing;
-mod gradients;
+mod gathering;
 mod learner;
 mod links;
 pub mod mesh;
 mod optimizer;
 pub mod pipeline;
 pub mod plan;
+mod reduction;
 mod sample;
 pub mod schedule;
 mod settings;
 pub mod sharding;
+mod stage;
 pub mod stages;
+mod tensor_parallel;
 mod trainer;
 
-pub use data_parallel::{DataParallel, GradientSum};
 pub use events::{EvaluationRecord, Event, Observer, RunDescription, StepRecord};
-pub use learner::{Learner, LearnerSizes, Microbatches, StepResult};
+pub use learner::{Exposed, FirstWeights, Learner, LearnerSettings, Microbatches, StepResult};
 pub use links::links_of_checkpoint;
 pub use mesh::Mesh;
 pub use optimizer::{Moments, Optimizer, Piece};
 pub use sample::SampleSettings;
 pub use settings::{
     Accumulate, Adjustment, CheckpointSettings, GradientFormat, MuonSettings, OptimizerKind,
-    OptimizerSettings, ParallelSettings, ScheduleKind, ScheduleName, TrainSettings,
+    OptimizerSettings, ParallelSettings, ScheduleKind, TrainSettings,
 };
 pub use sharding::Sharding;
 pub use trainer::{Outcome, Parts, RunSettings, Trainer};

@@ -99,6 +99,12 @@ impl Mesh {
         [self.pp, self.dp, self.fsdp, self.tp]
     }
 
+    /// The axes along which there is more than one rank, as `pp 2 x fsdp 4`; empty for a single rank.
+    pub fn describe(&self) -> String {
+        let axes = ["pp", "dp", "fsdp", "tp"].into_iter().zip(self.sizes()).filter(|(_, size)| *size > 1);
+        axes.map(|(name, size)| format!("{name} {size}")).collect::<Vec<_>>().join(" x ")
+    }
+
     /// Ranks of the whole mesh.
     pub fn world_size(&self) -> usize {
         self.sizes().iter().product()

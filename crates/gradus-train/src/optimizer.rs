@@ -8,7 +8,7 @@
 mod parts;
 
 use crate::settings::{OptimizerKind, OptimizerSettings};
-use gradus_compute::{AdamW, Device, Muon, NewtonSchulz};
+use gradus_compute::{AdamW, Device, Muon, NewtonSchulz, Rounding};
 use gradus_error::Result;
 use gradus_memory::{Layout, Span, Tensor};
 use parts::{Part, Work};
@@ -28,6 +28,20 @@ impl Piece {
     /// All of a layout.
     pub fn whole(layout: &Layout, weights: Span, gradients: Span) -> Self {
         Self { span: Span::new(0, layout.len()), weights, gradients }
+    }
+
+    /// Whether another begins where this one ends, in the layout and on the device.
+    pub(crate) fn reaches(&self, next: &Self) -> bool {
+        self.span.end() == next.span.start
+            && self.weights.end() == next.weights.start
+            && self.gradients.end() == next.gradients.start
+    }
+
+    /// Takes in the next one.
+    pub(crate) fn extend(&mut self, next: &Self) {
+        self.span.len += next.span.len;
+        self.weights.len += next.weights.len;
+        self.gradients.len += next.gradients.len;
     }
 
     /// What of it is in a range of the layout, if that is all there.
@@ -124,11 +138,11 @@ impl Optimizer {
             match part.work {
                 Work::Elements { decay, moment2 } => {
                     let update = self.adamw(decay, learning_rate, gradient_scale);
-                    device.adamw(update, weights, gradients, part.moment1, moment2);
+                    device.adamw(update, weights.into(), gradients, part.moment1, moment2);
                 }
                 Work::Matrix { rows } => {
                     let update = self.muon(rows, weights.len / rows, learning_rate, gradient_scale);
-                    device.muon(update, weights, gradients, part.moment1);
+                    device.muon(update, weights.into(), gradients, part.moment1);
                 }
             }
         }
@@ -143,6 +157,7 @@ impl Optimizer {
             weight_decay: if decay { self.settings.weight_decay } else { 0.0 },
             update: self.updates,
             gradient_scale,
+            rounding: Rounding::default(),
         }
     }
 
@@ -156,6 +171,8 @@ impl Optimizer {
             nesterov: settings.nesterov,
             weight_decay: self.settings.weight_decay,
             gradient_scale,
+            update: self.updates,
+            rounding: Rounding::default(),
         }
     }
 }

@@ -4,7 +4,7 @@ mod muon;
 mod parallel;
 
 pub use muon::{Adjustment, MuonSettings, OptimizerKind};
-pub use parallel::{Accumulate, GradientFormat, ParallelSettings, ScheduleName};
+pub use parallel::{Accumulate, GradientFormat, ParallelSettings};
 
 use gradus_compute::Precision;
 use gradus_error::{Error, Result};

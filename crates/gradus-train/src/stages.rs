@@ -21,8 +21,8 @@ impl PartFlops {
     }
 }
 
-/// Cuts the layers of a model into `stages` runs whose most expensive one costs as little as can be, by operations: those of
-/// the head count with the last stage, to which it belongs. Of cuts that are equally good it is the one with most layers in the
+/// Cuts the layers of a model into `stages` runs whose most expensive one costs as little as can be, by operations at sequences
+/// as long as the context: those of the head count with the last stage, to which it belongs. Of cuts that are equally good it is the one with most layers in the
 /// last stage; of the others the later ones have more, for the first has the embedding, and most microbatches in flight.
 ///
 /// # Panics
@@ -30,12 +30,10 @@ impl PartFlops {
 pub fn cut_layers(
     config: &ModelConfig,
     stages: usize,
-    sequence: usize,
-    tensor_rank: usize,
-    tensor_ranks: usize,
+    (tensor_rank, tensor_ranks): (usize, usize),
 ) -> Vec<Part> {
     assert!((1..=config.layers).contains(&stages), "each stage has a layer at least");
-    let last = layers_of_last(config, stages, sequence);
+    let last = layers_of_last(config, stages);
     let before = config.layers - last;
     let part = |(stage, layers): (usize, Range<usize>)| Part {
         layers,
@@ -49,8 +47,8 @@ pub fn cut_layers(
 }
 
 /// Layers of the last stage.
-fn layers_of_last(config: &ModelConfig, stages: usize, sequence: usize) -> usize {
-    let PartFlops { blocks, head } = PartFlops::of(config, &Part::whole(config), sequence);
+fn layers_of_last(config: &ModelConfig, stages: usize) -> usize {
+    let PartFlops { blocks, head } = PartFlops::of(config, &Part::whole(config), config.context);
     if stages == 1 {
         return config.layers;
     }
@@ -93,14 +91,17 @@ mod tests {
             for (layers, vocabulary) in [(1, 64), (5, 64), (9, 50_000), (11, 400_000), (12, 4_000_000)] {
                 let config = ModelConfig { layers, vocabulary, ..preset.clone() };
                 let cost = |part: &Part| {
-                    let PartFlops { blocks, head } = PartFlops::of(&config, part, 64);
+                    let PartFlops { blocks, head } = PartFlops::of(&config, part, config.context);
                     blocks + head
                 };
-                let mut costs =
-                    vec![PartFlops::of(&config, &Part::whole(&config), 64).blocks / layers as f64; layers];
-                costs[layers - 1] += PartFlops::of(&config, &Part::whole(&config), 64).head;
+                let mut costs = vec![
+                    PartFlops::of(&config, &Part::whole(&config), config.context).blocks
+                        / layers as f64;
+                    layers
+                ];
+                costs[layers - 1] += PartFlops::of(&config, &Part::whole(&config), config.context).head;
                 for stages in 1..=layers.min(6) {
-                    let parts = cut_layers(&config, stages, 64, 0, 1);
+                    let parts = cut_layers(&config, stages, (0, 1));
                     let found = parts.iter().map(cost).fold(0.0, f64::max);
                     let best = best(&costs, stages);
                     assert!((found - best).abs() <= 1e-9 * best, "{layers} in {stages}: {found}, {best}");
@@ -113,7 +114,7 @@ mod tests {
     fn stages_follow_each_other_and_the_ends_have_embedding_and_head() {
         let (_, config) = &PRESETS[0];
         for stages in 1..=config.layers {
-            let parts = cut_layers(config, stages, 64, 1, 2);
+            let parts = cut_layers(config, stages, (1, 2));
             let end = parts.iter().fold(0, |end, part| {
                 assert!(part.layers.start == end && !part.layers.is_empty());
                 assert_eq!((part.tensor_rank, part.tensor_ranks), (1, 2));
@@ -124,6 +125,6 @@ mod tests {
             assert!(ends[0].0 && ends[stages - 1].1);
             assert_eq!(ends.iter().filter(|(embedding, head)| *embedding || *head).count(), stages.min(2));
         }
-        assert_eq!(cut_layers(config, 1, 64, 0, 1), [Part::whole(config)]);
+        assert_eq!(cut_layers(config, 1, (0, 1)), [Part::whole(config)]);
     }
 }

@@ -7,16 +7,18 @@ use crate::checkpoint::{self, TrainingState};
 use crate::conditions;
 use crate::evaluate::Evaluation;
 use crate::events::{EvaluationRecord, Event, Observer, RunDescription, StepRecord};
-use crate::learner::{Learner, LearnerSizes, Microbatches, StepResult};
+use crate::learner::{FirstWeights, Learner, LearnerSettings, Microbatches, StepResult};
 use crate::links;
+use crate::mesh::Mesh;
 use crate::sample::{SampleSettings, Sampler};
 use crate::schedule;
 use crate::settings::{CheckpointSettings, OptimizerSettings, ParallelSettings, TrainSettings};
 use gradus_collective::Communicator;
 use gradus_collective::algorithm::Nodes;
+use gradus_compute::Device;
 use gradus_error::{Error, Result};
 use gradus_host::{Clock, processors};
-use gradus_model::{Batch, Transformer};
+use gradus_model::{Batch, ModelConfig, Transformer};
 use gradus_store::{Dataset, Split, TokenSplit, Tokenizer};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -47,8 +49,12 @@ pub struct RunSettings {
 
 /// What a run is made of.
 pub struct Parts {
-    /// The model, on its device, with its first weights.
-    pub model: Transformer,
+    /// Kind and sizes of the model.
+    pub config: ModelConfig,
+    /// What it begins with, where nothing is resumed.
+    pub first: FirstWeights,
+    /// What this rank computes on.
+    pub device: Arc<dyn Device>,
     /// The ranks.
     pub communicator: Communicator,
     /// Which of them share a host.
@@ -131,28 +137,44 @@ impl Trainer {
     /// `Invalid` for settings that do not go together, naming the key; `Exhausted` where memory does not suffice;
     /// `Corrupt` for a damaged checkpoint.
     pub fn new(parts: Parts, settings: RunSettings) -> Result<Self> {
-        let Parts { model, mut communicator, nodes, dataset, tokenizer, clock, peak_flops_per_s } = parts;
+        let Parts {
+            config,
+            first,
+            device,
+            mut communicator,
+            nodes,
+            dataset,
+            tokenizer,
+            clock,
+            peak_flops_per_s,
+        } = parts;
         let world_size = communicator.world_size();
-        settings.train.check(world_size)?;
-        let sequence = sequence_length(&settings.train, &model, &dataset)?;
-        let device = model.device().describe();
+        let mesh = Mesh::from_settings(&settings.parallel, world_size)?;
+        settings.train.check(mesh.data_ranks())?;
+        let sequence = sequence_length(&settings.train, &config, &dataset)?;
         let end_of_text = end_of_text(&settings.train, &dataset)?;
         let (buffer, documents) = BatchBuffer::new(sequence, end_of_text);
-        let sampler = match &tokenizer {
-            Some(tokenizer) if communicator.rank() == 0 => {
-                Sampler::new(&model, tokenizer, &settings.sample, settings.seed)?
-            }
-            _ => None,
-        };
         let mut peak = [peak_flops_per_s];
         communicator.all_reduce(&mut peak)?;
         let links = links::settle(&mut communicator, &nodes, &settings)?;
-        let sizes = LearnerSizes {
-            rows: settings.train.microbatch_sequences(world_size) * sequence,
+        let shares = settings.parallel.shares(&mesh);
+        let sequences = settings.train.microbatch_sequences(shares);
+        mesh.check_microbatch(sequences, sequence)?;
+        let own = LearnerSettings {
+            optimizer: settings.optimizer.clone(),
+            parallel: settings.parallel.clone(),
+            rows: sequences * sequence,
+            microbatches: settings.train.microbatches(shares),
             recompute: settings.train.recompute,
             bucket_bytes: settings.train.bucket_bytes,
         };
-        let mut learner = Learner::new(model, communicator, &settings.optimizer, sizes)?;
+        let described = device.describe();
+        let mut learner = Learner::new(config, &device, communicator, own)?;
+        if settings.resume.is_none() {
+            let begun = learner.begin_with(&first);
+            begun.inspect_err(|error| learner.communicator().give_up(error))?;
+        }
+        let sampler = sampler(&mut learner, tokenizer.as_ref(), &settings)?;
         let transport = learner.communicator().transport_name();
         let sums =
             if learner.shares_gradients() { format!("{transport}, in place") } else { transport.to_owned() };
@@ -163,7 +185,12 @@ impl Trainer {
             total_steps: settings.train.steps,
             tokens: 0,
             skipped: 0,
-            conditions: conditions::of_run(&settings, (world_size, &sums, links), &device, &dataset.digest()),
+            conditions: conditions::of_run(
+                &settings,
+                (world_size, &sums, links),
+                &described,
+                &dataset.digest(),
+            ),
         };
         let mut trainer = Self {
             learner,
@@ -191,20 +218,14 @@ impl Trainer {
 
     /// Whether there is anything to learn from: of weights that are not finite no gradient is.
     fn check_weights(&self) -> Result<()> {
-        let model = self.learner.model();
-        for tensor in model.parameters().layout.tensors() {
-            if model.get(tensor.span()).iter().any(|value| !value.is_finite()) {
-                let origin = match &self.settings.resume {
-                    Some(folder) => folder.display().to_string(),
-                    None => "model.from".to_owned(),
-                };
-                return Err(Error::invalid(format!(
-                    "{} has values that are not finite: begin with other weights ({origin})",
-                    tensor.name
-                )));
-            }
-        }
-        Ok(())
+        let Some(tensor) = self.learner.not_finite() else { return Ok(()) };
+        let origin = match &self.settings.resume {
+            Some(folder) => folder.display().to_string(),
+            None => "model.from".to_owned(),
+        };
+        Err(Error::invalid(format!(
+            "{tensor} has values that are not finite: begin with other weights ({origin})"
+        )))
     }
 
     /// Whether all ranks stand at the same step with the same weights: folders may differ from host to host.
@@ -232,10 +253,7 @@ impl Trainer {
     }
 
     fn resume(&mut self, folder: &Path) -> Result<()> {
-        let saved = {
-            let (model, optimizer) = self.learner.restore();
-            checkpoint::load(folder, model, optimizer)?
-        };
+        let saved = checkpoint::load(folder, &mut self.learner)?;
         if !self.settings.checkpoint.allow_changes {
             conditions::check_unchanged(&saved.conditions, &self.state.conditions)
                 .map_err(|error| error.within(format!("resuming from {}", folder.display())))?;
@@ -295,19 +313,19 @@ impl Trainer {
         self.state.step += 1;
         let (train, step) = (&self.settings.train, self.state.step);
         let learning_rate = schedule::learning_rate(&self.settings.optimizer, step, self.state.total_steps);
-        let world_size = self.learner.communicator().world_size();
+        let shares = self.settings.parallel.shares(self.learner.mesh());
         let mut microbatches = StepBatches {
             split: self.dataset.split(Split::Train),
             buffer: &mut self.buffer,
             rule: self.documents,
             seed: self.settings.seed,
             step,
-            count: train.microbatches(world_size),
-            sizes: (train.microbatch_sequences(world_size), train.global_batch),
+            count: train.microbatches(shares),
+            sizes: (train.microbatch_sequences(shares), train.global_batch),
         };
         let result = self.learner.step(&mut microbatches, learning_rate, stop)?;
         self.state.tokens += result.loss.targets;
-        self.state.updates = self.learner.optimizer().updates();
+        self.state.updates = self.learner.updates();
         self.state.skipped = if result.skipped { self.state.skipped + 1 } else { 0 };
         Ok((result, learning_rate))
     }
@@ -365,18 +383,16 @@ impl Trainer {
         if split.samples() == 0 {
             return Ok(());
         }
-        let world_size = self.learner.communicator().world_size();
-        let (model, workspace, communicator) = self.learner.for_evaluation();
-        let evaluation = Evaluation {
-            model,
-            workspace,
+        let shares = self.settings.parallel.shares(self.learner.mesh());
+        let mut evaluation = Evaluation {
             split,
-            batch: self.settings.train.microbatch_sequences(world_size),
+            buffer: &mut self.buffer,
+            batch: self.settings.train.microbatch_sequences(shares),
             sequence: self.sequence,
             rule: self.documents,
             tokens: self.settings.train.evaluate_tokens,
         };
-        let sum = evaluation.run(communicator, &mut self.buffer)?;
+        let sum = self.learner.evaluate(&mut evaluation)?;
         let bytes_per_token = split.bytes_per_token().unwrap_or(0.0);
         observer.observe(&Event::Evaluation(EvaluationRecord {
             step: self.state.step,
@@ -392,19 +408,15 @@ impl Trainer {
         self.learner.check_agreement()?;
         if self.learner.communicator().rank() == 0 {
             self.write_checkpoint(observer)?;
+        } else {
+            self.learner.serve()?;
         }
         self.learner.communicator().patient_barrier()
     }
 
     fn write_checkpoint(&mut self, observer: &mut dyn Observer) -> Result<()> {
         let folder = checkpoint::folder_of(&self.settings.folder, self.state.step);
-        checkpoint::save(
-            &folder,
-            self.learner.model(),
-            self.tokenizer.as_ref(),
-            self.learner.optimizer(),
-            &self.state,
-        )?;
+        checkpoint::save(&folder, &mut self.learner, self.tokenizer.as_ref(), &self.state)?;
         checkpoint::prune(&self.settings.folder, self.settings.checkpoint.keep)?;
         observer.observe(&Event::Checkpoint { step: self.state.step, path: folder });
         Ok(())
@@ -412,9 +424,11 @@ impl Trainer {
 
     fn finish(&mut self, observer: &mut dyn Observer, interrupted: bool) -> Result<Outcome> {
         let mut model = PathBuf::new();
-        if self.learner.communicator().rank() == 0 && !interrupted {
+        if self.learner.communicator().rank() > 0 && !interrupted {
+            self.learner.serve()?;
+        } else if !interrupted {
             model = self.settings.folder.join("model");
-            checkpoint::export(&model, self.learner.model(), self.tokenizer.as_ref())?;
+            checkpoint::export_learned(&model, &mut self.learner, self.tokenizer.as_ref())?;
             self.write_sample(observer)?;
         }
         self.learner.communicator().patient_barrier()?;
@@ -425,7 +439,8 @@ impl Trainer {
 
     fn write_sample(&mut self, observer: &mut dyn Observer) -> Result<()> {
         if let (Some(sampler), Some(tokenizer)) = (&mut self.sampler, &self.tokenizer) {
-            let (prompt, text) = sampler.write(self.learner.model(), tokenizer)?;
+            let model = self.learner.whole_model().expect("who samples has the whole model");
+            let (prompt, text) = sampler.write(model, tokenizer)?;
             observer.observe(&Event::Sample { step: self.state.step, prompt, text });
         }
         Ok(())
@@ -433,13 +448,14 @@ impl Trainer {
 
     fn describe(&mut self) -> RunDescription {
         let (train, held_out) = (self.dataset.split(Split::Train), self.dataset.split(Split::HeldOut));
-        let (model, _, communicator) = self.learner.for_evaluation();
+        let transport = self.learner.communicator().transport_name().to_owned();
         RunDescription {
-            world_size: communicator.world_size(),
-            device: model.device().describe(),
-            transport: communicator.transport_name().to_owned(),
-            parameters: model.config().parameter_count(),
-            model: model.config().summary(),
+            world_size: self.learner.mesh().world_size(),
+            mesh: self.learner.mesh().describe(),
+            device: self.learner.device().describe(),
+            transport,
+            parameters: self.learner.config().parameter_count(),
+            model: self.learner.config().summary(),
             tokens_per_step: self.settings.train.global_batch * self.sequence,
             train_tokens: train.tokens(),
             held_out_tokens: held_out.tokens(),
@@ -457,7 +473,7 @@ impl Trainer {
         times: StepTimes,
     ) {
         let tokens_per_s = result.loss.targets as f64 / times.step_s;
-        let flops = self.learner.model().config().flops_per_token(self.sequence) * tokens_per_s;
+        let flops = self.learner.config().flops_per_token(self.sequence) * tokens_per_s;
         let left_steps = self.state.total_steps.saturating_sub(self.state.step) as f64;
         let known = self.state.total_steps > 0;
         observer.observe(&Event::Step(StepRecord {
@@ -478,15 +494,36 @@ impl Trainer {
         }));
     }
 
-    /// The model as it is now.
-    pub fn model(&self) -> &Transformer {
-        self.learner.model()
+    /// The whole model as it is now, where this rank has it.
+    pub fn model(&self) -> Option<&Transformer> {
+        self.learner.whole_model()
+    }
+}
+
+/// Who writes samples: rank 0, if they are asked for and it has the whole model.
+fn sampler(
+    learner: &mut Learner,
+    tokenizer: Option<&Tokenizer>,
+    settings: &RunSettings,
+) -> Result<Option<Sampler>> {
+    let Some(tokenizer) = tokenizer.filter(|_| settings.sample.tokens > 0) else { return Ok(None) };
+    if learner.communicator().rank() > 0 {
+        return Ok(None);
+    }
+    match learner.whole_model() {
+        Some(model) => Sampler::new(model, tokenizer, &settings.sample, settings.seed),
+        None => {
+            tracing::warn!(
+                "no rank has the whole model, so none writes samples: `gradus generate` does, from a checkpoint"
+            );
+            Ok(None)
+        }
     }
 }
 
 /// `T`: as set, or the model's context, as the data were packed.
-fn sequence_length(train: &TrainSettings, model: &Transformer, dataset: &Dataset) -> Result<usize> {
-    let context = model.config().context;
+fn sequence_length(train: &TrainSettings, model: &ModelConfig, dataset: &Dataset) -> Result<usize> {
+    let context = model.context;
     let sequence = if train.sequence_length > 0 { train.sequence_length } else { context };
     if sequence > context {
         return Err(Error::invalid(format!(

@@ -12,6 +12,7 @@ use crate::commands::coordinator::CoordinatorArguments;
 use crate::commands::generate::GenerateArguments;
 use crate::commands::logits::LogitsArguments;
 use crate::commands::plan_collective::PlanCollectiveArguments;
+use crate::commands::plan_pipeline::PlanPipelineArguments;
 use crate::commands::plan_train::PlanTrainArguments;
 use crate::commands::preflight::PreflightArguments;
 use crate::commands::train::TrainArguments;
@@ -92,6 +93,8 @@ pub enum Command {
 pub enum Plan {
     /// A collective: the time of each algorithm on given links.
     Collective(PlanCollectiveArguments),
+    /// A pipeline: how long ranks wait for each other under each schedule, and how much they hold meanwhile.
+    Pipeline(PlanPipelineArguments),
     /// A training run: what each rank would hold and send, and how long a step would take; any setting can follow by its dotted name.
     Train(PlanTrainArguments),
 }
@@ -122,7 +125,7 @@ impl Command {
                 | Self::Config { .. }
                 | Self::Coordinator(_)
                 | Self::Preflight(_)
-                | Self::Plan { .. },
+                | Self::Plan { what: Plan::Collective(_) },
                 _,
             )
             | (_, None) => Ok(()),

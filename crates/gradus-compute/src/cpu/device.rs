@@ -1,18 +1,19 @@
 //! The operations: sizes checked, ranges resolved, work cut into parts. Those with more to say have files of their own.
 
 mod attention;
+mod convert;
 mod linear;
 mod loss;
-mod muon;
 mod norm;
 mod prepared;
+mod update;
 
 pub use linear::forward_product;
 
 use super::cells::Cells;
 use super::elementwise::{Embed, Gelu, GeluGradient, Map, Scatter, Sum, Swiglu, SwigluGradient, Table, Turn};
 use super::gemm::PairRows;
-use super::loss::{Update, sum_of_squares, sums_len};
+use super::loss::{sum_of_squares, sums_len};
 use super::memory::{Columns, Elements, resolve, resolve_rows, unless_in_place};
 use super::{CpuDevice, Working};
 use crate::device::{
@@ -134,6 +135,10 @@ impl Device for CpuDevice {
                 }
             }
         });
+    }
+
+    fn convert(&self, from: Matrix, to: Matrix) {
+        self.run_convert(from, to);
     }
 
     fn embedding_forward(&self, shape: Embedding, table: Matrix, position_table: Option<Matrix>, out: Span) {
@@ -378,26 +383,15 @@ impl Device for CpuDevice {
         sum_of_squares(engine, x, Elements::of_mut(&mut shared.at_least(len)[..len]))
     }
 
-    fn adamw(&self, update: AdamW, parameter: Span, gradient: Span, moment1: Span, moment2: Span) {
-        for (name, span) in [("gradient", gradient), ("moment1", moment1), ("moment2", moment2)] {
-            sized(name, span, parameter.len);
-        }
-        let ([p, m, v], [g]) = resolve(&self.arena, [parameter, moment1, moment2], [gradient]);
-        self.working().engine.each(parameter.len, LINE, 8, |range| Update {
-            update,
-            parameter: p,
-            gradient: g,
-            moment1: m,
-            moment2: v,
-            range,
-        });
+    fn adamw(&self, update: AdamW, parameter: Matrix, gradient: Span, moment1: Span, moment2: Span) {
+        self.run_adamw(update, parameter, gradient, moment1, moment2);
     }
 
     fn orthogonalise(&self, shape: NewtonSchulz, from: Span, to: Span) {
         self.run_orthogonalise(shape, from, to);
     }
 
-    fn muon(&self, update: Muon, parameter: Span, gradient: Span, moment: Span) {
+    fn muon(&self, update: Muon, parameter: Matrix, gradient: Span, moment: Span) {
         self.run_muon(update, parameter, gradient, moment);
     }
 }

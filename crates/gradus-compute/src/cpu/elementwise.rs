@@ -57,6 +57,17 @@ impl<F: Function<N>, const N: usize> Map<F, N> {
     }
 }
 
+/// `x`, from one format to another.
+#[derive(Clone, Copy)]
+pub struct Same;
+
+impl Function<1> for Same {
+    #[inline(always)]
+    fn apply<S: Simd>(self, _: S, [x]: [S::V; 1]) -> S::V {
+        x
+    }
+}
+
 /// `a + b`.
 #[derive(Clone, Copy)]
 pub struct Sum;

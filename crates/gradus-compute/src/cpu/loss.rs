@@ -1,4 +1,4 @@
-//! Cross entropy, the optimizer's update, and the sum of squares.
+//! Cross entropy, and the sum of squares.
 
 mod part;
 
@@ -8,7 +8,7 @@ use super::engine::Engine;
 use super::math::exp;
 use super::memory::Elements;
 use super::simd::{Operation, Simd};
-use crate::device::{AdamW, CrossEntropy, IGNORED};
+use crate::device::{CrossEntropy, IGNORED};
 use std::ops::Range;
 
 /// Vectors worked on side by side, so that operations need not wait for each other.
@@ -131,54 +131,6 @@ fn scale<S: Simd>(s: S, values: &mut [f32], factor: f32) {
         unsafe {
             let x = s.load_up_to(chunk.as_ptr(), chunk.len());
             s.store_up_to(chunk.as_mut_ptr(), chunk.len(), s.mul(x, s.splat(factor)));
-        }
-    }
-}
-
-/// Elements `range` of one update.
-pub struct Update {
-    /// The numbers of the update.
-    pub update: AdamW,
-    /// The parameters.
-    pub parameter: Elements,
-    /// Their gradient.
-    pub gradient: Elements,
-    /// First moment.
-    pub moment1: Elements,
-    /// Second moment.
-    pub moment2: Elements,
-    /// The elements to update.
-    pub range: Range<usize>,
-}
-
-impl Operation for Update {
-    type Output = ();
-
-    #[inline(always)]
-    fn run<S: Simd>(self, s: S) {
-        let update = self.update;
-        let correction = |beta: f32| 1.0 - f64::from(beta).powf(update.update as f64);
-        let decay = s.splat(1.0 - update.learning_rate * update.weight_decay);
-        let (beta1, rest1) = (s.splat(update.beta1), s.splat(1.0 - update.beta1));
-        let (beta2, rest2) = (s.splat(update.beta2), s.splat(1.0 - update.beta2));
-        let root = s.splat((1.0 / correction(update.beta2).sqrt()) as f32);
-        let step = s.splat((f64::from(update.learning_rate) / correction(update.beta1)) as f32);
-        let (epsilon, factor) = (s.splat(update.epsilon), s.splat(update.gradient_scale));
-        for at in self.range.clone().step_by(S::LANES) {
-            let count = S::LANES.min(self.range.end - at);
-            let (p, m, v) = (self.parameter.at(at), self.moment1.at(at), self.moment2.at(at));
-            // SAFETY: the range lies inside all four, and this part alone touches it.
-            unsafe {
-                let gradient = s.mul(s.load_up_to(self.gradient.at(at), count), factor);
-                let moment1 = s.mul_add(beta1, s.load_up_to(m, count), s.mul(rest1, gradient));
-                let square = s.mul(s.mul(rest2, gradient), gradient);
-                let moment2 = s.mul_add(beta2, s.load_up_to(v, count), square);
-                let denominator = s.mul_add(s.sqrt(moment2), root, epsilon);
-                let change = s.div(s.mul(step, moment1), denominator);
-                s.store_up_to(m, count, moment1);
-                s.store_up_to(v, count, moment2);
-                s.store_up_to(p, count, s.sub(s.mul(s.load_up_to(p, count), decay), change));
-            }
         }
     }
 }

@@ -3,7 +3,7 @@
 //! What: [`CpuDevice`] carries out every operation of [`Device`] with the vectors that the processor has (AVX-512 with
 //! or without bf16, AVX2, plain Rust; AMX for products of bf16) on a fixed number of threads. How: `device` checks
 //! sizes and resolves ranges (`memory`), `engine` cuts the work into parts by index (`pool`), and kernels written once
-//! over `simd` do them: `gemm`, `attention`, `norm`, `elementwise`, `loss`, `newton_schulz`.
+//! over `simd` do them: `gemm`, `attention`, `norm`, `elementwise`, `loss`, `update`, `newton_schulz`.
 //! Invariants: operations are synchronous and one at a time; the same operations give the same bits on every run with
 //! the same kernels and threads; after the first step no operation allocates.
 
@@ -23,6 +23,7 @@ mod newton_schulz;
 mod norm;
 mod pool;
 pub(crate) mod simd;
+mod update;
 
 pub use features::{Kernels, VARIABLE};
 

@@ -16,6 +16,7 @@ use crate::device::{
 };
 use crate::loss::CrossEntropyPart;
 use crate::muon::{Muon, NewtonSchulz};
+use crate::rounding::Rounding;
 use gradus_error::Result;
 use gradus_memory::{Arena, HeapRange, RawRange, SharedHeap, Span};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -113,6 +114,16 @@ impl Reference {
         }
     }
 
+    /// Parameters after an update; in bf16 they are rounded at random.
+    fn put_parameters(&self, to: Matrix, values: &[f32], rounding: Rounding, update: u64) {
+        let stretches = rounding.stretches(update, 0..values.len());
+        let rounded = stretches.flat_map(|(range, keys)| range.map(move |i| keys.rounded(i, values[i])));
+        match to.format {
+            Format::F32 => self.put(to.span, values),
+            Format::Bf16 => self.write_bf16(to.span, &rounded.collect::<Vec<_>>()),
+        }
+    }
+
     fn rounded(&self, values: Vec<f32>) -> Vec<f32> {
         match self.precision {
             Precision::F32 => values,
@@ -172,6 +183,14 @@ impl Device for Reference {
     fn copy_rows(&self, rows: usize, width: usize, from: Rows, to: Rows) {
         let values = self.get_rows(from, rows, width);
         self.put_rows(to, rows, width, &values);
+    }
+
+    fn convert(&self, from: Matrix, to: Matrix) {
+        match (from.format, to.format) {
+            (Format::Bf16, Format::F32) => self.put(to.span, &self.get_first(from, to.span.len)),
+            (Format::F32, Format::Bf16) => self.write_bf16(to.span, &self.get(from.span)),
+            _ => self.put(to.span, &self.get(from.span)),
+        }
     }
 
     fn embedding_forward(&self, shape: Embedding, table: Matrix, position_table: Option<Matrix>, out: Span) {
@@ -412,13 +431,17 @@ impl Device for Reference {
         self.get(x).into_iter().map(|x| f64::from(x) * f64::from(x)).sum()
     }
 
-    fn adamw(&self, update: AdamW, parameter: Span, gradient: Span, moment1: Span, moment2: Span) {
-        let (mut p, g, mut m, mut v) =
-            (self.get(parameter), self.get(gradient), self.get(moment1), self.get(moment2));
+    fn adamw(&self, update: AdamW, parameter: Matrix, gradient: Span, moment1: Span, moment2: Span) {
+        let (mut p, g, mut m, mut v) = (
+            self.get_first(parameter, gradient.len),
+            self.get(gradient),
+            self.get(moment1),
+            self.get(moment2),
+        );
         for i in 0..p.len() {
             loss::adamw(update, &mut p[i], g[i], &mut m[i], &mut v[i]);
         }
-        self.put(parameter, &p);
+        self.put_parameters(parameter, &p, update.rounding, update.update);
         self.put(moment1, &m);
         self.put(moment2, &v);
     }
@@ -428,7 +451,7 @@ impl Device for Reference {
         self.put(to, &values);
     }
 
-    fn muon(&self, update: Muon, parameter: Span, gradient: Span, moment: Span) {
+    fn muon(&self, update: Muon, parameter: Matrix, gradient: Span, moment: Span) {
         let gradient = self.get(gradient);
         self.update(moment, |moment| muon::combine(update.mixture(), moment, &gradient));
         let mut towards = self.get(moment);
@@ -436,6 +459,8 @@ impl Device for Reference {
             muon::combine(update.mixture(), &mut towards, &gradient);
         }
         let orthogonal = muon::orthogonalise(update.shape, &towards, &|operand| self.rounded(operand));
-        self.update(parameter, |parameter| muon::combine(update.step(), parameter, &orthogonal));
+        let mut values = self.get_first(parameter, update.shape.len());
+        muon::combine(update.step(), &mut values, &orthogonal);
+        self.put_parameters(parameter, &values, update.rounding, update.update);
     }
 }

@@ -27,6 +27,19 @@ pub fn reference(precision: Precision) -> Reference {
     Reference::new(precision, CAPACITY).unwrap()
 }
 
+/// Fast devices, and the reference.
+pub fn with_reference<'a>(
+    devices: &'a [CpuDevice],
+    oracle: &'a Reference,
+) -> impl Iterator<Item = &'a dyn Device> {
+    devices.iter().map(|device| device as &dyn Device).chain([oracle as &dyn Device])
+}
+
+/// What tells -0 from 0, and keeps what is no number.
+pub fn bits(values: &[f32]) -> Vec<u32> {
+    values.iter().map(|x| x.to_bits()).collect()
+}
+
 /// Uniform in [-1, 1), the same for the same purpose.
 pub fn uniform(purpose: u64, len: usize) -> Vec<f32> {
     let mut stream = Stream::new(17, purpose);

@@ -5,7 +5,7 @@
 //! `gradient . d`. How: central differences in f32, summed in f64, along the gradient, where the slope is greatest, and
 //! along some random directions. Each case also holds that it would find a gradient a little too large.
 
-use crate::devices::{all_f32, get, reference, uniform};
+use crate::devices::{all_f32, get, reference, uniform, with_reference};
 use crate::vocabulary::Split;
 use gradus_compute::{
     Attention, CrossEntropy, Device, Embedding, Epilogue, IGNORED, Linear, Matrix, Norm, NormKind, Precision,
@@ -120,8 +120,7 @@ fn check<const N: usize>(
     backward: impl Fn(&dyn Device, &Tensors<N>),
 ) {
     let (oracle, devices) = (reference(Precision::F32), all_f32());
-    let devices = devices.iter().map(|device| device as &dyn Device);
-    for device in devices.chain([&oracle as &dyn Device]) {
+    for device in with_reference(&devices, &oracle) {
         let zeros = |len: usize| device.allocate(len).unwrap();
         let tensors = Tensors {
             inputs: values.each_ref().map(|values| zeros(values.len())),

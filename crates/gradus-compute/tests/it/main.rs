@@ -3,11 +3,13 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on should say so by panicking")]
 
 mod attention;
+mod convert;
 mod devices;
 mod differences;
 mod epilogues;
 mod matmul;
 mod muon;
+mod rounding;
 mod rows;
 mod stable;
 mod vocabulary;

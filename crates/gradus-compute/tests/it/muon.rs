@@ -1,7 +1,7 @@
 //! Orthogonal updates.
 
 use crate::devices::{all_f32, compare, cpu, get, kernels, put, reference, uniform};
-use gradus_compute::{CpuDevice, Device, Muon, NewtonSchulz, Precision};
+use gradus_compute::{CpuDevice, Device, Muon, NewtonSchulz, Precision, Rounding};
 use gradus_host::random::Stream;
 
 const ITERATIONS: usize = 5;
@@ -165,8 +165,10 @@ fn updates(device: &dyn Device, shape: NewtonSchulz, nesterov: bool) -> Vec<Vec<
             nesterov,
             weight_decay: 0.1,
             gradient_scale,
+            update: 1,
+            rounding: Rounding::default(),
         };
-        device.muon(update, parameter, gradient, moment);
+        device.muon(update, parameter.into(), gradient, moment);
     }
     [parameter, moment].map(|span| get(device, span)).to_vec()
 }

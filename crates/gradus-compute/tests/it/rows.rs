@@ -1,8 +1,12 @@
 //! Operations on rows and elements.
 
-use crate::devices::{all_f32, compare, get, get_matrix, put, put_halves, reference, uniform};
+use crate::devices::{
+    all_f32, compare, get, get_matrix, put, put_halves, reference, uniform, with_reference,
+};
+use crate::rounding::adamw;
 use gradus_compute::{
-    AdamW, CrossEntropy, Device, Embedding, Format, IGNORED, Matrix, Norm, NormKind, Precision, Rope, Rows,
+    AdamW, CrossEntropy, Device, Embedding, Format, IGNORED, Matrix, Norm, NormKind, Precision, Rope,
+    Rounding, Rows,
 };
 
 /// Lengths around the vectors of all families, and one that is shared out among threads.
@@ -206,7 +210,7 @@ fn tables_whose_rows_are_shared_out_make_the_whole_embedding() {
         let positions: Vec<u32> = (0..rows as u32).map(|i| i % 10).collect();
         let shape = Embedding { tokens: &tokens, positions: &positions, width };
         let whole = embed_in_parts(&oracle, shape, &[0, 13]);
-        for device in devices.iter().map(|device| device as &dyn Device).chain([&oracle as &dyn Device]) {
+        for device in with_reference(&devices, &oracle) {
             for edges in [&[0, 13][..], &[0, 5, 13], &[0, 1, 1, 12, 13]] {
                 let parts = embed_in_parts(device, shape, edges);
                 assert!(parts == whole, "{rows} x {width} at {edges:?} on {}", device.describe());
@@ -246,16 +250,8 @@ fn updates_of_adamw() {
             let (p, g) = (put(device, &uniform(1, len)), put(device, &uniform(2, len)));
             let (m, v) = (put(device, &vec![0.0; len]), put(device, &vec![0.0; len]));
             for update in 1..=3 {
-                let update = AdamW {
-                    learning_rate: 0.01,
-                    beta1: 0.9,
-                    beta2: 0.95,
-                    epsilon: 1e-8,
-                    weight_decay: 0.1,
-                    update,
-                    gradient_scale: 0.25,
-                };
-                device.adamw(update, p, g, m, v);
+                let update = AdamW { gradient_scale: 0.25, ..adamw(update, Rounding::default()) };
+                device.adamw(update, p.into(), g, m, v);
             }
             [p, m, v].map(|span| get(device, span)).to_vec()
         });

@@ -1,6 +1,6 @@
 //! The loss of logits whose columns are shared out among ranks, against the loss of whole rows.
 
-use crate::devices::{all_f32, assert_close, get, put, reference, uniform};
+use crate::devices::{all_f32, assert_close, bits, get, put, reference, uniform, with_reference};
 use gradus_compute::{CrossEntropy, CrossEntropyPart, Device, IGNORED, Precision};
 use gradus_memory::Span;
 
@@ -72,8 +72,9 @@ impl<'a> Split<'a> {
         let mut rows = vec![Vec::new(); self.targets.len()];
         for rank in ranks {
             let values = get(device, rank.logits);
-            for (row, part) in rows.iter_mut().zip(values.chunks_exact(rank.shape.width)) {
-                let (real, padding) = part.split_at(rank.shape.tokens);
+            for (index, row) in rows.iter_mut().enumerate() {
+                let (width, tokens) = (rank.shape.width, rank.shape.tokens);
+                let (real, padding) = values[index * width..][..width].split_at(tokens);
                 assert!(!self.gradient || padding.iter().all(|x| *x == 0.0), "padding has a gradient");
                 row.extend_from_slice(real);
             }
@@ -88,10 +89,6 @@ fn exchange(device: &dyn Device, spans: impl Iterator<Item = Span> + Clone, f: i
     let combined = all.reduce(|a, b| a.iter().zip(&b).map(|(a, b)| f(*a, *b)).collect());
     let combined = combined.expect("there is a rank");
     spans.for_each(|span| device.write(span, &combined));
-}
-
-fn bits(values: &[f32]) -> Vec<u32> {
-    values.iter().map(|x| x.to_bits()).collect()
 }
 
 /// The losses of whole rows, and their gradient.
@@ -129,7 +126,7 @@ fn check(factor: f32, padding: usize, of_losses: f32) {
         let targets = targets(rows, vocabulary);
         let logits: Vec<f32> = uniform(1, rows * vocabulary).iter().map(|x| factor * x).collect();
         let right = whole(&oracle, &targets, &logits);
-        for device in devices.iter().map(|device| device as &dyn Device).chain([&oracle as &dyn Device]) {
+        for device in with_reference(&devices, &oracle) {
             let what = format!("{edges:?}, padding {padding}, {}", device.describe());
             let split = Split { targets: &targets, edges, padding, gradient: true };
             let got = split.run(device, &logits);
@@ -147,6 +144,8 @@ fn parts_make_the_loss_of_whole_rows() {
     // As for whole rows: exponentials right to two units in the last place, sums of a thousand, a logarithm of size 10.
     check(10.0, 3, 4e-6);
     check(0.1, 1, 4e-6);
+    // A rank without tokens has no logits at all.
+    check(10.0, 0, 4e-6);
 }
 
 #[test]

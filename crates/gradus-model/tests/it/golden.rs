@@ -1,7 +1,7 @@
 //! Logits, every gradient and ten training losses, against `transformers` in PyTorch (python/golden.py makes the
 //! files).
 
-use gradus_compute::{AdamW, CpuDevice, Device, IGNORED, Precision, Reference};
+use gradus_compute::{AdamW, CpuDevice, Device, IGNORED, Precision, Reference, Rounding};
 use gradus_memory::Span;
 use gradus_model::hugging_face::{self, Mapped};
 use gradus_model::{Batch, Generator, Transformer, Workspace};
@@ -208,10 +208,11 @@ fn train(case: &Case, training: &Training) -> Vec<f64> {
                     weight_decay: if tensor.decay { training.weight_decay } else { 0.0 },
                     update,
                     gradient_scale: 1.0 / sum.targets as f32,
+                    rounding: Rounding::default(),
                 };
                 let [w, g, m, v] =
                     [model.weights(), gradients, moment1, moment2].map(|whole| tensor.within(whole));
-                device.adamw(update, w, g, m, v);
+                device.adamw(update, w.into(), g, m, v);
             }
             sum.mean()
         })

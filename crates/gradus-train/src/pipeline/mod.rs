@@ -7,7 +7,7 @@
 //! memory that each microbatch takes. Programs are rehearsed without a model or a wire ([`rehearse`]).
 //!
 //! Every generator here computes the backward passes of a stage in the order of microbatches, so gradients are added up
-//! in the same order, to the same bits, whatever the schedule.
+//! in the same order whatever the schedule.
 //!
 //! Nothing here holds a communicator, a clock or a model.
 

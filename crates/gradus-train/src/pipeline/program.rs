@@ -1,7 +1,7 @@
 //! What one rank does in a step, in order: computations, and the messages around them.
 
 use super::message::Message;
-use super::schedule::Action;
+use super::schedule::{Action, ActionKind};
 
 /// Whose the slots are that hold a microbatch's activations.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -64,6 +64,11 @@ pub struct Program {
 }
 
 impl Program {
+    /// Whether backward passes come in two halves.
+    pub fn splits_backward(&self) -> bool {
+        self.computations().any(|action| action.kind == ActionKind::BackwardWeight)
+    }
+
     /// Its computations, in order.
     pub fn computations(&self) -> impl Iterator<Item = Action> {
         self.instructions.iter().filter_map(|instruction| match instruction {

@@ -39,7 +39,7 @@ impl Costs {
         Self::uniform(shape, stage)
     }
 
-    fn of(&self, stage: usize, kind: ActionKind) -> f64 {
+    pub(super) fn of(&self, stage: usize, kind: ActionKind) -> f64 {
         let StageCosts { forward, backward_input, backward_weight, .. } = self.stages[stage];
         match kind {
             ActionKind::Forward => forward,

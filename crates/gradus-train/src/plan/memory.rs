@@ -6,9 +6,11 @@
 
 use super::slots::{least_slots, slots};
 use super::split::{Split, Work};
+use crate::gathering;
 use crate::mesh::Coordinates;
 use crate::optimizer::Optimizer;
 use crate::pipeline::{Kind, Shape};
+use crate::reduction;
 use crate::settings::OptimizerKind;
 use crate::sharding::Sharding;
 use gradus_compute::{Linear, Use};
@@ -103,10 +105,6 @@ struct PartSizes {
     /// Elements of the largest unit.
     largest: usize,
     copies: usize,
-    /// Whether passes want more than two units' weights at once.
-    wants_third: bool,
-    /// Whether a table's gradient stays from head to embedding.
-    keeps_table: bool,
 }
 
 /// What a rank owns of a part.
@@ -237,10 +235,10 @@ impl<'a> Sizes<'a> {
         let units = |some: bool, count: usize| if some { count * sizes.largest } else { 0 };
         [
             share(visited),
-            units(visited, 2 + usize::from(sizes.wants_third)),
+            units(visited, gathering::slots(&sizes.parameters)),
             if self.work.prepares() && !visited { sizes.copies } else { 0 },
             share(scattered),
-            units(scattered, 2 + usize::from(sizes.keeps_table)),
+            units(scattered, reduction::slots(&sizes.parameters)),
             owned.moments,
             activations,
             scratch,
@@ -309,9 +307,7 @@ impl PartSizes {
         let parameters = Parameters::of(model, part);
         let largest = parameters.units().iter().map(|(_, span)| span.len).max().unwrap_or(0);
         let copies = if work.prepares() { size_of_prepared(model, part, prepared) } else { 0 };
-        let keeps_table = part.head && model.tied;
-        let wants_third = keeps_table || parameters.positions.is_some();
-        Self { parameters: Rc::new(parameters), largest, copies, wants_third, keeps_table }
+        Self { parameters: Rc::new(parameters), largest, copies }
     }
 }
 

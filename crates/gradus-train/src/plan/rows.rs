@@ -24,7 +24,7 @@ impl When {
         match phase {
             Phase::Forward => Self::Forward,
             Phase::BackwardInput | Phase::BackwardWeight => Self::Backward,
-            Phase::FirstForward | Phase::LastBackward => Self::Step,
+            Phase::LastBackward | Phase::Update => Self::Step,
         }
     }
 

@@ -8,7 +8,8 @@ use super::memory::Sizes;
 use super::split::{Split, Work};
 use super::time::{StepTime, bound, predict};
 use crate::mesh::Mesh;
-use crate::settings::{Accumulate, ParallelSettings, ScheduleName};
+use crate::pipeline::Kind;
+use crate::settings::{Accumulate, ParallelSettings};
 use gradus_compute::{Linear, Use};
 use std::iter;
 
@@ -129,16 +130,17 @@ fn ways<'a>(search: &Search<'a>, mesh: Mesh) -> impl Iterator<Item = Split<'a>> 
             stages_per_rank,
             ..base.clone()
         });
-        parallel.flat_map(move |parallel| {
+        let possible = parallel.filter(|parallel| parallel.check().is_ok());
+        possible.flat_map(move |parallel| {
             let sizes = microbatches(work, &mesh).into_iter();
             sizes.map(move |sequences| Split::of(work, parallel.clone(), mesh, sequences))
         })
     })
 }
 
-fn schedules(pp: usize) -> impl Iterator<Item = (ScheduleName, usize)> {
-    use ScheduleName::{Gpipe, Interleaved, OneForwardOneBackward, ZeroBubble};
-    let others = [(ZeroBubble, 1), (Gpipe, 1)].into_iter().chain(CHUNKS.map(|chunks| (Interleaved, chunks)));
+fn schedules(pp: usize) -> impl Iterator<Item = (Kind, usize)> {
+    use Kind::{GPipe, Interleaved, OneForwardOneBackward, ZeroBubble};
+    let others = [(ZeroBubble, 1), (GPipe, 1)].into_iter().chain(CHUNKS.map(|chunks| (Interleaved, chunks)));
     iter::once((OneForwardOneBackward, 1)).chain(others.filter(move |_| pp > 1))
 }
 

@@ -1,16 +1,14 @@
 //! How many microbatches are in flight: what the pipeline's programs say.
 
 use super::split::Split;
-use crate::pipeline::{Kind, Sharing, lower};
+use crate::pipeline::{Kind, Program, Sharing, lower};
 
 /// Slots of every chunk of every rank of the pipeline.
 pub(super) fn slots(split: &Split<'_>) -> Vec<Vec<usize>> {
-    if split.mesh.pp == 1 {
-        return vec![vec![1]];
-    }
     let schedule = split.kind().generate(split.shape()).expect("the settings were checked");
     let programs = lower(&schedule, Sharing::Chunk).expect("generated schedules can be carried out");
-    programs.into_iter().map(|program| program.slots).collect()
+    let of_rank = |program: Program| program.slots.into_iter().map(|count| count.max(1)).collect();
+    programs.into_iter().map(of_rank).collect()
 }
 
 /// At least so many does each chunk of a rank need, found at once.

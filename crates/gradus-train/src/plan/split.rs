@@ -2,7 +2,7 @@
 
 use crate::mesh::{Axis, Mesh};
 use crate::pipeline::{Kind, Shape};
-use crate::settings::{OptimizerKind, ParallelSettings, ScheduleName, TrainSettings};
+use crate::settings::{OptimizerKind, ParallelSettings, TrainSettings};
 use crate::stages::cut_layers;
 use gradus_compute::Precision;
 use gradus_error::Result;
@@ -65,7 +65,7 @@ impl<'a> Split<'a> {
         work.check(mesh.data_ranks())?;
         let train = &work.train;
         mesh.check_model(&work.model, parallel.stages_per_rank)?;
-        let sequences = train.microbatch_sequences(mesh.data_ranks());
+        let sequences = train.microbatch_sequences(parallel.shares(&mesh));
         mesh.check_microbatch(sequences, train.sequence_length)?;
         let parallel = ParallelSettings { dp: mesh.dp, ..parallel.clone() };
         Ok(Self::of(work, parallel, mesh, sequences))
@@ -82,15 +82,9 @@ impl<'a> Split<'a> {
         self.sequences * self.work.train.sequence_length
     }
 
-    /// The schedule of its pipeline; of a pipeline of one rank the plainest, for there is nothing to order.
+    /// The schedule of its pipeline.
     pub fn kind(&self) -> Kind {
-        match self.parallel.schedule {
-            _ if self.mesh.pp == 1 => Kind::OneForwardOneBackward,
-            ScheduleName::Gpipe => Kind::GPipe,
-            ScheduleName::OneForwardOneBackward => Kind::OneForwardOneBackward,
-            ScheduleName::Interleaved => Kind::Interleaved,
-            ScheduleName::ZeroBubble => Kind::ZeroBubble,
-        }
+        self.parallel.schedule
     }
 
     /// Whether backward passes come in two halves.
@@ -106,8 +100,7 @@ impl<'a> Split<'a> {
 
     /// What each stage has of the model, on the tensor rank given.
     pub fn parts(&self, tensor_rank: usize) -> Vec<Part> {
-        let (model, sequence) = (&self.work.model, self.work.train.sequence_length);
-        cut_layers(model, self.shape().stages(), sequence, tensor_rank, self.mesh.tp)
+        cut_layers(&self.work.model, self.shape().stages(), (tensor_rank, self.mesh.tp))
     }
 
     /// The stages of a rank of the pipeline, by growing chunk.

@@ -5,8 +5,9 @@
 //! - Collectives cost `alpha` for each hop and `beta` for each byte that a rank sends, at the slowest link of their group: `n - 1`
 //!   hops around a ring for all-gather and reduce-scatter, `2 ceil(log2 n)` for all-reduce (Thakur, Rabenseifner and Gropp 2005).
 //! - What `tp` exchanges, blocks wait for. What `fsdp` gathers or scatters with every microbatch hides behind the computing of the
-//!   pass that it belongs to, up to its length; what comes once in a step, `dp`'s sums among it, behind the last microbatch's
-//!   backward pass, or the first one's forward pass, as far as those have room left.
+//!   pass that it belongs to, up to its length; gradients that are summed once in a step, `dp`'s among them, behind the last
+//!   microbatch's backward pass, as far as that has room left. Weights that come together after the update are waited for, and
+//!   so are the sums of a table that two stages have.
 //! - A pipeline is laid out in time, pass by pass, with its transfers, of which those are waited for that nobody computes beside.
 
 use super::machine::{LinkRate, Machine};
@@ -77,10 +78,12 @@ struct Stage {
     forward: Pass,
     input: Pass,
     weight: Pass,
-    /// Once in a step: weights to be gathered, gradients to be scattered, to be summed, and summed with another stage.
+    /// Once in a step: weights to be gathered, gradients to be scattered, to be summed, summed among tensor ranks, and with
+    /// another stage.
     gathered: f64,
     scattered: f64,
     summed: f64,
+    norms: f64,
     shared: f64,
 }
 
@@ -89,12 +92,13 @@ struct Stage {
 struct Exposed {
     fsdp: f64,
     dp: f64,
+    tp: f64,
     pp: f64,
 }
 
 impl Exposed {
     fn total(self) -> f64 {
-        self.fsdp + self.dp + self.pp
+        self.fsdp + self.dp + self.tp + self.pp
     }
 }
 
@@ -124,7 +128,7 @@ pub fn predict(split: &Split<'_>, machine: &Machine, sizes: &mut Sizes<'_>) -> S
     let peak = machine.peak_flops * split.mesh.world_size() as f64;
     StepTime {
         compute: own.compute,
-        tp: own.tp,
+        tp: own.tp + exposed.tp,
         fsdp: clock.waits_of(busiest) + exposed.fsdp,
         dp: exposed.dp,
         pp: (passes - clock.busy(busiest)).max(0.0) + exposed.pp,
@@ -263,7 +267,6 @@ impl<'a> Clock<'a> {
     /// What a rank exchanges once in a step, less what hides.
     fn exposed(&self, rank: usize) -> Exposed {
         let sum = |of: fn(&Stage) -> f64| self.own_stages(rank).map(of).sum::<f64>();
-        let forward = (sum(|stage| stage.gathered) - sum(|stage| stage.forward.room())).max(0.0);
         let mut room = sum(|stage| (stage.input + stage.weight).room());
         let mut left = |seconds: f64| {
             let hidden = seconds.min(room);
@@ -272,7 +275,8 @@ impl<'a> Clock<'a> {
         };
         let fsdp = left(sum(|stage| stage.scattered));
         let dp = left(sum(|stage| stage.summed));
-        Exposed { fsdp: forward + fsdp, dp, pp: left(sum(|stage| stage.shared)) }
+        let (tp, pp) = (sum(|stage| stage.norms), sum(|stage| stage.shared));
+        Exposed { fsdp: sum(|stage| stage.gathered) + fsdp, dp, tp, pp }
     }
 }
 
@@ -316,19 +320,22 @@ impl Stage {
             Phase::Forward => &mut self.forward,
             Phase::BackwardInput => &mut self.input,
             Phase::BackwardWeight => &mut self.weight,
-            Phase::FirstForward => return Some(&mut self.gathered),
-            Phase::LastBackward => {
-                return match flow.axis {
-                    Axis::Fsdp => Some(&mut self.scattered),
-                    Axis::Dp => Some(&mut self.summed),
-                    Axis::Pp | Axis::Tp => Some(&mut self.shared),
-                };
-            }
+            Phase::LastBackward | Phase::Update => return self.place_of_step(flow),
         };
         match flow.axis {
             Axis::Tp => Some(&mut pass.tp),
             Axis::Fsdp => Some(&mut pass.fsdp),
             Axis::Pp | Axis::Dp => None,
         }
+    }
+
+    fn place_of_step(&mut self, flow: &Flow) -> Option<&mut f64> {
+        Some(match (flow.axis, flow.phase) {
+            (Axis::Fsdp, Phase::Update) => &mut self.gathered,
+            (Axis::Fsdp, _) => &mut self.scattered,
+            (Axis::Dp, _) => &mut self.summed,
+            (Axis::Tp, _) => &mut self.norms,
+            (Axis::Pp, _) => &mut self.shared,
+        })
     }
 }

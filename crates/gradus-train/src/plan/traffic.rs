@@ -2,13 +2,14 @@
 //!
 //! `fsdp` gathers weights and scatters gradients, unit by unit; `dp` sums gradients; `tp` exchanges rows of activations in the
 //! midst of each block (Korthikanti et al. 2022, section 4.2.2: a rank has its own rows between cut layers); `pp` hands on the
-//! residual stream and its gradient. Left out are what is small: votes, norms of gradients, gradients of vectors that all tensor
-//! ranks have.
+//! residual stream and its gradient. Left out are votes, which are small. Of gathered units none counts as still there from
+//! the pass before.
 
 use super::split::Split;
 use crate::mesh::Axis;
 use crate::settings::GradientFormat;
 use gradus_compute::Precision;
+use gradus_memory::Span;
 use gradus_model::{Parameters, Part, Unit, logits_rows};
 use serde::Serialize;
 
@@ -48,10 +49,10 @@ pub enum Phase {
     BackwardInput,
     /// In each backward pass, or its second half.
     BackwardWeight,
-    /// Once in a step, behind the first forward pass.
-    FirstForward,
     /// Once in a step, behind the last backward pass.
     LastBackward,
+    /// Once in a step, after all passes.
+    Update,
 }
 
 impl Phase {
@@ -161,11 +162,14 @@ impl Flows<'_> {
         if parallel.shards_parameters() {
             self.gathers_in_passing(part, parameters);
         } else {
-            self.push(Axis::Fsdp, Phase::FirstForward, "weights", Operation::AllGather, all);
+            self.push(Axis::Fsdp, Phase::Update, "weights", Operation::AllGather, all);
         }
         let phase = if parallel.shards_gradients() { Phase::BackwardWeight } else { Phase::LastBackward };
         self.push(Axis::Fsdp, phase, "gradients", Operation::ReduceScatter, gradients);
         self.push(Axis::Dp, Phase::LastBackward, "gradients", Operation::AllReduce, self.own(gradients));
+        let partial = parameters.partial_gradients(Span::new(0, parameters.layout.len()));
+        let partial = partial.iter().fold((0, 0), |sum, span| plus(sum, span.len));
+        self.push(Axis::Tp, phase, "gradients of norms", Operation::AllReduce, partial);
         self.tied_table(part, parameters);
     }
 
@@ -179,7 +183,7 @@ impl Flows<'_> {
         let model = &self.split.work.model;
         if model.tied && self.split.shape().stages() > 1 && part.has_table(model) {
             let (calls, bytes) = self.own(self.table(parameters));
-            let (axis, operation, phase) = (Axis::Pp, Operation::AllReduce, Phase::LastBackward);
+            let (axis, operation, phase) = (Axis::Pp, Operation::AllReduce, Phase::Update);
             let what = "gradients of the tied table";
             self.flows.push(Flow { axis, ranks: 2, what, operation, phase, calls, bytes });
         }
@@ -284,7 +288,12 @@ impl Flows<'_> {
 /// The units that are chosen, in f32.
 fn buffers(parameters: &Parameters, chosen: impl Fn(Unit) -> bool) -> Buffers {
     let spans = parameters.units().iter().filter(|(unit, _)| chosen(*unit));
-    spans.fold((0, 0), |(calls, bytes), (_, span)| (calls + 1, bytes + (span.len * size_of::<f32>()) as u64))
+    spans.fold((0, 0), |sum, (_, span)| plus(sum, span.len))
+}
+
+/// One more, of so many elements.
+fn plus((calls, bytes): Buffers, elements: usize) -> Buffers {
+    (calls + 1, bytes + (elements * size_of::<f32>()) as u64)
 }
 
 fn halved((calls, bytes): Buffers) -> Buffers {

@@ -1,38 +1,12 @@
 //! The `[parallel]` section: over which axes the ranks split the work, and how.
 
+use crate::mesh::Mesh;
+use crate::pipeline::Kind;
 use gradus_error::{Error, Result};
 use serde::{Deserialize, Serialize};
 
 /// As many ranks as an axis may have: far more than a job starts, and few enough that products stay within 64 bits.
 const LONGEST_AXIS: usize = 1 << 15;
-
-/// In which order the ranks of a pipeline run their stages forward and backward.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, Default)]
-#[serde(rename_all = "kebab-case")]
-pub enum ScheduleName {
-    /// All microbatches forward, then all backward (Huang et al. 2019).
-    Gpipe,
-    /// One forward, one backward, as soon as a microbatch is back (Narayanan et al. 2019).
-    #[default]
-    #[serde(rename = "1f1b")]
-    OneForwardOneBackward,
-    /// The same with several chunks of layers per rank, far apart in the model (Narayanan et al. 2021, section 2.2).
-    Interleaved,
-    /// Gradients of weights apart from those of inputs, put where a rank would wait (Qi et al. 2023).
-    ZeroBubble,
-}
-
-impl ScheduleName {
-    /// The name, as settings have it.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Gpipe => "gpipe",
-            Self::OneForwardOneBackward => "1f1b",
-            Self::Interleaved => "interleaved",
-            Self::ZeroBubble => "zero-bubble",
-        }
-    }
-}
 
 /// When sharding ranks hand each other the gradients that they have computed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, Default)]
@@ -75,7 +49,7 @@ pub struct ParallelSettings {
     /// `f32` or `bf16`.
     pub gradients: GradientFormat,
     /// `gpipe`, `1f1b`, `interleaved` or `zero-bubble`.
-    pub schedule: ScheduleName,
+    pub schedule: Kind,
     /// Chunks of layers that each rank of a pipeline holds; more than one with `interleaved`.
     pub stages_per_rank: usize,
 }
@@ -90,7 +64,7 @@ impl Default for ParallelSettings {
             zero: 3,
             accumulate: Accumulate::default(),
             gradients: GradientFormat::default(),
-            schedule: ScheduleName::default(),
+            schedule: Kind::default(),
             stages_per_rank: 1,
         }
     }
@@ -112,6 +86,12 @@ impl ParallelSettings {
         self.pp * self.stages_per_rank
     }
 
+    /// Into how many microbatches a step's batch is to be cut at least, where it is as large: one for each data rank, and in
+    /// a pipeline four for each of its ranks, so that at most a fifth of a rank's time is spent waiting.
+    pub fn shares(&self, mesh: &Mesh) -> usize {
+        mesh.data_ranks() * if mesh.pp > 1 { 4 * mesh.pp } else { 1 }
+    }
+
     /// Whether the settings are possible for some model and some ranks.
     ///
     /// # Errors
@@ -129,12 +109,18 @@ impl ParallelSettings {
                 self.zero
             )));
         }
+        if self.schedule == Kind::ZeroBubble && self.pp > 1 && self.shards_gradients() {
+            return Err(Error::invalid(
+                "parallel.schedule \"zero-bubble\" makes the gradients of a block in two passes, so they cannot be scattered with \
+                 each microbatch: give parallel.accumulate \"full\", parallel.zero 1, or another schedule",
+            ));
+        }
         self.check_schedule()
     }
 
     fn check_schedule(&self) -> Result<()> {
         let (chunks, schedule) = (self.stages_per_rank, self.schedule.name());
-        let mend = match (self.schedule == ScheduleName::Interleaved, chunks) {
+        let mend = match (self.schedule == Kind::Interleaved, chunks) {
             (true, 1) => "interleaving needs at least 2 chunks per rank: give parallel.stages_per_rank 2",
             (false, 2..) => "only parallel.schedule \"interleaved\" has more than 1: choose it, or 1",
             (true, _) if self.pp == 1 => "there is nothing to interleave with parallel.pp 1: give at least 2",
@@ -158,21 +144,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_are_those_of_the_settings() {
-        use ScheduleName::{Gpipe, Interleaved, OneForwardOneBackward, ZeroBubble};
-        for schedule in [Gpipe, OneForwardOneBackward, Interleaved, ZeroBubble] {
-            assert_eq!(serde_json::to_value(schedule).unwrap(), schedule.name());
-        }
-    }
-
-    #[test]
     fn impossible_settings_are_refused() {
         let good = ParallelSettings::default();
         good.check().unwrap();
         let interleaved = |pp, stages_per_rank| ParallelSettings {
             pp,
             stages_per_rank,
-            schedule: ScheduleName::Interleaved,
+            schedule: Kind::Interleaved,
             ..good.clone()
         };
         interleaved(2, 3).check().unwrap();

@@ -6,8 +6,10 @@
 
 use gradus_collective::Communicator;
 use gradus_compute::{CpuDevice, Device, IGNORED, Precision};
-use gradus_model::{Batch, Family, ModelConfig, PRESETS, Transformer};
-use gradus_train::{Learner, LearnerSizes, Microbatches, OptimizerSettings};
+use gradus_model::{Batch, Family, ModelConfig, PRESETS};
+use gradus_train::{
+    FirstWeights, Learner, LearnerSettings, Microbatches, OptimizerSettings, ParallelSettings,
+};
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::backtrace::Backtrace;
 use std::cell::Cell;
@@ -139,7 +141,7 @@ impl Microbatches for &Data {
     }
 }
 
-fn model(family: Family, device: Arc<dyn Device>) -> Transformer {
+fn model(family: Family) -> ModelConfig {
     let (_, preset) = PRESETS.iter().find(|(_, config)| config.family == family).unwrap();
     let sizes = |heads: usize, kv_heads: usize| ModelConfig {
         vocabulary: VOCABULARY,
@@ -152,25 +154,30 @@ fn model(family: Family, device: Arc<dyn Device>) -> Transformer {
         feed_forward: 160,
         ..preset.clone()
     };
-    let config = sizes(4, if family == Family::Gpt2 { 4 } else { 2 });
-    let model = Transformer::new(config, device).unwrap();
-    model.initialise(1);
-    model
+    sizes(4, if family == Family::Gpt2 { 4 } else { 2 })
 }
 
 /// A learner on a world of one.
 fn learner(family: Family, device: &Arc<CpuDevice>, recompute: bool) -> Learner {
-    let sizes = LearnerSizes { rows: SEQUENCES * SEQUENCE, recompute, bucket_bytes: 1 << 16 };
-    let model = model(family, Arc::clone(device) as _);
-    Learner::new(model, Communicator::alone(), &OptimizerSettings::default(), sizes).unwrap()
+    let settings = LearnerSettings {
+        optimizer: OptimizerSettings::default(),
+        parallel: ParallelSettings::default(),
+        rows: SEQUENCES * SEQUENCE,
+        microbatches: 2,
+        recompute,
+        bucket_bytes: 1 << 16,
+    };
+    let device: Arc<dyn Device> = Arc::clone(device) as _;
+    let learner = Learner::new(model(family), &device, Communicator::alone(), settings).unwrap();
+    learner.begin_with(&FirstWeights::Seed(1)).unwrap();
+    learner
 }
 
-/// A step, and what an evaluation does.
+/// A step, and an evaluation.
 fn run(learner: &mut Learner, mut data: &Data) {
     let result = learner.step(&mut data, 1e-3, false).unwrap();
     assert!(!result.skipped && result.gradient_norm > 0.0);
-    let (model, workspace, _) = learner.for_evaluation();
-    model.loss(workspace, data.load(1).unwrap(), &()).unwrap();
+    assert!(learner.evaluate(&mut data).unwrap().targets > 0);
 }
 
 #[test]

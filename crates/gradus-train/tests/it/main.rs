@@ -1,4 +1,4 @@
-//! The step, against itself on one rank: buckets go out while the backward pass is under way, and it allocates nothing. And
+//! The step, against itself on one rank: however it is split it learns the same, and it allocates nothing. And
 //! what it learns by Muon.
 
 #![allow(clippy::unwrap_used, reason = "a failing helper fails its test")]
@@ -6,4 +6,4 @@
 mod allocations;
 mod golden_muon;
 mod muon;
-mod overlap;
+mod splits;

@@ -8,7 +8,8 @@ use gradus_memory::{Span, Tensor};
 use gradus_model::{Batch, Family, ModelConfig, PRESETS, Transformer};
 use gradus_train::checkpoint::{self, TrainingState};
 use gradus_train::{
-    Adjustment, Learner, LearnerSizes, Microbatches, MuonSettings, OptimizerKind, OptimizerSettings,
+    Adjustment, FirstWeights, Learner, LearnerSettings, Microbatches, MuonSettings, OptimizerKind,
+    OptimizerSettings, ParallelSettings,
 };
 use std::path::Path;
 use std::sync::Arc;
@@ -33,14 +34,10 @@ impl Microbatches for Same {
     }
 }
 
-fn model(family: Family, device: CpuDevice) -> Transformer {
+fn model(family: Family) -> ModelConfig {
     let name = if family == Family::Gpt2 { "gpt2-tiny" } else { "llama-tiny" };
     let preset = PRESETS.iter().find(|(known, _)| *known == name).unwrap().1.clone();
-    let model =
-        Transformer::new(ModelConfig { layers: 2, vocabulary: 50, context: 8, ..preset }, Arc::new(device))
-            .unwrap();
-    model.initialise(1);
-    model
+    ModelConfig { layers: 2, vocabulary: 50, context: 8, ..preset }
 }
 
 fn device() -> CpuDevice {
@@ -51,13 +48,32 @@ fn settings(kind: OptimizerKind) -> OptimizerSettings {
     OptimizerSettings { kind, ..Default::default() }
 }
 
-fn learner(model: Transformer, communicator: Communicator, settings: &OptimizerSettings) -> Learner {
-    let sizes = LearnerSizes { rows: 8, recompute: false, bucket_bytes: 1 << 16 };
-    Learner::new(model, communicator, settings, sizes).unwrap()
+fn learner(
+    family: Family,
+    device: CpuDevice,
+    communicator: Communicator,
+    optimizer: &OptimizerSettings,
+) -> Learner {
+    let settings = LearnerSettings {
+        optimizer: optimizer.clone(),
+        parallel: ParallelSettings::default(),
+        rows: 8,
+        microbatches: 2,
+        recompute: false,
+        bucket_bytes: 1 << 16,
+    };
+    let device: Arc<dyn Device> = Arc::new(device);
+    let learner = Learner::new(model(family), &device, communicator, settings).unwrap();
+    learner.begin_with(&FirstWeights::Seed(1)).unwrap();
+    learner
 }
 
 fn alone(family: Family, settings: &OptimizerSettings) -> Learner {
-    learner(model(family, device()), Communicator::alone(), settings)
+    learner(family, device(), Communicator::alone(), settings)
+}
+
+fn whole(learner: &Learner) -> &Transformer {
+    learner.whole_model().unwrap()
 }
 
 fn losses(learner: &mut Learner, steps: usize) -> Vec<f64> {
@@ -65,7 +81,8 @@ fn losses(learner: &mut Learner, steps: usize) -> Vec<f64> {
 }
 
 fn bits(learner: &Learner) -> Vec<u32> {
-    let weights = learner.model().get(Span::new(0, learner.model().parameters().layout.len()));
+    let model = whole(learner);
+    let weights = model.get(Span::new(0, model.parameters().layout.len()));
     weights.iter().map(|weight| weight.to_bits()).collect()
 }
 
@@ -85,16 +102,16 @@ fn losses_fall_by_every_variant() {
 fn every_matrix_moves_by_as_much_as_its_factor_says() {
     let muon = OptimizerSettings { weight_decay: 0.0, ..settings(OptimizerKind::Muon) };
     let mut learner = alone(Family::Llama, &muon);
-    let tensors: Vec<Tensor> = learner.model().parameters().layout.tensors().to_vec();
+    let tensors: Vec<Tensor> = whole(&learner).parameters().layout.tensors().to_vec();
     let matrices: Vec<_> = tensors
         .iter()
         .flat_map(|tensor| tensor.each_matrix().map(move |(span, rows)| (tensor, span, rows)))
         .collect();
     assert_eq!(matrices.len(), 2 * 7, "q, k, v, out, gate, up and down of two blocks");
-    let before: Vec<_> = matrices.iter().map(|(_, span, _)| learner.model().get(*span)).collect();
+    let before: Vec<_> = matrices.iter().map(|(_, span, _)| whole(&learner).get(*span)).collect();
     losses(&mut learner, 1);
     for ((tensor, span, rows), before) in matrices.into_iter().zip(before) {
-        let after = learner.model().get(span);
+        let after = whole(&learner).get(span);
         let squares: f64 = after.iter().zip(&before).map(|(a, b)| f64::from(a - b).powi(2)).sum();
         let size = (squares / span.len as f64).sqrt();
         // Of 8 to 16 tokens no gradient has a higher rank: as many singular values are near 1, the rest is noise.
@@ -107,15 +124,9 @@ fn every_matrix_moves_by_as_much_as_its_factor_says() {
 fn matrices_have_one_moment_and_the_rest_two() {
     let [adamw, muon] =
         [OptimizerKind::AdamW, OptimizerKind::Muon].map(|kind| alone(Family::Gpt2, &settings(kind)));
-    let tensors = muon.model().parameters().layout.tensors();
-    for tensor in tensors {
-        let [first, second] = muon.optimizer().moments(tensor);
-        let second_too = usize::from(tensor.matrices.is_empty());
-        assert_eq!((first.len(), second.len()), (1, second_too), "{}", tensor.name);
-        assert!(adamw.optimizer().moments(tensor).iter().all(|moments| moments.len() == 1));
-    }
+    let tensors = whole(&muon).parameters().layout.tensors();
     let of_matrices: usize = tensors.iter().filter(|t| !t.matrices.is_empty()).map(Tensor::len).sum();
-    let [more, less] = [&adamw, &muon].map(|learner| learner.model().device().allocated());
+    let [more, less] = [&adamw, &muon].map(|learner| learner.device().allocated());
     assert!(of_matrices > 0 && more - less >= of_matrices, "{more} {less} {of_matrices}");
 }
 
@@ -131,8 +142,8 @@ fn state(step: u64, kind: &str) -> TrainingState {
     }
 }
 
-fn save(folder: &Path, learner: &Learner, state: &TrainingState) {
-    checkpoint::save(folder, learner.model(), None, learner.optimizer(), state).unwrap();
+fn save(folder: &Path, learner: &mut Learner, state: &TrainingState) {
+    checkpoint::save(folder, learner, None, state).unwrap();
 }
 
 #[test]
@@ -142,11 +153,10 @@ fn a_checkpoint_holds_all_that_the_next_step_depends_on() {
     let muon = settings(OptimizerKind::Muon);
     let mut whole = alone(Family::Llama, &muon);
     losses(&mut whole, 3);
-    save(&folder, &whole, &state(3, "\"muon\""));
+    save(&folder, &mut whole, &state(3, "\"muon\""));
     losses(&mut whole, 4);
     let mut resumed = alone(Family::Llama, &muon);
-    let (model, optimizer) = resumed.restore();
-    checkpoint::load(&folder, model, optimizer).unwrap();
+    checkpoint::load(&folder, &mut resumed).unwrap();
     losses(&mut resumed, 4);
     assert!(bits(&whole) == bits(&resumed));
 }
@@ -159,12 +169,10 @@ fn moments_of_the_other_kind_are_refused() {
         let folder = place.path().join("step-00000001");
         let mut saved = alone(Family::Llama, &settings(kind));
         losses(&mut saved, 1);
-        save(&folder, &saved, &state(1, name));
+        save(&folder, &mut saved, &state(1, name));
         for (other, _) in kinds {
             let mut learner = alone(Family::Llama, &settings(other));
-            let (model, optimizer) = learner.restore();
-            let loaded = checkpoint::load(&folder, model, optimizer);
-            match loaded {
+            match checkpoint::load(&folder, &mut learner) {
                 Ok(_) => assert_eq!(kind, other),
                 Err(error) => assert!(*error.kind() == Kind::Invalid && kind != other, "{error}"),
             }
@@ -179,8 +187,7 @@ fn ranks_agree_whatever_their_threads_and_find_out_where_their_kernels_do_not() 
             let rank = communicator.rank();
             let device =
                 CpuDevice::with_kernels(threads[rank], Precision::Bf16, 1 << 24, kernels[rank]).unwrap();
-            let mut learner =
-                learner(model(Family::Llama, device), communicator, &settings(OptimizerKind::Muon));
+            let mut learner = learner(Family::Llama, device, communicator, &settings(OptimizerKind::Muon));
             let step = learner.step(&mut Same, RATE, false);
             step.map_err(|error| error.kind().clone()).map(|_| bits(&learner))
         };

@@ -11,8 +11,10 @@ use gradus_compute::{CpuDevice, Device, Precision};
 use gradus_error::Error;
 use gradus_fabric::{NetworkSettings, TransportKind, connect};
 use gradus_host::{Clock, RealClock, processors};
-use gradus_model::{Batch, Family, ModelConfig, PRESETS, Transformer, hugging_face, logits_rows};
-use gradus_train::{Learner, LearnerSizes, Microbatches, OptimizerSettings, ScheduleKind};
+use gradus_model::{Batch, Family, ModelConfig, PRESETS, Parameters, hugging_face, logits_rows};
+use gradus_train::{
+    FirstWeights, Learner, LearnerSettings, Microbatches, OptimizerSettings, ParallelSettings, ScheduleKind,
+};
 use serde::Deserialize;
 use std::io::BufRead;
 use std::path::{Path, PathBuf};
@@ -182,17 +184,26 @@ impl Bench {
         let resident_before = processors::resident_bytes();
         let (shape, device) =
             (arguments.shape, Arc::new(open_device(arguments.threads, 1, arguments.precision)?));
-        let model = model(shape, arguments.init.as_deref(), Arc::clone(&device) as Arc<dyn Device>)?;
-        let settings = OptimizerSettings {
+        let optimizer = OptimizerSettings {
             learning_rate: shape.sizes().learning_rate,
             schedule: ScheduleKind::Constant,
             warmup_steps: 0,
             ..Default::default()
         };
-        let sizes = LearnerSizes { rows: shape.sizes().rows(), recompute: false, bucket_bytes: 1 << 20 };
         let world_size = communicator.world_size();
+        let settings = LearnerSettings {
+            optimizer,
+            parallel: ParallelSettings::default(),
+            rows: shape.sizes().rows(),
+            microbatches: world_size,
+            recompute: false,
+            bucket_bytes: 1 << 20,
+        };
         let batches = StoredBatches::open(shape.sizes(), arguments.batches.as_deref(), world_size)?;
-        let learner = Learner::new(model, communicator, &settings, sizes)?;
+        let (config, first) = first(shape, arguments.init.clone())?;
+        let learner =
+            Learner::new(config, &(Arc::clone(&device) as Arc<dyn Device>), communicator, settings)?;
+        learner.begin_with(&first)?;
         Ok(Self {
             learner,
             batches,
@@ -233,9 +244,8 @@ impl Bench {
     /// (`logits`, counted in `kept`); `scratch` what kernels work in; `peak` and `before` resident memory at its most and
     /// before there was a model.
     fn memory(&self) -> serde_json::Value {
-        let model = self.learner.model();
-        let elements = model.parameters().layout.len();
-        let vocabulary = model.config().padded_vocabulary();
+        let config = self.learner.config();
+        let (elements, vocabulary) = (Parameters::new(config).layout.len(), config.padded_vocabulary());
         let rows = self.batches.sizes.rows();
         let state = 4 * 4 * elements;
         serde_json::json!({
@@ -294,16 +304,12 @@ impl Bench {
     }
 }
 
-fn model(shape: Shape, init: Option<&Path>, device: Arc<dyn Device>) -> Result<Transformer> {
-    let Some(folder) = init else {
-        let model = Transformer::new(shape.model()?, device)?;
-        model.initialise(1);
-        return Ok(model);
-    };
-    let model = Transformer::new(hugging_face::read_config(folder)?, device)?;
-    let put = &mut |span, values: &[f32]| model.put(span, values);
-    hugging_face::read_weights(folder, model.config(), model.parameters(), put)?;
-    Ok(model)
+/// What is trained, and what it begins with.
+fn first(shape: Shape, init: Option<PathBuf>) -> Result<(ModelConfig, FirstWeights)> {
+    match init {
+        Some(folder) => Ok((hugging_face::read_config(&folder)?, FirstWeights::Folder(folder))),
+        None => Ok((shape.model()?, FirstWeights::Seed(1))),
+    }
 }
 
 /// Batches one after another, over and over; with ranks, rank `r` takes batch `world_size * step + r`.

@@ -9,6 +9,7 @@ pub mod doctor;
 pub mod generate;
 pub mod logits;
 pub mod plan_collective;
+pub mod plan_pipeline;
 pub mod plan_train;
 pub mod preflight;
 pub mod prepare;
@@ -21,6 +22,7 @@ use gradus_error::{Error, Kind, Result};
 use gradus_fabric::{Launch, SECRET, Secret};
 use gradus_host::processors;
 use gradus_model::{Transformer, hugging_face};
+use gradus_train::FirstWeights;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -62,6 +64,14 @@ fn first_model(settings: &Settings, device: CpuDevice, tokens: usize) -> Result<
         read_weights(Path::new(&settings.model.from), &model)?;
     }
     Ok(model)
+}
+
+/// What a run begins with: random weights, or a Hugging Face folder's.
+fn first_weights(settings: &Settings) -> FirstWeights {
+    match settings.model.from.as_str() {
+        "" => FirstWeights::Seed(settings.run.seed),
+        folder => FirstWeights::Folder(folder.into()),
+    }
 }
 
 /// Puts a Hugging Face folder's weights into a model of that folder's configuration.

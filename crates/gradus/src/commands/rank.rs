@@ -1,6 +1,6 @@
 //! One rank of a run: everything is opened, connected and handed to the trainer.
 
-use super::{environment, first_model, open_device, prepare};
+use super::{environment, first_weights, open_device, prepare};
 use crate::exit;
 use crate::logging;
 use crate::report;
@@ -19,9 +19,9 @@ use gradus_fabric::{
     interface_of,
 };
 use gradus_host::{Clock, RealClock, disk};
-use gradus_model::Transformer;
+use gradus_model::ModelConfig;
 use gradus_store::{Dataset, Tokenizer};
-use gradus_train::{Observer, Outcome, Parts, RunSettings, Trainer};
+use gradus_train::{FirstWeights, Observer, Outcome, Parts, RunSettings, Trainer};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -42,10 +42,22 @@ pub fn run(resolved: &Resolved<Settings>, launch: Option<Launch>, resume: bool) 
     let (_session, mut communicator) = join(settings, &network, launch.as_ref())?;
     let opened = open(resolved, resume, &network.node_id, &mut communicator);
     let opened = opened.inspect_err(|error| communicator.give_up(&as_told(error)))?;
-    let Opened { folder, run, nodes, model, dataset, tokenizer, mut observer, peak_flops_per_s, stop } =
-        opened;
+    let Opened {
+        folder,
+        run,
+        nodes,
+        config,
+        first,
+        device,
+        dataset,
+        tokenizer,
+        mut observer,
+        peak_flops_per_s,
+        stop,
+    } = opened;
     let clock: Arc<dyn Clock> = Arc::new(RealClock::new());
-    let parts = Parts { model, communicator, nodes, dataset, tokenizer, clock, peak_flops_per_s };
+    let parts =
+        Parts { config, first, device, communicator, nodes, dataset, tokenizer, clock, peak_flops_per_s };
     let outcome = train(parts, run, observer.as_mut(), &stop)?;
     drop(observer);
     if let Some(folder) = folder {
@@ -60,7 +72,9 @@ struct Opened {
     folder: Option<RunFolder>,
     run: RunSettings,
     nodes: Nodes,
-    model: Transformer,
+    config: ModelConfig,
+    first: FirstWeights,
+    device: Arc<dyn Device>,
     dataset: Dataset,
     tokenizer: Option<Tokenizer>,
     observer: Box<dyn Observer>,
@@ -92,10 +106,23 @@ fn open(
     // All ranks measure at once, as they will compute: a peak that nobody else shares would flatter nobody.
     communicator.patient_barrier()?;
     let peak_flops_per_s = device.peak_flops();
-    let model = first_model(settings, device, dataset.vocabulary())?;
+    let config = settings.model_config(dataset.vocabulary())?;
     let observer = observers(resolved, first, &path)?;
     let run = settings.run_settings(path, checkpoint)?;
-    Ok(Opened { folder, run, nodes, model, dataset, tokenizer, observer, peak_flops_per_s, stop })
+    let (first, device) = (first_weights(settings), Arc::new(device));
+    Ok(Opened {
+        folder,
+        run,
+        nodes,
+        config,
+        first,
+        device,
+        dataset,
+        tokenizer,
+        observer,
+        peak_flops_per_s,
+        stop,
+    })
 }
 
 /// A failure as the other ranks shall hear of it.

@@ -3,10 +3,10 @@
 //! Both are made from `metrics.jsonl` alone (and the run's resolved settings, where they are kept beside it), so they
 //! can be made anew at any time, also of a run that was killed or still goes on.
 
-mod axis;
+pub mod axis;
 mod figure;
 mod figures;
-mod ink;
+pub mod ink;
 mod page;
 mod run;
 mod series;

@@ -37,6 +37,7 @@ pub mod examples {
     /// What is known before the first step.
     pub fn description() -> RunDescription {
         RunDescription {
+            mesh: String::new(),
             world_size: 2,
             device: "cpu: AVX-512, 1 thread, bf16".into(),
             transport: "shm".into(),

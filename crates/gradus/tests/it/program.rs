@@ -28,9 +28,22 @@ fn a_report_is_made_from_metrics() {
 }
 
 #[test]
+fn pipelines_are_laid_out_and_drawn() {
+    let directory = tempfile::tempdir().unwrap();
+    let line = ["plan", "pipeline", "--ranks", "2", "--microbatches", "2", "--svg", "pipeline.svg"];
+    let output = gradus(directory.path(), &line);
+    assert_eq!((output.status.code(), text(&output.stderr)), (Some(0), ""));
+    assert!(text(&output.stdout).starts_with("2 microbatches through 2 ranks\n"));
+    assert!(std::fs::read_to_string(directory.path().join("pipeline.svg")).unwrap().ends_with("</svg>\n"));
+    let output = gradus(directory.path(), &[&line[..6], &["--json"]].concat());
+    let report: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(report["schedules"].as_array().unwrap().len(), 4);
+}
+
+#[test]
 fn bad_input_ends_with_two_and_says_what_to_mend() {
     let directory = tempfile::tempdir().unwrap();
-    let cases: [(&[&str], &str); 6] = [
+    let cases: [(&[&str], &str); 8] = [
         (&["report", "nowhere"], "gradus: error: cannot read nowhere/metrics.jsonl: "),
         (&["report", ".", "--model.layers"], "gradus: error: --model.layers needs a value"),
         (&["report", ".", "--model.layers", "6"], "gradus: error: --model.layers is a setting of a run"),
@@ -39,6 +52,14 @@ fn bad_input_ends_with_two_and_says_what_to_mend() {
             &["plan", "collective", "--world", "2", "--bytes", "1", "--links.inside.latency", "1"],
             "gradus: error: --links.inside.latency: there is no setting `links.inside.latency`; did you mean \
              `links.inside.latency_us`?",
+        ),
+        (
+            &["plan", "pipeline", "--ranks", "0", "--microbatches", "1"],
+            "gradus: error: --ranks 0: choose 1 to ",
+        ),
+        (
+            &["plan", "pipeline", "--ranks", "2", "--microbatches", "1", "--links.inside.latency_us", "1"],
+            "gradus: error: --links.inside.latency_us is a setting of a run",
         ),
         (&["repotr"], "error: unrecognized subcommand 'repotr'"),
     ];

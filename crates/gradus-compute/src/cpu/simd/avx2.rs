@@ -30,6 +30,14 @@ macro_rules! proven {
 /// All ones in the first eight, zeros in the next: read from `8 - count` on it masks the first `count` lanes.
 static MASKS: [i32; 16] = [-1, -1, -1, -1, -1, -1, -1, -1, 0, 0, 0, 0, 0, 0, 0, 0];
 
+/// An instruction on the words of two vectors, that the token proves to exist.
+macro_rules! words {
+    ($instruction:ident, $a:expr, $b:expr) => {{
+        let (a, b) = ($a, $b);
+        proven!(_mm256_castsi256_ps($instruction(_mm256_castps_si256(a), _mm256_castps_si256(b))))
+    }};
+}
+
 /// Mask of the first `count` lanes.
 #[inline(always)]
 unsafe fn first(count: usize) -> __m256i {
@@ -146,6 +154,26 @@ unsafe impl Simd for Avx2 {
     #[inline(always)]
     fn select_le(self, a: __m256, b: __m256, yes: __m256, no: __m256) -> __m256 {
         proven!(_mm256_blendv_ps(no, yes, _mm256_cmp_ps::<_CMP_LE_OQ>(a, b)))
+    }
+    #[inline(always)]
+    fn add_words(self, a: __m256, b: __m256) -> __m256 {
+        words!(_mm256_add_epi32, a, b)
+    }
+    #[inline(always)]
+    fn multiply_words(self, a: __m256, b: __m256) -> __m256 {
+        words!(_mm256_mullo_epi32, a, b)
+    }
+    #[inline(always)]
+    fn xor(self, a: __m256, b: __m256) -> __m256 {
+        proven!(_mm256_xor_ps(a, b))
+    }
+    #[inline(always)]
+    fn and(self, a: __m256, b: __m256) -> __m256 {
+        proven!(_mm256_and_ps(a, b))
+    }
+    #[inline(always)]
+    fn shift_right(self, a: __m256, count: u32) -> __m256 {
+        words!(_mm256_srlv_epi32, a, self.splat_word(count))
     }
     #[inline(always)]
     fn sum(self, a: __m256) -> f32 {

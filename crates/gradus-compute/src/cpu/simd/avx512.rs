@@ -38,6 +38,14 @@ macro_rules! proven {
     };
 }
 
+/// An instruction on the words of two vectors, that the token proves to exist.
+macro_rules! words {
+    ($instruction:ident, $a:expr, $b:expr) => {{
+        let (a, b) = ($a, $b);
+        proven!(_mm512_castsi512_ps($instruction(_mm512_castps_si512(a), _mm512_castps_si512(b))))
+    }};
+}
+
 /// Mask of the first `count` lanes.
 #[inline(always)]
 fn first(count: usize) -> __mmask16 {
@@ -144,6 +152,26 @@ unsafe impl<const BF16: bool> Simd for Avx512<BF16> {
     #[inline(always)]
     fn select_le(self, a: __m512, b: __m512, yes: __m512, no: __m512) -> __m512 {
         proven!(_mm512_mask_blend_ps(_mm512_cmp_ps_mask::<_CMP_LE_OQ>(a, b), no, yes))
+    }
+    #[inline(always)]
+    fn add_words(self, a: __m512, b: __m512) -> __m512 {
+        words!(_mm512_add_epi32, a, b)
+    }
+    #[inline(always)]
+    fn multiply_words(self, a: __m512, b: __m512) -> __m512 {
+        words!(_mm512_mullo_epi32, a, b)
+    }
+    #[inline(always)]
+    fn xor(self, a: __m512, b: __m512) -> __m512 {
+        proven!(_mm512_xor_ps(a, b))
+    }
+    #[inline(always)]
+    fn and(self, a: __m512, b: __m512) -> __m512 {
+        proven!(_mm512_and_ps(a, b))
+    }
+    #[inline(always)]
+    fn shift_right(self, a: __m512, count: u32) -> __m512 {
+        words!(_mm512_srlv_epi32, a, self.splat_word(count))
     }
     #[inline(always)]
     fn sum(self, a: __m512) -> f32 {

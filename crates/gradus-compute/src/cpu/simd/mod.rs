@@ -91,6 +91,16 @@ pub unsafe trait Simd: Copy + Send + Sync + 'static {
     fn scale(self, a: Self::V, n: Self::V) -> Self::V;
     /// `yes` where `a <= b`, else `no`.
     fn select_le(self, a: Self::V, b: Self::V, yes: Self::V, no: Self::V) -> Self::V;
+    /// Sum of two words of 32 bits, those of each lane; what overflows is lost. So below.
+    fn add_words(self, a: Self::V, b: Self::V) -> Self::V;
+    /// The lower half of the product of two words.
+    fn multiply_words(self, a: Self::V, b: Self::V) -> Self::V;
+    /// Bits that are set in one of two words only.
+    fn xor(self, a: Self::V, b: Self::V) -> Self::V;
+    /// Bits that are set in both.
+    fn and(self, a: Self::V, b: Self::V) -> Self::V;
+    /// A word's bits moved towards the lowest, with zeros behind; `count < 32`.
+    fn shift_right(self, a: Self::V, count: u32) -> Self::V;
     /// Sum of the lanes, in a fixed order.
     fn sum(self, a: Self::V) -> f32;
     /// Largest lane.
@@ -132,6 +142,12 @@ pub unsafe trait Simd: Copy + Send + Sync + 'static {
     fn square(self) -> Self::Square;
     /// Exchanges rows and columns.
     fn transpose(self, square: &mut Self::Square);
+
+    /// Every lane of these bits.
+    #[inline(always)]
+    fn splat_word(self, bits: u32) -> Self::V {
+        self.splat(f32::from_bits(bits))
+    }
 
     /// As [`Simd::load_first`], whole where `count` is `LANES`, zero elsewhere.
     ///

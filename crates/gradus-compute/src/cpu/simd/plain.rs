@@ -13,6 +13,12 @@ fn each(f: impl Fn(usize) -> f32) -> [f32; LANES] {
     std::array::from_fn(f)
 }
 
+/// A function of the bits of each lane.
+#[inline(always)]
+fn words(a: [f32; LANES], b: [f32; LANES], f: impl Fn(u32, u32) -> u32) -> [f32; LANES] {
+    each(|i| f32::from_bits(f(a[i].to_bits(), b[i].to_bits())))
+}
+
 // SAFETY: no instructions are needed; the constants agree with the types.
 unsafe impl Simd for Plain {
     const LANES: usize = LANES;
@@ -104,6 +110,26 @@ unsafe impl Simd for Plain {
     #[inline(always)]
     fn select_le(self, a: Self::V, b: Self::V, yes: Self::V, no: Self::V) -> Self::V {
         each(|i| if a[i] <= b[i] { yes[i] } else { no[i] })
+    }
+    #[inline(always)]
+    fn add_words(self, a: Self::V, b: Self::V) -> Self::V {
+        words(a, b, u32::wrapping_add)
+    }
+    #[inline(always)]
+    fn multiply_words(self, a: Self::V, b: Self::V) -> Self::V {
+        words(a, b, u32::wrapping_mul)
+    }
+    #[inline(always)]
+    fn xor(self, a: Self::V, b: Self::V) -> Self::V {
+        words(a, b, |a, b| a ^ b)
+    }
+    #[inline(always)]
+    fn and(self, a: Self::V, b: Self::V) -> Self::V {
+        words(a, b, |a, b| a & b)
+    }
+    #[inline(always)]
+    fn shift_right(self, a: Self::V, count: u32) -> Self::V {
+        words(a, a, |a, _| a >> count)
     }
     #[inline(always)]
     fn sum(self, a: Self::V) -> f32 {

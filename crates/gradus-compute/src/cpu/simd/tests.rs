@@ -91,6 +91,33 @@ impl Operation for Arithmetic {
     }
 }
 
+struct Words;
+
+impl Operation for Words {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let lanes = Lanes(s);
+        let words: [u32; 16] = std::array::from_fn(|i| (i as u32 + 1).wrapping_mul(0x9e37_79b9));
+        let reversed: [u32; 16] = std::array::from_fn(|i| words[15 - i]);
+        let (a, b) = (lanes.vector(&words.map(f32::from_bits)), lanes.vector(&reversed.map(f32::from_bits)));
+        let check = |got: S::V, right: &dyn Fn(u32, u32) -> u32| {
+            let got: Vec<u32> = lanes.numbers(got).iter().map(|x| x.to_bits()).collect();
+            let right: Vec<u32> = (0..S::LANES).map(|i| right(words[i], reversed[i])).collect();
+            assert_eq!(got, right);
+        };
+        check(s.add_words(a, b), &u32::wrapping_add);
+        check(s.multiply_words(a, b), &u32::wrapping_mul);
+        check(s.xor(a, b), &|a, b| a ^ b);
+        check(s.and(a, b), &|a, b| a & b);
+        for count in [0, 1, 13, 16, 31] {
+            check(s.shift_right(a, count), &|a, _| a >> count);
+        }
+        check(s.splat_word(0xff80_0001), &|_, _| 0xff80_0001);
+    }
+}
+
 struct Memory;
 
 impl Operation for Memory {
@@ -261,6 +288,7 @@ macro_rules! tests {
 
 tests! {
     arithmetic_is_that_of_single_numbers: Arithmetic,
+    words_are_those_of_single_numbers: Words,
     loads_and_stores_touch_what_they_say: Memory,
     sums_and_transposes: Across,
     rounding_to_bf16_is_to_nearest_even: Halves

@@ -1,4 +1,6 @@
-//! Which memory a microbatch's activations lie in: the lowest free slot of its chunk, or of its rank where chunks share.
+//! Which memory a microbatch's activations lie in: a free slot of its chunk, or of its rank where chunks share; the lowest of
+//! those that have *rested*. What a slot's last microbatch left is sent from there, and whoever takes the slot waits for
+//! that; once its rank has computed something since, the wait is over or short.
 
 use crate::pipeline::program::Sharing;
 use gradus_error::{Error, Result};
@@ -16,7 +18,8 @@ pub(super) struct Slots {
 /// Slots that are numbered together.
 #[derive(Default, Clone)]
 struct Pool {
-    free: BTreeSet<usize>,
+    rested: BTreeSet<usize>,
+    tired: BTreeSet<usize>,
     count: usize,
 }
 
@@ -30,7 +33,8 @@ impl Slots {
     /// The slot that `microbatch` has in `chunk` from now on.
     pub(super) fn take(&mut self, chunk: usize, microbatch: usize) -> usize {
         let pool = self.pool(chunk);
-        let slot = pool.free.pop_first().unwrap_or(pool.count);
+        let free = pool.rested.pop_first().or_else(|| pool.tired.pop_first());
+        let slot = free.unwrap_or(pool.count);
         pool.count = pool.count.max(slot + 1);
         self.taken.insert((chunk, microbatch), slot);
         self.most = self.most.max(self.taken.len());
@@ -53,8 +57,20 @@ impl Slots {
     pub(super) fn release(&mut self, chunk: usize, microbatch: usize) -> Result<()> {
         let slot = self.of(chunk, microbatch)?;
         self.taken.remove(&(chunk, microbatch));
-        self.pool(chunk).free.insert(slot);
+        self.pool(chunk).tired.insert(slot);
         Ok(())
+    }
+
+    /// Notes that the rank has computed something since the slots that are free now were released.
+    pub(super) fn rest(&mut self) {
+        self.pools.iter_mut().for_each(|pool| pool.rested.append(&mut pool.tired));
+    }
+
+    /// Whether `chunk` has a rested slot among as many as `counts` says.
+    pub(super) fn has_rested(&mut self, chunk: usize, counts: &[usize]) -> bool {
+        let most = counts[chunk.min(counts.len() - 1)];
+        let pool = self.pool(chunk);
+        !pool.rested.is_empty() || pool.count < most
     }
 
     /// How many slots each chunk needs, or all together, and how many are taken at once at most.

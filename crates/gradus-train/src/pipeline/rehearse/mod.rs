@@ -1,25 +1,33 @@
 //! Programs carried out without model and wire, to prove that they are the schedule, that messages meet, and that nobody
 //! waits for ever.
 //!
-//! Starting a message never waits, and the k-th that a rank starts with a peer meets the k-th that the peer starts with it; it
-//! is over once both have started it, which is the latest that a communicator may need. A computation waits for what it
+//! Starting a message never waits, and the k-th that a rank starts with a peer meets the k-th that the peer starts with it; its
+//! transfer begins when both have started it, the latest that a communicator may need. A computation waits for what it
 //! needs, and memory that is taken for what was sent from it. Ranks go on in any order, for nothing that one does can take
-//! away what another waits for: if one order ends, all do.
+//! away what another waits for: if one order ends, all do, and each thing at the same time in all of them.
 
 mod memory;
 
 use super::message::{Direction, Message};
 use super::program::{Instruction, Program};
 use super::schedule::{Action, ActionKind, Schedule, Shape};
+use super::simulate::{Costs, Period, Timeline};
 use gradus_error::{Error, Result};
 use memory::{Came, Memory, Ticket};
 
-/// Proves that `programs` carry out `schedule`.
+/// Proves that `programs` carry out `schedule`; returns when they do, if passes and transfers take `costs` and nothing else
+/// takes time.
+///
+/// Unlike [`simulate`](super::simulate), which has every transfer begin as soon as there is what it carries, this counts what ranks
+/// wait for because the other end starts to receive later.
 ///
 /// # Errors
 /// `Internal`, naming rank and instruction, for programs that do not: that compute something else, that use memory or a message
 /// which is not there, that start messages in different orders at both ends, or wait for ever.
-pub fn rehearse(schedule: &Schedule, programs: &[Program]) -> Result<()> {
+///
+/// # Panics
+/// If there are not as many costs as stages.
+pub fn rehearse(schedule: &Schedule, programs: &[Program], costs: &Costs) -> Result<Timeline> {
     let shape = schedule.shape;
     if programs.len() != shape.ranks {
         return Err(Error::internal(format!("{} programs for {} ranks", programs.len(), shape.ranks)));
@@ -29,28 +37,35 @@ pub fn rehearse(schedule: &Schedule, programs: &[Program]) -> Result<()> {
             return Err(Error::internal(format!("the program of rank {rank} computes something else")));
         }
     }
-    Stage::new(shape, programs).play()
+    Stage::new(shape, programs, costs).play()
 }
 
 /// Where programs are carried out.
 struct Stage<'a> {
     shape: Shape,
     programs: &'a [Program],
+    costs: &'a Costs,
     /// How far each rank has come.
     positions: Vec<usize>,
-    /// By `rank * ranks + peer`: what a rank has started with a peer.
-    started: Vec<Vec<Message>>,
+    /// What time it is for each rank.
+    now: Vec<f64>,
+    /// By `rank * ranks + peer`: what a rank has started with a peer, and when.
+    started: Vec<Vec<(Message, f64)>>,
     memories: Vec<Memory>,
+    timeline: Timeline,
 }
 
 impl<'a> Stage<'a> {
-    fn new(shape: Shape, programs: &'a [Program]) -> Self {
+    fn new(shape: Shape, programs: &'a [Program], costs: &'a Costs) -> Self {
+        assert_eq!(costs.stages.len(), shape.stages(), "every stage has its costs");
         let memories = programs.iter().map(|program| Memory::new(&program.slots)).collect();
         let started = vec![Vec::new(); shape.ranks * shape.ranks];
-        Self { shape, programs, positions: vec![0; shape.ranks], started, memories }
+        let timeline = Timeline { periods: vec![Vec::new(); shape.ranks] };
+        let (positions, now) = (vec![0; shape.ranks], vec![0.0; shape.ranks]);
+        Self { shape, programs, costs, positions, now, started, memories, timeline }
     }
 
-    fn play(mut self) -> Result<()> {
+    fn play(mut self) -> Result<Timeline> {
         while (0..self.shape.ranks).try_fold(false, |moved, rank| Ok(self.follow(rank)? || moved))? {}
         for rank in 0..self.shape.ranks {
             if let Some(instruction) = self.next(rank) {
@@ -60,7 +75,7 @@ impl<'a> Stage<'a> {
                 self.check_lengths(rank, peer)?;
             }
         }
-        Ok(())
+        Ok(self.timeline)
     }
 
     fn next(&self, rank: usize) -> Option<Instruction> {
@@ -94,7 +109,7 @@ impl<'a> Stage<'a> {
         let [peer, own] = self.ends(message);
         expect(own == rank && peer != rank, "this rank does not receive that")?;
         let chunk = self.shape.chunk_of(message.to_stage());
-        if message.direction == Direction::Activation && !self.is_free(rank, chunk, slot)? {
+        if message.direction == Direction::Activation && !self.empty(rank, chunk, slot)? {
             return Ok(false);
         }
         let ticket = self.start(rank, peer, message)?;
@@ -106,18 +121,21 @@ impl<'a> Stage<'a> {
         let stage = self.shape.stage(rank, action.chunk);
         let needed = Message::needed_by(self.shape, stage, action);
         if needed.is_none() && action.kind == ActionKind::Forward {
-            if !self.is_free(rank, action.chunk, slot)? {
+            if !self.empty(rank, action.chunk, slot)? {
                 return Ok(false);
             }
             self.memories[rank].begin(action.chunk, slot, action.microbatch)?;
         }
         if let Some(message) = needed
             && let Some(ticket) = self.memories[rank].awaited(action.chunk, slot, message)?
-            && !self.is_over(rank, ticket)
+            && !self.wait(rank, &[ticket])
         {
             return Ok(false);
         }
         self.memories[rank].compute(slot, action)?;
+        let start = self.now[rank];
+        self.now[rank] += self.costs.of(stage, action.kind);
+        self.timeline.periods[rank].push(Period { start, end: self.now[rank] });
         Ok(true)
     }
 
@@ -135,7 +153,7 @@ impl<'a> Stage<'a> {
         expect(!message.crosses(self.shape), "there is another rank to send that to")?;
         let [own, chunk] = [message.from_stage(), message.to_stage()].map(|stage| self.shape.chunk_of(stage));
         self.memories[rank].check_made(own, from, message)?;
-        if message.direction == Direction::Activation && !self.is_free(rank, chunk, to)? {
+        if message.direction == Direction::Activation && !self.empty(rank, chunk, to)? {
             return Ok(false);
         }
         self.memories[rank].arrive(chunk, to, message, Came::Here)?;
@@ -147,10 +165,10 @@ impl<'a> Stage<'a> {
         [message.from_stage(), message.to_stage()].map(|stage| self.shape.rank_of(stage))
     }
 
-    /// Whether everything that was sent from a slot has left it.
-    fn is_free(&mut self, rank: usize, chunk: usize, slot: usize) -> Result<bool> {
+    /// Waits until everything that was sent from a slot has left it; returns `false` while that cannot be said.
+    fn empty(&mut self, rank: usize, chunk: usize, slot: usize) -> Result<bool> {
         let leaving = self.memories[rank].leaving(chunk, slot)?.clone();
-        Ok(leaving.into_iter().all(|ticket| self.is_over(rank, ticket)))
+        Ok(self.wait(rank, &leaving))
     }
 
     /// Starts `message` at this end of the pair.
@@ -158,17 +176,28 @@ impl<'a> Stage<'a> {
         let ranks = self.shape.ranks;
         let own = &mut self.started[rank * ranks + peer];
         let index = own.len();
-        own.push(message);
+        own.push((message, self.now[rank]));
         match self.started[peer * ranks + rank].get(index) {
-            Some(other) if *other != message => {
+            Some((other, _)) if *other != message => {
                 Err(Error::internal(format!("rank {peer} has started the {other} in its place")))
             }
             _ => Ok(Ticket { peer, index }),
         }
     }
 
-    fn is_over(&self, rank: usize, ticket: Ticket) -> bool {
-        self.started[ticket.peer * self.shape.ranks + rank].len() > ticket.index
+    /// Lets a rank's time pass until messages are over; returns `false` while it is not known when.
+    fn wait(&mut self, rank: usize, tickets: &[Ticket]) -> bool {
+        let over = tickets.iter().map(|ticket| self.over(rank, *ticket)).collect::<Option<Vec<_>>>();
+        let known = over.is_some();
+        self.now[rank] = over.unwrap_or_default().into_iter().fold(self.now[rank], f64::max);
+        known
+    }
+
+    /// When a message is over, if both ends have started it.
+    fn over(&self, rank: usize, Ticket { peer, index }: Ticket) -> Option<f64> {
+        let at = |rank: usize, peer: usize| self.started[rank * self.shape.ranks + peer].get(index).copied();
+        let ((message, here), (_, there)) = (at(rank, peer)?, at(peer, rank)?);
+        Some(here.max(there) + self.costs.stages[message.boundary].transfer)
     }
 
     fn check_lengths(&self, rank: usize, peer: usize) -> Result<()> {
@@ -196,9 +225,10 @@ mod tests {
         let shape = Shape { ranks: 3, chunks_per_rank: 1, microbatches: 5 };
         let schedule = Kind::OneForwardOneBackward.generate(shape).unwrap();
         let mut programs = lower(&schedule, Sharing::Chunk).unwrap();
-        rehearse(&schedule, &programs).unwrap();
+        let costs = Costs::unit(shape);
+        rehearse(&schedule, &programs, &costs).unwrap();
         spoil(&mut programs);
-        rehearse(&schedule, &programs).unwrap_err().to_string()
+        rehearse(&schedule, &programs, &costs).unwrap_err().to_string()
     }
 
     /// Where a program does, for the `nth` time, what `is` names.
@@ -298,7 +328,7 @@ mod tests {
         let [receive, compute] = [find(&programs[1], 1, is_receive), find(&programs[1], 1, is_compute)];
         shift(&mut programs[1], compute, 1);
         shift(&mut programs[1], receive + 1, 1);
-        let error = rehearse(&schedule, &programs).unwrap_err().to_string();
+        let error = rehearse(&schedule, &programs, &Costs::unit(shape)).unwrap_err().to_string();
         assert!(error.contains("waits for ever"), "{error}");
     }
 }

@@ -6,7 +6,8 @@ mod sizes;
 mod time;
 
 use super::*;
-use crate::settings::{OptimizerKind, ParallelSettings, ScheduleName, TrainSettings};
+use crate::pipeline::Kind;
+use crate::settings::{OptimizerKind, ParallelSettings, TrainSettings};
 use gradus_compute::Precision;
 use gradus_model::{Family, ModelConfig, ModelSettings};
 
@@ -65,8 +66,8 @@ fn h100() -> Machine {
 }
 
 /// A pipeline of 2 with tensor ranks, shards and replicas, by settings that tests change.
-fn parallel(sizes: [usize; 4], zero: u8, schedule: ScheduleName) -> ParallelSettings {
+fn parallel(sizes: [usize; 4], zero: u8, schedule: Kind) -> ParallelSettings {
     let [pp, dp, fsdp, tp] = sizes;
-    let stages_per_rank = if schedule == ScheduleName::Interleaved { 2 } else { 1 };
+    let stages_per_rank = if schedule == Kind::Interleaved { 2 } else { 1 };
     ParallelSettings { pp, dp, fsdp, tp, zero, schedule, stages_per_rank, ..ParallelSettings::default() }
 }

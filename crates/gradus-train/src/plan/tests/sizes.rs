@@ -27,7 +27,7 @@ fn zeros_arithmetic_is_that_of_its_paper() {
     let work = Work { ..llama([32, 4096, 32, 32, 11_008], 64) };
     let parameters = work.model.parameter_count() as f64;
     let per_parameter = |zero: u8, fsdp: usize| {
-        let settings = parallel([1, 64 / fsdp, fsdp, 1], zero, ScheduleName::default());
+        let settings = parallel([1, 64 / fsdp, fsdp, 1], zero, Kind::default());
         let split = Split::new(&work, &settings, 64).unwrap();
         let memory = Sizes::new(&work, &prepared_in_pairs).holdings(&split)[0].memory;
         (memory.weights + memory.gradients + memory.moments) as f64 / parameters

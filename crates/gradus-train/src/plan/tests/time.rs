@@ -16,7 +16,7 @@ fn sent(split: &Split<'_>, pp: usize) -> BTreeMap<(&'static str, &'static str, &
 }
 
 fn split<'a>(work: &'a Work, sizes: [usize; 4], zero: u8) -> Split<'a> {
-    Split::new(work, &parallel(sizes, zero, ScheduleName::default()), sizes.iter().product()).unwrap()
+    Split::new(work, &parallel(sizes, zero, Kind::default()), sizes.iter().product()).unwrap()
 }
 
 /// Elements of a block, and of a table.
@@ -38,8 +38,7 @@ fn shards_and_replicas_send_what_the_formulas_say() {
         (2, Accumulate::Scatter, 1, 6),
         (3, Accumulate::Scatter, 6, 6),
     ] {
-        let settings =
-            ParallelSettings { accumulate, ..parallel([1, 2, 2, 1], zero, ScheduleName::default()) };
+        let settings = ParallelSettings { accumulate, ..parallel([1, 2, 2, 1], zero, Kind::default()) };
         let split = Split::new(&work, &settings, 4).unwrap();
         assert_eq!(split.microbatches, 6);
         // With ZeRO-3 forward needs no head, backward no embedding, and both need the blocks.
@@ -68,6 +67,8 @@ fn tensor_ranks_and_stages_send_rows() {
     let first = BTreeMap::from([
         (("pp", "send", "activations"), 6 * 4 * rows / 2),
         (("pp", "all-reduce", "gradients of the tied table"), 4 * TABLE / 2),
+        // Two norms of each block, once.
+        (("tp", "all-reduce", "gradients of norms"), 4 * 32 * 2 * blocks),
         (("tp", "all-gather", "rows into layers"), 6 * 2 * rows * 4 * blocks / 2),
         (("tp", "all-gather", "gradients of rows"), 6 * 4 * rows * (2 * blocks + 1) / 2),
         (("tp", "reduce-scatter", "sums of rows"), 6 * 4 * rows * (4 * blocks + 1) / 2),
@@ -76,6 +77,7 @@ fn tensor_ranks_and_stages_send_rows() {
     let last = BTreeMap::from([
         (("pp", "send", "gradients of activations"), 6 * 4 * rows / 2),
         (("pp", "all-reduce", "gradients of the tied table"), 4 * TABLE / 2),
+        (("tp", "all-reduce", "gradients of norms"), 4 * 32 * (2 * blocks + 1)),
         (("tp", "all-gather", "rows into layers"), 6 * 2 * rows * (4 * blocks + 1) / 2),
         (("tp", "all-gather", "gradients of rows"), 6 * 4 * rows * 2 * blocks / 2),
         (("tp", "reduce-scatter", "sums of rows"), 6 * 4 * rows * (4 * blocks + 1) / 2),
@@ -141,14 +143,14 @@ fn what_is_sent_hides_behind_computing_and_no_further() {
 
 #[test]
 fn pipelines_wait_as_their_papers_say() {
-    use ScheduleName::{Gpipe, Interleaved, OneForwardOneBackward, ZeroBubble};
+    use Kind::{GPipe, Interleaved, OneForwardOneBackward, ZeroBubble};
     // A head that costs next to nothing leaves stages alike.
     let mut work = work(tiny(Family::Llama, false, 8), 8);
     (work.model.vocabulary, work.train.microbatch) = (1, 1);
     let none = LinkRate { latency_us: 0.0, bytes_per_s: 1e300 };
     let machine = Machine { ranks_per_node: 4, inside: none, across: none, ..h100() };
     for (schedule, bubble) in [
-        (Gpipe, 3.0 / 11.0),
+        (GPipe, 3.0 / 11.0),
         (OneForwardOneBackward, 3.0 / 11.0),
         (Interleaved, 3.0 / 19.0),
         (ZeroBubble, 3.0 / 27.0),

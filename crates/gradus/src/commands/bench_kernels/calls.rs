@@ -3,8 +3,8 @@
 use super::operation::{After, Before, Heads, Operation};
 use super::tensors::Prepared;
 use gradus_compute::{
-    AdamW, CpuDevice, CrossEntropy, Device, Embedding, Epilogue, Linear, Matrix, Norm, NormKind, Rope, Rows,
-    Through,
+    AdamW, CpuDevice, CrossEntropy, Device, Embedding, Epilogue, Linear, Matrix, Norm, NormKind, Rope,
+    Rounding, Rows, Through,
 };
 
 impl Operation {
@@ -83,7 +83,7 @@ impl Operation {
             Self::Adamw { .. } => {
                 let [parameter, gradient, moment1, moment2] =
                     [0, 1, 2, 3].map(|tensor| tensors.single(tensor));
-                device.adamw(adamw(update), parameter, gradient, moment1, moment2);
+                device.adamw(adamw(update), parameter.into(), gradient, moment1, moment2);
             }
         }
     }
@@ -167,5 +167,6 @@ fn adamw(update: u64) -> AdamW {
         weight_decay: 0.1,
         update,
         gradient_scale: 1.0,
+        rounding: Rounding::default(),
     }
 }

@@ -1,4 +1,4 @@
-//! The memory that gradients lie in: where the other ranks reach it, if all of them can have it so.
+//! Memory for all gradients: where the other ranks reach it, if all of them can have it so.
 
 use gradus_collective::{Collective, Communicator, Reduction};
 use gradus_compute::Device;
@@ -6,13 +6,13 @@ use gradus_error::Result;
 use gradus_memory::{HeapRange, Span};
 
 /// Memory for gradients.
-pub(crate) struct Gradients {
+pub(crate) struct Kept {
     span: Span,
     /// Keeps it where the other ranks reach it.
     shared: Option<HeapRange>,
 }
 
-impl Gradients {
+impl Kept {
     /// Takes memory for `len` elements that all ranks reach: sums copy less then. Where one rank cannot have it, none has,
     /// for a sum is carried out alike on all.
     ///
@@ -59,7 +59,7 @@ mod tests {
     fn shared(capacities: [usize; 2]) -> Vec<bool> {
         let rank = |mut communicator: Communicator| {
             let device = CpuDevice::new(1, Precision::F32, capacities[communicator.rank()]).unwrap();
-            let gradients = Gradients::new(&device, LEN, &mut communicator).unwrap();
+            let gradients = Kept::new(&device, LEN, &mut communicator).unwrap();
             assert_eq!(gradients.span().len, LEN);
             gradients.are_shared()
         };
@@ -76,6 +76,6 @@ mod tests {
     #[test]
     fn alone_there_is_nobody_to_share_with() {
         let device = CpuDevice::new(1, Precision::F32, 4 * LEN).unwrap();
-        assert!(!Gradients::new(&device, LEN, &mut Communicator::alone()).unwrap().are_shared());
+        assert!(!Kept::new(&device, LEN, &mut Communicator::alone()).unwrap().are_shared());
     }
 }

@@ -1,12 +1,10 @@
 //! A bucket is handed to the communicator, and its first bytes leave, before the backward pass has ended.
 
+use super::*;
+use crate::settings::OptimizerKind;
 use gradus_collective::{Communicator, run_as_threads};
-use gradus_compute::{CpuDevice, Device, Precision};
-use gradus_memory::Span;
-use gradus_model::{Batch, ModelConfig, PRESETS, Seams, Transformer, Unit, Workspace};
-use gradus_train::{DataParallel, GradientSum};
-use std::cell::RefCell;
-use std::sync::Arc;
+use gradus_compute::{CpuDevice, Precision};
+use gradus_model::{Batch, ModelConfig, PRESETS, Seams, Transformer, Workspace};
 use std::time::Duration;
 
 const TOKENS: [u32; 8] = [1, 2, 3, 4, 5, 6, 7, 8];
@@ -24,7 +22,8 @@ fn model() -> Transformer {
 /// Notes, each time that more becomes final, how many buckets had been started, how many bytes this rank had sent, and
 /// whether it was the end.
 struct Watch<'a> {
-    sum: &'a GradientSum<'a>,
+    sum: &'a Reduction,
+    bytes_sent: &'a dyn Fn() -> u64,
     end: usize,
     seen: RefCell<Vec<Seen>>,
 }
@@ -38,40 +37,54 @@ struct Seen {
 
 impl Seams for Watch<'_> {
     fn between_operations(&self) {
-        self.sum.between_operations();
+        self.sum.progress();
     }
 
     fn finished(&self, unit: Unit, range: Span) {
         self.sum.finished(unit, range);
-        let (started, bytes_sent) = (self.sum.started(), self.sum.bytes_sent());
+        let (started, bytes_sent) = (self.sum.started(), (self.bytes_sent)());
         self.seen.borrow_mut().push(Seen { started, bytes_sent, last: range.end() == self.end });
     }
 }
 
-fn gradients(device: &dyn Device, span: Span) -> Vec<f32> {
+fn read(device: &dyn Device, span: Span) -> Vec<f32> {
     let mut values = vec![0.0; span.len];
     device.read(span, &mut values);
     values
 }
 
 /// One rank's backward pass: what was seen while it went on, its own gradients, and the sum of all.
-fn backward(communicator: Communicator) -> (Vec<Seen>, Vec<f32>, Vec<f32>) {
+fn backward(mut communicator: Communicator) -> (Vec<Seen>, Vec<f32>, Vec<f32>) {
     let model = model();
     let device = Arc::clone(model.device());
     let layout_len = model.parameters().layout.len();
     let workspace = Workspace::for_training(device.as_ref(), model.config(), 8, false).unwrap();
     let batch = Batch { batch: 1, sequence: 8, tokens: &TOKENS, targets: &TARGETS, documents: None };
-    let [alone, summed] = [(); 2].map(|()| device.allocate(layout_len).unwrap());
+    let alone = device.allocate(layout_len).unwrap();
     model.forward_backward(&workspace, batch, alone, &()).unwrap();
 
-    let mut ranks = DataParallel::new(communicator, layout_len, 1 << 16);
-    // SAFETY: the device outlives the sum, and only the observed pass touches the gradients.
-    let sum = unsafe { ranks.begin(device.raw(summed)) };
-    let watch = Watch { sum: &sum, end: layout_len, seen: RefCell::default() };
-    model.forward_backward(&workspace, batch, summed, &watch).unwrap();
+    let units = model.parameters().units();
+    let ranges: Vec<Span> = units.iter().map(|(_, range)| *range).collect();
+    let sharding = Sharding::new(&model.parameters().layout, &ranges, 1, OptimizerKind::AdamW);
+    // Memory that the other rank does not reach: bytes have to be sent.
+    let memory = GradientMemory::kept(device.as_ref(), layout_len, &mut Communicator::alone()).unwrap();
+    let summed = memory.place(Span::new(0, layout_len));
+    let world: Vec<usize> = (0..communicator.world_size()).collect();
+    let dp = AxisRanks::new(communicator.group(&world).unwrap());
+    let fsdp = AxisRanks::new(communicator.group(&[communicator.rank()]).unwrap());
+    let sum = Reduction::new(&device, units, &sharding, (dp, fsdp), memory, 1 << 16);
+    sum.clear();
+    let watch = Watch {
+        sum: &sum,
+        bytes_sent: &|| communicator.counters().bytes_sent,
+        end: layout_len,
+        seen: RefCell::default(),
+    };
+    let gradients = sum.begin(true);
+    model.forward_backward(&workspace, batch, gradients, &watch).unwrap();
     let seen = watch.seen.into_inner();
     sum.finish().unwrap();
-    (seen, gradients(device.as_ref(), alone), gradients(device.as_ref(), summed))
+    (seen, read(device.as_ref(), alone), read(device.as_ref(), summed))
 }
 
 /// Final norm, three blocks, embedding: after the first block left, buckets are under way, and more after each.
@@ -99,4 +112,11 @@ fn bytes_leave_before_the_backward_pass_ends() {
         let doubled: Vec<f32> = alone.iter().map(|x| x * 2.0).collect();
         assert_eq!(doubled, summed, "two ranks with the same batch");
     }
+}
+
+#[test]
+fn buckets_cover_the_layout_in_order() {
+    assert_eq!(buckets(10, 4), [Span::new(0, 4), Span::new(4, 4), Span::new(8, 2)]);
+    assert_eq!(buckets(0, 4), []);
+    assert_eq!(buckets(3, 0).len(), 3);
 }
