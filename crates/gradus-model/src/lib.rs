@@ -32,6 +32,7 @@ pub use generate::{Ending, Generator, Request};
 pub use parameters::{BlockTensors, LinearTensors, NormTensors, Parameters, Unit};
 pub use part::{Part, Run};
 pub use passes::Backward;
+pub use prepared::size_of_prepared;
 pub use seams::{Combine, Gradients, Seams};
 pub use transformer::{Batch, LossSum, Transformer};
 pub use workspace::{StageMemory, Workspace, WorkspaceSize, logits_rows};

@@ -23,6 +23,7 @@ mod links;
 pub mod mesh;
 mod optimizer;
 pub mod pipeline;
+pub mod plan;
 mod reduction;
 mod sample;
 pub mod schedule;

@@ -8,10 +8,12 @@ use crate::settings::{ParallelSettings, no_ranks};
 use gradus_collective::Communicator;
 use gradus_error::{Error, Result};
 use gradus_model::ModelConfig;
+use serde::Serialize;
 use std::fmt::Write;
 
 /// A direction in which a mesh extends; from the outermost.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Axis {
     /// Stages of a pipeline.
     Pp,
@@ -21,6 +23,21 @@ pub enum Axis {
     Fsdp,
     /// Slices of each layer.
     Tp,
+}
+
+impl Axis {
+    /// All of them, from the outermost.
+    pub const ALL: [Self; 4] = [Self::Pp, Self::Dp, Self::Fsdp, Self::Tp];
+
+    /// Its name, as settings have it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Pp => "pp",
+            Self::Dp => "dp",
+            Self::Fsdp => "fsdp",
+            Self::Tp => "tp",
+        }
+    }
 }
 
 /// Where a rank stands along each axis.

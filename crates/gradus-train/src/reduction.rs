@@ -9,8 +9,8 @@
 mod kept;
 mod memory;
 
-pub(crate) use memory::GradientMemory;
 use memory::Slot;
+pub(crate) use memory::{GradientMemory, slots};
 
 use crate::axis::{AxisRanks, Failure};
 use crate::sharding::Sharding;

@@ -27,19 +27,13 @@ pub fn head_in_blocks(config: &ModelConfig, sequence: usize) -> f64 {
     head * config.layers as f64 / blocks
 }
 
-/// Cuts the layers of a model into `stages` runs whose most expensive one costs as little as can be, by operations:
-/// [`cut`] into [`parts`].
+/// Cuts the layers of a model into `stages` runs whose most expensive one costs as little as can be, by operations at sequences
+/// as long as the context: [`cut`] into [`parts`].
 ///
 /// # Panics
 /// As [`cut`].
-pub fn cut_layers(
-    config: &ModelConfig,
-    stages: usize,
-    sequence: usize,
-    tensor_rank: usize,
-    tensor_ranks: usize,
-) -> Vec<Part> {
-    parts(&cut(config.layers, stages, head_in_blocks(config, sequence)), (tensor_rank, tensor_ranks))
+pub fn cut_layers(config: &ModelConfig, stages: usize, tensor: (usize, usize)) -> Vec<Part> {
+    parts(&cut(config.layers, stages, head_in_blocks(config, config.context)), tensor)
 }
 
 /// The parts of a model that stages with these layers have, on one tensor rank.
@@ -110,14 +104,17 @@ mod tests {
             for (layers, vocabulary) in [(1, 64), (5, 64), (9, 50_000), (11, 400_000), (12, 4_000_000)] {
                 let config = ModelConfig { layers, vocabulary, ..preset.clone() };
                 let cost = |part: &Part| {
-                    let PartFlops { blocks, head } = PartFlops::of(&config, part, 64);
+                    let PartFlops { blocks, head } = PartFlops::of(&config, part, config.context);
                     blocks + head
                 };
-                let mut costs =
-                    vec![PartFlops::of(&config, &Part::whole(&config), 64).blocks / layers as f64; layers];
-                costs[layers - 1] += PartFlops::of(&config, &Part::whole(&config), 64).head;
+                let mut costs = vec![
+                    PartFlops::of(&config, &Part::whole(&config), config.context).blocks
+                        / layers as f64;
+                    layers
+                ];
+                costs[layers - 1] += PartFlops::of(&config, &Part::whole(&config), config.context).head;
                 for stages in 1..=layers.min(6) {
-                    let parts = cut_layers(&config, stages, 64, 0, 1);
+                    let parts = cut_layers(&config, stages, (0, 1));
                     let found = parts.iter().map(cost).fold(0.0, f64::max);
                     let best = best(&costs, stages);
                     assert!((found - best).abs() <= 1e-9 * best, "{layers} in {stages}: {found}, {best}");
@@ -130,7 +127,7 @@ mod tests {
     fn stages_follow_each_other_and_the_ends_have_embedding_and_head() {
         let (_, config) = &PRESETS[0];
         for stages in 1..=config.layers {
-            let parts = cut_layers(config, stages, 64, 1, 2);
+            let parts = cut_layers(config, stages, (1, 2));
             let end = parts.iter().fold(0, |end, part| {
                 assert!(part.layers.start == end && !part.layers.is_empty());
                 assert_eq!((part.tensor_rank, part.tensor_ranks), (1, 2));
@@ -141,6 +138,6 @@ mod tests {
             assert!(ends[0].0 && ends[stages - 1].1);
             assert_eq!(ends.iter().filter(|(embedding, head)| *embedding || *head).count(), stages.min(2));
         }
-        assert_eq!(cut_layers(config, 1, 64, 0, 1), [Part::whole(config)]);
+        assert_eq!(cut_layers(config, 1, (0, 1)), [Part::whole(config)]);
     }
 }
