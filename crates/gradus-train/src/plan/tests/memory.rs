@@ -18,6 +18,7 @@ fn taken(work: &Work, split: &Split<'_>) -> Vec<(usize, bool)> {
         let settings = LearnerSettings {
             optimizer: OptimizerSettings { kind: work.optimizer, ..OptimizerSettings::default() },
             parallel: split.parallel.clone(),
+            stages: split.parts(0).into_iter().map(|part| part.layers).collect(),
             rows: split.rows(),
             microbatches: work.train.global_batch.div_ceil(split.sequences),
             recompute: work.train.recompute,
