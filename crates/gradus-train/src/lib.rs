@@ -14,6 +14,7 @@ pub mod checkpoint;
 mod conditions;
 mod evaluate;
 pub mod events;
+mod exposed;
 #[cfg(feature = "fuzzing")]
 pub mod fuzzing;
 mod gathering;
@@ -29,10 +30,12 @@ mod settings;
 pub mod sharding;
 mod stage;
 pub mod stages;
+pub mod stragglers;
 mod trainer;
 
-pub use events::{EvaluationRecord, Event, Observer, RunDescription, StepRecord};
-pub use learner::{Exposed, FirstWeights, Learner, LearnerSettings, Microbatches, StepResult};
+pub use events::{EvaluationRecord, Event, Observer, RunDescription, StepRecord, Straggling};
+pub use exposed::Exposed;
+pub use learner::{FirstWeights, Learner, LearnerSettings, Microbatches, StepResult};
 pub use links::links_of_checkpoint;
 pub use mesh::Mesh;
 pub use optimizer::{Moments, Optimizer, Piece};
