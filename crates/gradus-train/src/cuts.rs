@@ -39,7 +39,7 @@ pub(crate) fn settle(
     communicator: &mut Communicator,
     settings: &RunSettings,
     work: Work,
-    spare: Option<&Arc<dyn Device>>,
+    spare: Option<Arc<dyn Device>>,
     clock: &dyn Clock,
 ) -> Result<Vec<Range<usize>>> {
     let (layers, count) = (work.config.layers, settings.parallel.stages());
@@ -50,7 +50,7 @@ pub(crate) fn settle(
     if communicator.rank() == 0 {
         let recorded = settings.resume.as_deref().map(|folder| recorded(folder, layers, count)).transpose();
         let recorded = recorded.inspect_err(|error| communicator.give_up(error))?.flatten();
-        let cut = || stages::cut(layers, count, head_in_blocks(work, spare, clock));
+        let cut = || stages::cut(layers, count, head_in_blocks(work, spare.as_ref(), clock));
         let found = recorded.unwrap_or_else(cut);
         starts = found.iter().map(|run| run.start as i64).collect();
     }

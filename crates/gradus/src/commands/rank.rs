@@ -8,6 +8,7 @@ use crate::run_folder::{self, RunFolder};
 use crate::run_settings::Settings;
 use crate::settings::{Resolved, render};
 use crate::sinks::{Many, MetricsFile, Progress, TensorBoard};
+use crate::wording;
 use anyhow::{Context, Result};
 use gradus_collective::algorithm::Nodes;
 use gradus_collective::{Collective, Communicator};
@@ -30,6 +31,9 @@ use std::time::Duration;
 /// Bytes of what ranks hold against each other, more than a digest or a device's description has.
 const LONGEST_TERM: usize = 256;
 
+/// Bytes of a host's name, as Linux has them (HOST_NAME_MAX).
+const LONGEST_HOST: usize = 64;
+
 /// Trains as one rank (the only one without a launch); returns the exit code.
 ///
 /// # Errors
@@ -46,6 +50,7 @@ pub fn run(resolved: &Resolved<Settings>, launch: Option<Launch>, resume: bool) 
         folder,
         run,
         nodes,
+        hosts,
         config,
         first,
         device,
@@ -64,6 +69,7 @@ pub fn run(resolved: &Resolved<Settings>, launch: Option<Launch>, resume: bool) 
         measure_on,
         communicator,
         nodes,
+        hosts,
         dataset,
         tokenizer,
         clock,
@@ -83,6 +89,7 @@ struct Opened {
     folder: Option<RunFolder>,
     run: RunSettings,
     nodes: Nodes,
+    hosts: Vec<String>,
     config: ModelConfig,
     first: FirstWeights,
     device: Arc<dyn Device>,
@@ -108,6 +115,7 @@ fn open(
     let seats = seats(communicator, node_id)?;
     let sharers = seats[communicator.rank()].sharers(&seats);
     let nodes = Nodes::try_from(Seat::by_node(&seats))?;
+    let hosts = hosts(communicator)?;
     let device = open_device(settings.train.threads, sharers, settings.train.precision)?;
     agree(communicator, "the data", &dataset.digest())?;
     agree(communicator, "the kernels", &kernels(&device.describe()))?;
@@ -130,6 +138,7 @@ fn open(
         folder,
         run,
         nodes,
+        hosts,
         config,
         first,
         device,
@@ -335,6 +344,18 @@ fn seats(communicator: &mut Communicator, node_id: &str) -> Result<Vec<Seat>> {
     let mut words = vec![0i64; Seat::WORDS * communicator.world_size()];
     communicator.run(&Collective::all_gather(), &own.to_words(), &mut words)?;
     Ok(words.as_chunks().0.iter().map(Seat::from_words).collect())
+}
+
+/// What people call the hosts of all ranks.
+fn hosts(communicator: &mut Communicator) -> Result<Vec<String>> {
+    let name = rustix::system::uname().nodename().to_string_lossy().into_owned();
+    let mut own = [0u8; LONGEST_HOST];
+    let len = name.len().min(LONGEST_HOST);
+    own[..len].copy_from_slice(&name.as_bytes()[..len]);
+    let mut all = vec![0u8; LONGEST_HOST * communicator.world_size()];
+    communicator.run(&Collective::all_gather(), &own, &mut all)?;
+    let shown = |name: &[u8]| wording::printable(String::from_utf8_lossy(name).trim_end_matches('\0'));
+    Ok(all.chunks(LONGEST_HOST).map(shown).collect())
 }
 
 /// Holds what this rank has against what rank 0 has: with other data or kernels that round differently the ranks would
