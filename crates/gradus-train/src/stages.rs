@@ -1,6 +1,7 @@
 //! Where a pipeline cuts the model: which layers each stage has.
 
 use gradus_model::{ModelConfig, Part};
+use std::iter;
 use std::ops::Range;
 
 /// Operations of one training token in what a part of a model has.
@@ -42,7 +43,7 @@ pub fn cut_layers(
         tensor_rank,
         tensor_ranks,
     };
-    let runs = evenly(before, stages - 1).chain([before..config.layers]);
+    let runs = evenly(before, stages - 1).chain(iter::once(before..config.layers));
     runs.enumerate().map(part).collect()
 }
 

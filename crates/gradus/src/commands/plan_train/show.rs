@@ -334,9 +334,9 @@ fn assumptions(arguments: &PlanTrainArguments) -> Vec<String> {
     lines.extend(
         [
             "memory is what the trainer allocates on its device; program, data and transports come on top. Copies are of a device that",
-            "multiplies pairs of bf16. Time: compute at peak times efficiency; collectives by latency and bandwidth of the slowest link of",
-            "their group; fsdp and dp hide behind the compute of the passes they belong to, tp does not, pp as its schedule lets it.",
-            "Optimizer, votes and data take no time here. docs/plan-train.md says more.",
+            "multiplies pairs of bf16. Time: computing at peak times efficiency; collectives by latency and bandwidth of their slowest link;",
+            "gradients, and weights gathered in passing, hide behind the computing of their passes, what tp sends does not, pp as its",
+            "schedule lets it. Optimizer, votes and data take no time here. docs/plan-train.md says more.",
         ]
         .map(str::to_owned),
     );
