@@ -12,8 +12,10 @@ pub mod batches;
 mod calibration;
 pub mod checkpoint;
 mod conditions;
+mod cuts;
 mod evaluate;
 pub mod events;
+mod exposed;
 #[cfg(feature = "fuzzing")]
 pub mod fuzzing;
 mod gathering;
@@ -30,11 +32,13 @@ mod settings;
 pub mod sharding;
 mod stage;
 pub mod stages;
+pub mod stragglers;
 mod tensor_parallel;
 mod trainer;
 
-pub use events::{EvaluationRecord, Event, Observer, RunDescription, StepRecord};
-pub use learner::{Exposed, FirstWeights, Learner, LearnerSettings, Microbatches, StepResult};
+pub use events::{EvaluationRecord, Event, Observer, RunDescription, StepRecord, Straggling};
+pub use exposed::Exposed;
+pub use learner::{FirstWeights, Learner, LearnerSettings, Microbatches, StepResult};
 pub use links::links_of_checkpoint;
 pub use mesh::Mesh;
 pub use optimizer::{Moments, Optimizer, Piece};

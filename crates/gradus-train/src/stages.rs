@@ -1,7 +1,6 @@
 //! Where a pipeline cuts the model: which layers each stage has.
 
 use gradus_model::{ModelConfig, Part};
-use std::iter;
 use std::ops::Range;
 
 /// Operations of one training token in what a part of a model has.
@@ -22,44 +21,57 @@ impl PartFlops {
     }
 }
 
+/// What the head with the loss costs, in the cost of a block, by operations.
+pub fn head_in_blocks(config: &ModelConfig, sequence: usize) -> f64 {
+    let PartFlops { blocks, head } = PartFlops::of(config, &Part::whole(config), sequence);
+    head * config.layers as f64 / blocks
+}
+
 /// Cuts the layers of a model into `stages` runs whose most expensive one costs as little as can be, by operations at sequences
-/// as long as the context: those of the head count with the last stage, to which it belongs. Of cuts that are equally good it is the one with most layers in the
+/// as long as the context: [`cut`] into [`parts`].
+///
+/// # Panics
+/// As [`cut`].
+pub fn cut_layers(config: &ModelConfig, stages: usize, tensor: (usize, usize)) -> Vec<Part> {
+    parts(&cut(config.layers, stages, head_in_blocks(config, config.context)), tensor)
+}
+
+/// The parts of a model that stages with these layers have, on one tensor rank.
+pub fn parts(layers: &[Range<usize>], (tensor_rank, tensor_ranks): (usize, usize)) -> Vec<Part> {
+    let part = |(stage, own): (usize, &Range<usize>)| Part {
+        layers: own.clone(),
+        embedding: stage == 0,
+        head: stage + 1 == layers.len(),
+        tensor_rank,
+        tensor_ranks,
+    };
+    layers.iter().enumerate().map(part).collect()
+}
+
+/// Cuts `layers` layers into `stages` runs whose most expensive one costs as little as can be, where the head, which belongs to the
+/// last one, costs as much as so many blocks. Of cuts that are equally good it is the one with most layers in the
 /// last stage; of the others the later ones have more, for the first has the embedding, and most microbatches in flight.
 ///
 /// # Panics
 /// Where there are fewer layers than stages, or no stages.
-pub fn cut_layers(
-    config: &ModelConfig,
-    stages: usize,
-    (tensor_rank, tensor_ranks): (usize, usize),
-) -> Vec<Part> {
-    assert!((1..=config.layers).contains(&stages), "each stage has a layer at least");
-    let last = layers_of_last(config, stages);
-    let before = config.layers - last;
-    let part = |(stage, layers): (usize, Range<usize>)| Part {
-        layers,
-        embedding: stage == 0,
-        head: stage + 1 == stages,
-        tensor_rank,
-        tensor_ranks,
-    };
-    let runs = evenly(before, stages - 1).chain(iter::once(before..config.layers));
-    runs.enumerate().map(part).collect()
+pub fn cut(layers: usize, stages: usize, head_in_blocks: f64) -> Vec<Range<usize>> {
+    assert!((1..=layers).contains(&stages), "each stage has a layer at least");
+    let last = layers_of_last(layers, stages, head_in_blocks);
+    let before = layers - last;
+    evenly(before, stages - 1).chain(std::iter::once(before..layers)).collect()
 }
 
 /// Layers of the last stage.
-fn layers_of_last(config: &ModelConfig, stages: usize) -> usize {
-    let PartFlops { blocks, head } = PartFlops::of(config, &Part::whole(config), config.context);
+fn layers_of_last(layers: usize, stages: usize, head: f64) -> usize {
     if stages == 1 {
-        return config.layers;
+        return layers;
     }
-    let block = blocks / config.layers as f64;
     let most = |last: usize| {
-        let largest = (config.layers - last).div_ceil(stages - 1);
-        (largest as f64 * block).max(last as f64 * block + head)
+        let largest = (layers - last).div_ceil(stages - 1);
+        (largest as f64).max(last as f64 + head)
     };
     // Of equal ones `min_by` takes the first.
-    (1..=config.layers + 1 - stages).rev().min_by(|a, b| most(*a).total_cmp(&most(*b))).unwrap_or(1)
+    (1..=layers + 1 - stages).rev().min_by(|a, b| most(*a).total_cmp(&most(*b))).unwrap_or(1)
 }
 
 /// `count` layers in `runs` runs that differ by one at most, the longer ones last.
