@@ -44,7 +44,7 @@ fn check_split(split: &Split<'_>) {
     let mut most = vec![0; split.mesh.pp];
     for (rank, (elements, shared)) in taken(work, split).into_iter().enumerate() {
         let at = split.mesh.coordinates(rank);
-        let planned = sizes.of_rank(&split, at);
+        let planned = sizes.of_rank(split, at);
         let parts = split.parts(at.tp);
         let rounding = |stage: usize| {
             let len = gradus_model::Parameters::of(&work.model, &parts[stage]).layout.len();
@@ -63,7 +63,7 @@ fn check_split(split: &Split<'_>) {
     assert_eq!(found, most, "{parallel:?}");
     for holding in &holdings {
         let at = split.mesh.coordinates(holding.rank);
-        assert!(at.pp == holding.pp && sizes.of_rank(&split, at) == holding.memory);
+        assert!(at.pp == holding.pp && sizes.of_rank(split, at) == holding.memory);
     }
     assert!(sizes.least(split) <= sizes.most(split));
 }
