@@ -15,13 +15,13 @@ use std::time::Duration;
 const STEPS: usize = 20;
 const SEQUENCE: usize = 12;
 /// Of what clipping and a learning rate of 3e-4 leave, rounding alone makes less (see the design's rule on learning rates).
-const TOLERANCE: f64 = 1e-5;
-const RATE: f64 = 3e-4;
+pub const TOLERANCE: f64 = 1e-5;
+pub const RATE: f64 = 3e-4;
 
 /// Microbatches of a step: whole ones and, last, a short one.
-struct Data {
+pub struct Data {
     microbatches: usize,
-    step: usize,
+    pub step: usize,
     tokens: Vec<u32>,
     targets: Vec<u32>,
     documents: Vec<u32>,
@@ -31,7 +31,7 @@ const VOCABULARY: usize = 150;
 const SEQUENCES: usize = 2;
 
 impl Data {
-    fn new(microbatches: usize) -> Self {
+    pub fn new(microbatches: usize) -> Self {
         let (tokens, targets, documents) = (Vec::new(), Vec::new(), Vec::new());
         Self { microbatches, step: 0, tokens, targets, documents }
     }
@@ -60,7 +60,7 @@ impl Microbatches for Data {
     }
 }
 
-fn model(family: Family, tied: bool) -> ModelConfig {
+pub fn model(family: Family, tied: bool) -> ModelConfig {
     let (_, preset) = PRESETS.iter().find(|(_, config)| config.family == family).unwrap();
     let kv_heads = if family == Family::Gpt2 { 4 } else { 2 };
     ModelConfig {
@@ -79,22 +79,22 @@ fn model(family: Family, tied: bool) -> ModelConfig {
 
 /// One way to split the work.
 #[derive(Debug, Clone)]
-struct Split {
-    parallel: ParallelSettings,
-    microbatches: usize,
+pub struct Split {
+    pub parallel: ParallelSettings,
+    pub microbatches: usize,
     recompute: bool,
-    optimizer: OptimizerSettings,
+    pub optimizer: OptimizerSettings,
 }
 
 impl Split {
-    fn ranks(&self) -> usize {
+    pub fn ranks(&self) -> usize {
         let ParallelSettings { pp, dp, fsdp, tp, .. } = self.parallel;
         pp * dp.max(1) * fsdp * tp
     }
 }
 
-/// The losses of all steps on one rank of a split, and of an evaluation afterwards.
-fn losses(config: &ModelConfig, split: &Split, communicator: Communicator) -> Vec<f64> {
+/// One rank of a split, all weights zero.
+pub fn learner(config: &ModelConfig, split: &Split, communicator: Communicator) -> Learner {
     let device: Arc<dyn Device> = Arc::new(CpuDevice::new(1, Precision::F32, 1 << 22).unwrap());
     let settings = LearnerSettings {
         optimizer: split.optimizer.clone(),
@@ -104,7 +104,12 @@ fn losses(config: &ModelConfig, split: &Split, communicator: Communicator) -> Ve
         recompute: split.recompute,
         bucket_bytes: 1 << 12,
     };
-    let mut learner = Learner::new(config.clone(), &device, communicator, settings).unwrap();
+    Learner::new(config.clone(), &device, communicator, settings).unwrap()
+}
+
+/// The losses of all steps on one rank of a split, and of an evaluation afterwards.
+fn losses(config: &ModelConfig, split: &Split, communicator: Communicator) -> Vec<f64> {
+    let mut learner = learner(config, split, communicator);
     learner.begin_with(&FirstWeights::Seed(3)).unwrap();
     let mut data = Data::new(split.microbatches);
     let mut losses = Vec::new();
@@ -137,7 +142,7 @@ fn assert_same(config: &ModelConfig, split: &Split) {
 }
 
 /// No clipping, which would make of a rounding in the norm one in every weight.
-fn split(parallel: ParallelSettings, microbatches: usize) -> Split {
+pub fn split(parallel: ParallelSettings, microbatches: usize) -> Split {
     let optimizer = OptimizerSettings { clip_norm: 0.0, learning_rate: RATE, ..Default::default() };
     Split { parallel, microbatches, recompute: false, optimizer }
 }
@@ -154,7 +159,7 @@ fn assert_all_same(splits: &[Split]) {
     }
 }
 
-fn of(dp: usize, fsdp: usize, pp: usize, tp: usize) -> ParallelSettings {
+pub fn of(dp: usize, fsdp: usize, pp: usize, tp: usize) -> ParallelSettings {
     ParallelSettings { dp, fsdp, pp, tp, ..Default::default() }
 }
 
