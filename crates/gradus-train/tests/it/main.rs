@@ -6,4 +6,5 @@
 mod allocations;
 mod golden_muon;
 mod muon;
+mod resumed;
 mod splits;

@@ -17,16 +17,16 @@ const STEPS: usize = 20;
 const SEQUENCE: usize = 12;
 /// What rounding alone may make of a loss in twenty steps, without clipping and at a learning rate of 3e-4: 2.4e-8 is
 /// the most that is found in f32.
-const TOLERANCE: f64 = 1e-5;
+pub const TOLERANCE: f64 = 1e-5;
 /// The same where products round their operands to 8 bits: of a sum over other rows, each of these falls another way; 2.5e-5 is the
 /// most that is found.
 const BF16_TOLERANCE: f64 = 2e-4;
-const RATE: f64 = 3e-4;
+pub const RATE: f64 = 3e-4;
 
 /// Microbatches of a step: whole ones and, last, a short one.
-struct Data {
+pub struct Data {
     microbatches: usize,
-    step: usize,
+    pub step: usize,
     tokens: Vec<u32>,
     targets: Vec<u32>,
     documents: Vec<u32>,
@@ -36,7 +36,7 @@ const VOCABULARY: usize = 150;
 const SEQUENCES: usize = 2;
 
 impl Data {
-    fn new(microbatches: usize) -> Self {
+    pub fn new(microbatches: usize) -> Self {
         let (tokens, targets, documents) = (Vec::new(), Vec::new(), Vec::new());
         Self { microbatches, step: 0, tokens, targets, documents }
     }
@@ -65,7 +65,7 @@ impl Microbatches for Data {
     }
 }
 
-fn model(family: Family, tied: bool) -> ModelConfig {
+pub fn model(family: Family, tied: bool) -> ModelConfig {
     let (_, preset) = PRESETS.iter().find(|(_, config)| config.family == family).unwrap();
     let kv_heads = if family == Family::Gpt2 { 4 } else { 2 };
     ModelConfig {
@@ -84,23 +84,23 @@ fn model(family: Family, tied: bool) -> ModelConfig {
 
 /// One way to split the work.
 #[derive(Debug, Clone)]
-struct Split {
-    parallel: ParallelSettings,
-    microbatches: usize,
+pub struct Split {
+    pub parallel: ParallelSettings,
+    pub microbatches: usize,
     recompute: bool,
-    optimizer: OptimizerSettings,
+    pub optimizer: OptimizerSettings,
     precision: Precision,
 }
 
 impl Split {
-    fn ranks(&self) -> usize {
+    pub fn ranks(&self) -> usize {
         let ParallelSettings { pp, dp, fsdp, tp, .. } = self.parallel;
         pp * dp.max(1) * fsdp * tp
     }
 }
 
-/// One rank of a split.
-fn learner(config: &ModelConfig, split: &Split, communicator: Communicator, first: &FirstWeights) -> Learner {
+/// One rank of a split, all weights zero.
+pub fn learner(config: &ModelConfig, split: &Split, communicator: Communicator) -> Learner {
     let device: Arc<dyn Device> = Arc::new(CpuDevice::new(1, split.precision, 1 << 22).unwrap());
     let settings = LearnerSettings {
         optimizer: split.optimizer.clone(),
@@ -111,14 +111,13 @@ fn learner(config: &ModelConfig, split: &Split, communicator: Communicator, firs
         recompute: split.recompute,
         bucket_bytes: 1 << 12,
     };
-    let learner = Learner::new(config.clone(), &device, communicator, settings).unwrap();
-    learner.begin_with(first).unwrap();
-    learner
+    Learner::new(config.clone(), &device, communicator, settings).unwrap()
 }
 
 /// The losses of all steps on one rank of a split, and of an evaluation afterwards.
 fn losses(config: &ModelConfig, split: &Split, communicator: Communicator) -> Vec<f64> {
-    let mut learner = learner(config, split, communicator, &FirstWeights::Seed(3));
+    let mut learner = learner(config, split, communicator);
+    learner.begin_with(&FirstWeights::Seed(3)).unwrap();
     let mut data = Data::new(split.microbatches);
     let mut losses = Vec::new();
     for step in 0..STEPS {
@@ -151,7 +150,7 @@ fn assert_same(config: &ModelConfig, split: &Split) {
 }
 
 /// No clipping, which would make of a rounding in the norm one in every weight.
-fn split(parallel: ParallelSettings, microbatches: usize) -> Split {
+pub fn split(parallel: ParallelSettings, microbatches: usize) -> Split {
     let optimizer = OptimizerSettings { clip_norm: 0.0, learning_rate: RATE, ..Default::default() };
     Split { parallel, microbatches, recompute: false, optimizer, precision: Precision::F32 }
 }
@@ -168,7 +167,7 @@ fn assert_all_same(splits: &[Split]) {
     }
 }
 
-fn of(dp: usize, fsdp: usize, pp: usize, tp: usize) -> ParallelSettings {
+pub fn of(dp: usize, fsdp: usize, pp: usize, tp: usize) -> ParallelSettings {
     ParallelSettings { dp, fsdp, pp, tp, ..Default::default() }
 }
 
@@ -272,7 +271,8 @@ fn a_step_is_taken_by_all_ranks_or_by_none() {
     for parallel in [of(2, 1, 1, 1), of(1, 2, 1, 1), of(1, 1, 2, 1), of(1, 1, 1, 2), of(2, 2, 2, 1)] {
         let split = split(parallel, 4);
         let rank = |communicator: Communicator| {
-            let mut learner = learner(&config, &split, communicator, &FirstWeights::Folder(folder.clone()));
+            let mut learner = learner(&config, &split, communicator);
+            learner.begin_with(&FirstWeights::Folder(folder.clone())).unwrap();
             let mut data = Poisoned(Data::new(4));
             (0..3).for_each(|step| {
                 data.0.step = step;
