@@ -1,5 +1,6 @@
 //! One step on one rank: the passes of its microbatches, the sum of gradients over the ranks, the vote, the update.
 
+mod checks;
 mod passes;
 mod seams;
 mod state;
@@ -116,6 +117,7 @@ impl Learner {
         let LearnerSettings { optimizer, parallel, rows, microbatches, recompute, bucket_bytes } = settings;
         let mesh = Mesh::from_settings(&parallel, world.world_size())?;
         mesh.check_model(&config, parallel.stages_per_rank)?;
+        checks::check(&mesh, &optimizer)?;
         let place = mesh.coordinates(world.rank());
         let data_rank = mesh.data_rank(world.rank());
         let share = passes::Share::new(microbatches, data_rank, &mesh, &parallel);
