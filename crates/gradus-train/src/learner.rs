@@ -117,7 +117,7 @@ impl Learner {
         let LearnerSettings { optimizer, parallel, rows, microbatches, recompute, bucket_bytes } = settings;
         let mesh = Mesh::from_settings(&parallel, world.world_size())?;
         mesh.check_model(&config, parallel.stages_per_rank)?;
-        checks::check(&mesh, &optimizer)?;
+        checks::check(&config, &mesh, &optimizer, &parallel)?;
         let place = mesh.coordinates(world.rank());
         let data_rank = mesh.data_rank(world.rank());
         let share = passes::Share::new(microbatches, data_rank, &mesh, &parallel);

@@ -6,7 +6,7 @@
 use crate::axis::AxisRanks;
 use crate::gathering::Gathering;
 use crate::optimizer::{Moments, Optimizer, Piece};
-use crate::reduction::{GradientMemory, Reduction};
+use crate::reduction::{GradientMemory, Reduction, Staging, StagingSize};
 use crate::settings::{OptimizerSettings, ParallelSettings};
 use crate::sharding::Sharding;
 use gradus_collective::{Collective, Communicator, Memory};
@@ -75,12 +75,8 @@ impl Stage {
         let ranges: Vec<Span> = parameters.units().iter().map(|(_, range)| *range).collect();
         let sharding = Sharding::new(&parameters.layout, &ranges, ranks.fsdp.world_size(), optimizer.kind);
         let rank = ranks.fsdp.rank();
-        let gradients = if parallel.shards_gradients() {
-            GradientMemory::sharded(device.as_ref(), &parameters, &sharding, rank)?
-        } else {
-            let ranks = if ranks.fsdp.world_size() > 1 { &mut ranks.fsdp } else { &mut ranks.dp };
-            GradientMemory::kept(device.as_ref(), parameters.layout.len(), ranks)?
-        };
+        let (gradients, staging) =
+            gradient_memory(device.as_ref(), &parameters, &sharding, &mut ranks, settings)?;
         let gathering = match parallel.shards_parameters() {
             true => Some(Gathering::new(device, &parameters, &sharding, axis_of_all(&mut ranks.fsdp)?)?),
             false => None,
@@ -99,7 +95,7 @@ impl Stage {
         })?;
         let axes = (AxisRanks::new(ranks.dp), axis_of_all(&mut ranks.fsdp)?);
         let units = parameters.units();
-        let reduction = Reduction::new(device, units, &sharding, axes, gradients, *bucket_bytes);
+        let reduction = Reduction::new(device, units, &sharding, axes, (gradients, staging), *bucket_bytes);
         let gather = |unit| Collective::all_gather().with_counts(sharding.counts(unit));
         Ok(Self {
             reduction,
@@ -255,6 +251,28 @@ impl Stage {
 fn axis_of_all(ranks: &mut Communicator) -> Result<AxisRanks> {
     let all: Vec<usize> = (0..ranks.world_size()).collect();
     Ok(AxisRanks::new(ranks.group(&all)?))
+}
+
+/// Memory for gradients, and what they travel in where that is another: then the others reach that one.
+fn gradient_memory(
+    device: &dyn Device,
+    parameters: &Parameters,
+    sharding: &Sharding,
+    ranks: &mut StageRanks,
+    settings: &StageSettings,
+) -> Result<(GradientMemory, Option<Staging>)> {
+    let StageSettings { parallel, bucket_bytes, .. } = settings;
+    let sizes = [ranks.dp.world_size(), ranks.fsdp.world_size()];
+    let (rank, len) = (ranks.fsdp.rank(), parameters.layout.len());
+    let size = StagingSize::new(parallel.gradients, sizes, parameters.units(), *bucket_bytes);
+    let travels = if sizes[1] > 1 { &mut ranks.fsdp } else { &mut ranks.dp };
+    let staging = size.map(|size| Staging::new(device, size, travels)).transpose()?;
+    let memory = match (parallel.shards_gradients(), &staging) {
+        (true, _) => GradientMemory::sharded(device, parameters, sharding, rank),
+        (false, Some(_)) => GradientMemory::private(device, len),
+        (false, None) => GradientMemory::kept(device, len, travels),
+    };
+    Ok((memory?, staging))
 }
 
 fn model(

@@ -1,14 +1,49 @@
 //! What of the settings, possible each for itself, is impossible together.
 
 use crate::mesh::Mesh;
-use crate::settings::{OptimizerKind, OptimizerSettings};
+use crate::settings::{GradientFormat, OptimizerKind, OptimizerSettings, ParallelSettings};
 use gradus_error::{Error, Result};
+use gradus_model::ModelConfig;
 
-/// Whether the optimizer can do with what a rank of the mesh has.
+/// Whether model, optimizer and mesh go together.
 ///
 /// # Errors
 /// `Invalid`, naming the keys and what would do.
-pub(super) fn check(mesh: &Mesh, optimizer: &OptimizerSettings) -> Result<()> {
+pub(super) fn check(
+    config: &ModelConfig,
+    mesh: &Mesh,
+    optimizer: &OptimizerSettings,
+    parallel: &ParallelSettings,
+) -> Result<()> {
+    check_whole_matrices(mesh, optimizer)?;
+    let is_cut_by_matrices = mesh.fsdp > 1 && optimizer.kind == OptimizerKind::Muon;
+    if parallel.gradients == GradientFormat::Bf16 && is_cut_by_matrices {
+        check_pairs(
+            config,
+            mesh,
+            "parallel.gradients \"bf16\" with shards of whole matrices (optimizer.kind \"muon\")",
+        )?;
+    }
+    Ok(())
+}
+
+/// Whether every matrix of a rank begins with an even element, as what is kept in bf16 has to: two lie in one place.
+fn check_pairs(config: &ModelConfig, mesh: &Mesh, what: &str) -> Result<()> {
+    let widths = [
+        ("model.width", config.width),
+        ("model.heads x model.head_size", config.query_width() / mesh.tp),
+        ("model.feed_forward", config.feed_forward / mesh.tp),
+    ];
+    let Some((key, _)) = widths.into_iter().find(|(_, width)| !width.is_multiple_of(2)) else {
+        return Ok(());
+    };
+    let of_each = if mesh.tp > 1 { " on each rank of parallel.tp" } else { "" };
+    Err(Error::invalid(format!(
+        "{key} is odd{of_each}, and {what} needs matrices of even width: give an even one, or \"f32\""
+    )))
+}
+
+fn check_whole_matrices(mesh: &Mesh, optimizer: &OptimizerSettings) -> Result<()> {
     if optimizer.kind == OptimizerKind::Muon && mesh.tp > 1 {
         return Err(Error::invalid(format!(
             "optimizer.kind is \"muon\" and parallel.tp {}: Muon makes the update of a whole matrix orthogonal, and of a \
@@ -24,18 +59,39 @@ pub(super) fn check(mesh: &Mesh, optimizer: &OptimizerSettings) -> Result<()> {
 mod tests {
     use super::*;
     use gradus_error::Kind;
+    use gradus_model::PRESETS;
+
+    fn muon() -> OptimizerSettings {
+        OptimizerSettings { kind: OptimizerKind::Muon, ..Default::default() }
+    }
+
+    #[track_caller]
+    fn assert_invalid(result: Result<()>, keys: [&str; 2]) {
+        let error = result.unwrap_err();
+        assert_eq!(*error.kind(), Kind::Invalid);
+        let text = error.to_string();
+        assert!(keys.iter().all(|key| text.contains(key)), "{text}");
+    }
 
     #[test]
     fn muon_needs_whole_matrices() {
-        let of = |kind, tp| {
-            let mesh = Mesh { pp: 1, dp: 1, fsdp: 2, tp };
-            check(&mesh, &OptimizerSettings { kind, ..Default::default() })
+        let of = |optimizer: OptimizerSettings, tp| {
+            check_whole_matrices(&Mesh { pp: 1, dp: 1, fsdp: 2, tp }, &optimizer)
         };
-        of(OptimizerKind::Muon, 1).unwrap();
-        of(OptimizerKind::AdamW, 2).unwrap();
-        let error = of(OptimizerKind::Muon, 2).unwrap_err();
-        assert_eq!(*error.kind(), Kind::Invalid);
-        let text = error.to_string();
-        assert!(text.contains("optimizer.kind") && text.contains("parallel.tp"), "{text}");
+        of(muon(), 1).unwrap();
+        of(OptimizerSettings::default(), 2).unwrap();
+        assert_invalid(of(muon(), 2), ["optimizer.kind", "parallel.tp"]);
+    }
+
+    #[test]
+    fn what_lies_in_pairs_has_even_widths() {
+        let (_, preset) = &PRESETS[0];
+        let odd = ModelConfig { feed_forward: 49, ..preset.clone() };
+        let mesh = Mesh { pp: 1, dp: 1, fsdp: 2, tp: 1 };
+        let halves = ParallelSettings { gradients: GradientFormat::Bf16, ..Default::default() };
+        check(preset, &mesh, &muon(), &halves).unwrap();
+        check(&odd, &mesh, &muon(), &ParallelSettings::default()).unwrap();
+        check(&odd, &mesh, &OptimizerSettings::default(), &halves).unwrap();
+        assert_invalid(check(&odd, &mesh, &muon(), &halves), ["model.feed_forward", "parallel.gradients"]);
     }
 }
