@@ -2,6 +2,7 @@
 
 use crate::mesh::Mesh;
 use crate::settings::{GradientFormat, OptimizerKind, OptimizerSettings, ParallelSettings};
+use gradus_compute::Format;
 use gradus_error::{Error, Result};
 use gradus_model::ModelConfig;
 
@@ -16,6 +17,9 @@ pub(super) fn check(
     parallel: &ParallelSettings,
 ) -> Result<()> {
     check_whole_matrices(mesh, optimizer)?;
+    if optimizer.masters == Format::Bf16 {
+        check_pairs(config, mesh, "optimizer.masters \"bf16\"")?;
+    }
     let is_cut_by_matrices = mesh.fsdp > 1 && optimizer.kind == OptimizerKind::Muon;
     if parallel.gradients == GradientFormat::Bf16 && is_cut_by_matrices {
         check_pairs(
@@ -93,5 +97,9 @@ mod tests {
         check(&odd, &mesh, &muon(), &ParallelSettings::default()).unwrap();
         check(&odd, &mesh, &OptimizerSettings::default(), &halves).unwrap();
         assert_invalid(check(&odd, &mesh, &muon(), &halves), ["model.feed_forward", "parallel.gradients"]);
+        let masters = OptimizerSettings { masters: Format::Bf16, ..Default::default() };
+        let plain = ParallelSettings::default();
+        check(preset, &mesh, &masters, &plain).unwrap();
+        assert_invalid(check(&odd, &mesh, &masters, &plain), ["model.feed_forward", "optimizer.masters"]);
     }
 }
