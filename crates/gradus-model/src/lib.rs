@@ -15,12 +15,15 @@ mod initial;
 mod liveness;
 mod parameters;
 mod part;
+mod pass;
 mod passes;
 mod places;
 mod prepared;
+mod rows;
 pub mod sampling;
 mod seams;
 mod transformer;
+mod vocabulary;
 mod weights;
 mod workspace;
 
@@ -31,6 +34,7 @@ pub use parameters::{BlockTensors, LinearTensors, NormTensors, Parameters, Unit}
 pub use part::{Part, Run};
 pub use passes::Backward;
 pub use places::Places;
-pub use seams::{Gradients, Seams};
+pub use prepared::size_of_prepared;
+pub use seams::{Combine, Gradients, Seams};
 pub use transformer::{Batch, LossSum, Transformer};
 pub use workspace::{StageMemory, Workspace, WorkspaceSize, logits_rows};

@@ -6,9 +6,10 @@
 
 use crate::config::{Family, ModelConfig};
 use crate::parameters::{LinearTensors, Parameters};
+use crate::part::Part;
 use gradus_compute::{Device, Linear, Matrix, Use, Weight};
 use gradus_error::Result;
-use gradus_memory::Span;
+use gradus_memory::{Layout, Span};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// One weight for one use.
@@ -37,7 +38,10 @@ impl Prepared {
     /// `Exhausted` when the device has no room.
     pub(crate) fn new(device: &dyn Device, config: &ModelConfig, parameters: &Parameters) -> Result<Self> {
         let mut copies = Vec::new();
-        for (tensor, inputs, apart) in layers(config, parameters) {
+        // A part may have no head.
+        for (tensor, inputs, apart) in
+            layers(config, parameters).into_iter().filter(|(tensor, ..)| !tensor.is_empty())
+        {
             // Rows do not matter to how a weight is laid out.
             let shape = Linear { rows: 0, inputs, outputs: tensor.len / inputs };
             for usage in [Use::Forward { apart }, Use::Backward] {
@@ -76,6 +80,18 @@ impl Prepared {
             *outdated = false;
         }
     }
+}
+
+/// Elements that the prepared weights of a part of a model take, on a device that multiplies in bf16 and takes `len` for one
+/// weight ([`Device::prepared_len`]).
+pub fn size_of_prepared(config: &ModelConfig, part: &Part, len: &dyn Fn(Linear, Use) -> usize) -> usize {
+    let weight = |(tensor, inputs, apart): (Span, usize, usize)| {
+        let shape = Linear { rows: 0, inputs, outputs: tensor.len / inputs };
+        let uses = [Use::Forward { apart }, Use::Backward];
+        uses.map(|usage| len(shape, usage).next_multiple_of(Layout::ALIGNMENT)).iter().sum::<usize>()
+    };
+    let weights = layers(&part.local(config), &Parameters::of(config, part));
+    weights.into_iter().filter(|(tensor, ..)| !tensor.is_empty()).map(weight).sum()
 }
 
 /// Every linear layer's weight: its range, its inputs, and how far apart columns are that its epilogue takes together.

@@ -1,11 +1,11 @@
 //! A model, or a part of one, with its weights on a device.
 
-use crate::block::Pass;
 use crate::cache::KeyValueCache;
 use crate::config::ModelConfig;
 use crate::initial;
 use crate::parameters::{Parameters, Unit};
 use crate::part::Part;
+use crate::pass::Pass;
 use crate::passes::{Backward, chunks};
 use crate::places::Places;
 use crate::seams::{Gradients, Seams};
@@ -164,6 +164,7 @@ impl Transformer {
         weights: impl Fn(&dyn Device, &Parameters) -> Result<Weights>,
     ) -> Result<Self> {
         config.check()?;
+        part.check(&config)?;
         let (parameters, local) = (Parameters::of(&config, &part), part.local(&config));
         let weights = weights(device.as_ref(), &parameters)?;
         let positions = (0..config.context as u32).collect();
@@ -327,23 +328,28 @@ impl Transformer {
     /// Units in the order in which a forward pass reads their weights.
     pub fn forward_visits(&self) -> Vec<Unit> {
         let blocks = (0..self.local.layers).map(Unit::Block);
-        self.units_of_embedding().iter().copied().chain(blocks).collect()
+        let embedding = self.units_of_embedding().iter().copied().filter(|unit| self.has(*unit));
+        embedding.chain(blocks).collect()
     }
 
     /// Units whose weights a held-out loss reads after a forward pass.
     pub fn head_visits(&self) -> Vec<Unit> {
-        self.units_of_head().to_vec()
+        self.units_of_head().iter().copied().filter(|unit| self.has(*unit)).collect()
     }
 
     /// The rows of a microbatch's residual stream that this rank has, of so many.
     pub fn own_rows(&self, rows: usize) -> std::ops::Range<usize> {
-        self.part.share(rows)
+        self.part.rows(rows)
     }
 
     /// Units in the order in which a backward pass reads their weights.
     pub fn backward_visits(&self, how: Backward) -> Vec<Unit> {
         let head = if how == Backward::Weight { &[] } else { self.units_of_head() };
-        head.iter().copied().chain((0..self.local.layers).rev().map(Unit::Block)).collect()
+        head.iter()
+            .copied()
+            .filter(|unit| self.has(*unit))
+            .chain((0..self.local.layers).rev().map(Unit::Block))
+            .collect()
     }
 
     /// Runs `tokens` forward, after what `cache` holds, and returns the logits `[rows, V]` of the last `rows`.
@@ -366,7 +372,7 @@ impl Transformer {
         self.run_blocks(pass, workspace, tokens, Some(cache));
         self.final_norm(pass, workspace);
         let mut logits = Vec::with_capacity(rows * self.config.vocabulary);
-        let (normal, chunk_rows) = (workspace.normal, workspace.chunk_rows(&self.config));
+        let (normal, chunk_rows) = (workspace.normal, workspace.chunk_rows);
         for (start, len) in chunks(tokens.len() - rows, tokens.len(), chunk_rows) {
             let chunk =
                 self.head(normal.part(start * self.config.width, len * self.config.width), workspace, len);
@@ -390,6 +396,12 @@ impl Transformer {
             return Err(Error::invalid(format!(
                 "a sequence of {} tokens is longer than the model's context of {}",
                 batch.sequence, self.config.context
+            )));
+        }
+        if rows < self.part.tensor_ranks {
+            return Err(Error::invalid(format!(
+                "{rows} tokens cannot be shared out among {} ranks: each wants one at least",
+                self.part.tensor_ranks
             )));
         }
         let known = |token: &&u32| (**token as usize) < self.config.vocabulary;
@@ -423,6 +435,7 @@ impl Transformer {
             batch: batch.batch,
             sequence: batch.sequence,
             positions: &positions[..batch.batch * batch.sequence],
+            share: self.part.share(),
             documents: batch.documents,
             seams,
         }

@@ -113,8 +113,11 @@ impl Weights {
         self.span().map_or(0, |all| all.len) * size_of::<f32>()
     }
 
-    /// A matrix of the layout, to be looked up in.
+    /// A matrix of the layout, to be looked up in; one without elements is nowhere.
     pub(crate) fn table(&self, tensor: Span) -> Matrix {
+        if tensor.is_empty() {
+            return tensor.into();
+        }
         let from = match &self.memory {
             Memory::Here(all, _) => (0, all.start),
             Memory::Visiting(visiting) => visiting.place(tensor),

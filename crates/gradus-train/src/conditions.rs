@@ -1,6 +1,7 @@
 //! What the bits of a run depend on: recorded in every checkpoint, held against by every resume.
 
-use crate::settings::{OptimizerKind, OptimizerSettings};
+use crate::mesh::Mesh;
+use crate::settings::{OptimizerKind, OptimizerSettings, ParallelSettings};
 use crate::trainer::RunSettings;
 use gradus_error::{Error, Result};
 use serde::Serialize;
@@ -19,17 +20,21 @@ pub(crate) const NODES: &str = "nodes";
 const KIND: &str = "optimizer.kind";
 const MUON: &str = "muon";
 
+/// The section that says how ranks split the work.
+const PARALLEL: &str = "parallel";
+
 /// The conditions of a run. Settings are named by their keys.
 ///
 /// `sums` says how gradients are summed: the order in which three ranks or more are depends on it. `links` are those that
 /// algorithms are chosen by, with the nodes, if there are any but the default.
 pub(crate) fn of_run(
     settings: &RunSettings,
-    (world_size, sums, links): (usize, &str, Conditions),
+    (mesh, sums, links): (&Mesh, &str, Conditions),
     device: &str,
     data: &str,
 ) -> Conditions {
-    let train = &settings.train;
+    let (train, world_size) = (&settings.train, mesh.world_size());
+    let microbatch = train.microbatch_sequences(settings.parallel.shares(mesh));
     let run = [
         ("world size", world_size.to_string()),
         ("transport", if world_size > 2 { sums.to_owned() } else { "any".to_owned() }),
@@ -37,12 +42,25 @@ pub(crate) fn of_run(
         ("run.seed", settings.seed.to_string()),
         ("data", data.to_owned()),
         ("train.global_batch", train.global_batch.to_string()),
-        ("train.microbatch", train.microbatch_sequences(world_size).to_string()),
+        ("train.microbatch", microbatch.to_string()),
         ("train.bucket_bytes", train.bucket_bytes.to_string()),
         ("train.cross_documents", train.cross_documents.to_string()),
     ];
     let owned = |(key, value): (&str, String)| (key.to_owned(), value);
-    run.map(owned).into_iter().chain(of_optimizer(&settings.optimizer)).chain(links).collect()
+    let sections = of_parallel(&settings.parallel).chain(of_optimizer(&settings.optimizer));
+    run.map(owned).into_iter().chain(sections).chain(links).collect()
+}
+
+/// What of these settings counts and is not the default, so that checkpoints of runs that split nothing stay as they were.
+fn of_parallel(settings: &ParallelSettings) -> impl Iterator<Item = (String, String)> {
+    let given = named(PARALLEL, fields_of(&settings.as_far_as_it_counts()));
+    given.filter(|(key, value)| Some(value) != default_of(key).as_ref())
+}
+
+/// What a key of that section that a checkpoint does not name was.
+fn default_of(key: &str) -> Option<String> {
+    let field = key.strip_prefix(PARALLEL)?.strip_prefix('.')?;
+    fields_of(&ParallelSettings::default()).get(field).map(Value::to_string)
 }
 
 /// Of AdamW neither its kind nor what only Muon has: checkpoints that were written when there was no other lack both.
@@ -89,7 +107,10 @@ pub(crate) fn check_kind(before: &Conditions, kind: OptimizerKind) -> Result<()>
 /// # Errors
 /// `Invalid`, naming every condition that has changed, what it was and what it is.
 pub(crate) fn check_unchanged(before: &Conditions, now: &Conditions) -> Result<()> {
-    let changed: Vec<String> = now.iter().filter_map(|(key, now)| change(before, key, now)).collect();
+    let is_given = |key: &str| now.iter().any(|(known, _)| known == key);
+    let left_out = before.iter().filter(|(key, _)| default_of(key).is_some() && !is_given(key));
+    let changed: Vec<String> =
+        now.iter().chain(left_out).filter_map(|(key, _)| change(before, now, key)).collect();
     if changed.is_empty() {
         return Ok(());
     }
@@ -99,15 +120,22 @@ pub(crate) fn check_unchanged(before: &Conditions, now: &Conditions) -> Result<(
     )))
 }
 
-fn change(before: &Conditions, key: &str, now: &str) -> Option<String> {
-    let found = before.iter().find(|(known, _)| known == key);
-    let before = found.map_or("unknown", |(_, value)| value.as_str());
+fn change(before: &Conditions, now: &Conditions, key: &str) -> Option<String> {
+    let of = |conditions: &Conditions| {
+        let found = conditions.iter().find(|(known, _)| known == key);
+        found
+            .map(|(_, value)| value.clone())
+            .or_else(|| default_of(key))
+            .unwrap_or_else(|| "unknown".to_owned())
+    };
+    let (before, now) = (of(before), of(now));
     (before != now).then(|| format!("{key} was {before} and is {now}"))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::pipeline::Kind as Schedule;
     use crate::settings::MuonSettings;
     use gradus_error::Kind;
 
@@ -123,6 +151,27 @@ mod tests {
         assert!(text.contains("optimizer.warmup_steps was 40 and is 7"), "{text}");
         assert!(text.contains("optimizer.beta2 was 0.95 and is 0.5") && !text.contains("beta1"), "{text}");
         assert!(check_unchanged(&Vec::new(), &now).is_err());
+    }
+
+    #[test]
+    fn of_splits_what_counts_and_differs_from_the_default_is_a_condition() {
+        let of = |settings: ParallelSettings| of_parallel(&settings).collect::<Conditions>();
+        let none = of(ParallelSettings::default());
+        let idle = ParallelSettings { dp: 2, zero: 1, schedule: Schedule::GPipe, ..Default::default() };
+        assert_eq!((none.clone(), of(idle)), (Vec::new(), Vec::new()));
+        let sharded = of(ParallelSettings { fsdp: 2, zero: 2, ..Default::default() });
+        let piped = of(ParallelSettings { pp: 2, schedule: Schedule::GPipe, ..Default::default() });
+        assert_eq!(sharded.len(), 2);
+        check_unchanged(&sharded, &sharded).unwrap();
+        let changes = |before, now| check_unchanged(before, now).unwrap_err().to_string();
+        for (before, now) in [(&none, &sharded), (&sharded, &none)] {
+            let text = changes(before, now);
+            assert!(text.contains("parallel.fsdp was") && text.contains("parallel.zero was"), "{text}");
+        }
+        let text = changes(&sharded, &piped);
+        for named in ["fsdp was 2 and is 1", "pp was 1 and is 2", "schedule was \"1f1b\" and is \"gpipe\""] {
+            assert!(text.contains(named), "{text}");
+        }
     }
 
     #[test]

@@ -1,6 +1,8 @@
 //! What a run tells the outside while it goes on: plain structs. Only the binary knows progress bars, files and
 //! metrics systems; it watches through an [`Observer`].
 
+use crate::exposed::Exposed;
+use crate::mesh::Mesh;
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
 
@@ -9,9 +11,9 @@ use std::path::PathBuf;
 pub struct RunDescription {
     /// Ranks.
     pub world_size: usize,
-    /// How they split the work, such as `pp 2 x fsdp 4`.
+    /// How they split the work.
     #[serde(default)]
-    pub mesh: String,
+    pub mesh: Mesh,
     /// Device of rank 0: kernels, threads, precision.
     pub device: String,
     /// How gradients travel: `alone`, `shared memory` or `TCP`.
@@ -57,6 +59,9 @@ pub struct StepRecord {
     pub step_s: f64,
     /// Time in which this rank's compute waited for others, seconds.
     pub exposed_communication_s: f64,
+    /// The same by the axis that was waited for.
+    #[serde(default)]
+    pub exposed_by_axis_s: Exposed,
     /// Memory held by this rank, bytes.
     pub memory_bytes: u64,
     /// Wall time since training began, seconds.
@@ -80,6 +85,25 @@ pub struct EvaluationRecord {
     pub targets: u64,
 }
 
+/// Ranks that the others wait for, step after step.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Straggling {
+    /// Steps done.
+    pub step: u64,
+    /// Who is waited for.
+    pub ranks: Vec<usize>,
+    /// What these ranks have in common of their places, such as `pp 1, dp 1`; empty where it is nothing.
+    pub place: String,
+    /// Their hosts, each once; empty where nobody knows.
+    pub hosts: Vec<String>,
+    /// Who waits.
+    pub waiting: Vec<usize>,
+    /// How much longer the slowest of them works in a step than ranks do, as a part of the step.
+    pub lag: f64,
+    /// The same in seconds.
+    pub lag_s: f64,
+}
+
 /// Something that happened, on rank 0.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(tag = "event", rename_all = "snake_case")]
@@ -93,6 +117,8 @@ pub enum Event {
     },
     /// After each step.
     Step(StepRecord),
+    /// Some ranks are waited for.
+    Straggling(Straggling),
     /// After each evaluation.
     Evaluation(EvaluationRecord),
     /// Text that the model wrote.

@@ -4,15 +4,18 @@ mod checks;
 mod passes;
 mod seams;
 mod state;
+mod vote;
 
 pub use state::FirstWeights;
 
 use crate::axis::AxisRanks;
+use crate::exposed::Exposed;
 use crate::mesh::{Coordinates, Mesh, MeshRanks};
 use crate::pipeline::{Program, Shape, Sharing, lower};
 use crate::settings::{OptimizerKind, OptimizerSettings, ParallelSettings};
 use crate::stage::{Stage, StageRanks, StageSettings};
 use crate::stages;
+use crate::tensor_parallel::TensorParallel;
 use gradus_collective::{Collective, Communicator, Memory, Reduction as How};
 use gradus_compute::Device;
 use gradus_compute::cpu::VARIABLE as KERNELS;
@@ -20,7 +23,9 @@ use gradus_error::{Error, Kind, Result};
 use gradus_memory::Span;
 use gradus_model::{Batch, LossSum, ModelConfig, Part, StageMemory, Transformer, Unit};
 use passes::Passes;
+use std::ops::Range;
 use std::sync::Arc;
+use vote::{Ballot, Vote};
 
 /// The microbatches of one step, numbered over all ranks.
 pub trait Microbatches {
@@ -46,21 +51,6 @@ pub struct StepResult {
     pub asked_to_stop: bool,
 }
 
-/// Time that a rank's compute has waited for others, by the axis that it waited for, seconds.
-#[derive(Debug, Clone, Copy, Default, PartialEq)]
-pub struct Exposed {
-    /// For other stages.
-    pub pp: f64,
-    /// For replicas.
-    pub dp: f64,
-    /// For shards.
-    pub fsdp: f64,
-    /// For other slices of a layer.
-    pub tp: f64,
-    /// For all, in the vote.
-    pub vote: f64,
-}
-
 /// How a learner splits its work, and what it takes memory for.
 #[derive(Debug, Clone)]
 pub struct LearnerSettings {
@@ -68,6 +58,8 @@ pub struct LearnerSettings {
     pub optimizer: OptimizerSettings,
     /// The axes.
     pub parallel: ParallelSettings,
+    /// The layers of each stage, over all ranks.
+    pub stages: Vec<Range<usize>>,
     /// Tokens of the largest microbatch.
     pub rows: usize,
     /// Microbatches of a step, over all ranks.
@@ -82,9 +74,9 @@ pub struct LearnerSettings {
 pub struct Learner {
     // Communicators are dropped before the devices that hold their memory: stages last.
     world: Communicator,
-    vote: AxisRanks,
+    vote: Vote,
     pp: AxisRanks,
-    tp: AxisRanks,
+    tp: TensorParallel,
     /// The first and the last stage, where both have the table of a tied head.
     tied: Option<AxisRanks>,
     /// The ranks that keep the same weights as this one.
@@ -99,6 +91,8 @@ pub struct Learner {
     /// Ranges of each stage's layout whose squares this rank adds to the norm: all ranks together add each element once.
     counted: Vec<Vec<Span>>,
     clip_norm: f64,
+    /// Time that this rank has waited since it last told of it, seconds.
+    untold_s: f64,
     /// Whether ranks are still to find out that their kernels make the same updates.
     unproven: bool,
 }
@@ -114,7 +108,15 @@ impl Learner {
         mut world: Communicator,
         settings: LearnerSettings,
     ) -> Result<Self> {
-        let LearnerSettings { optimizer, parallel, rows, microbatches, recompute, bucket_bytes } = settings;
+        let LearnerSettings {
+            optimizer,
+            parallel,
+            stages: layers,
+            rows,
+            microbatches,
+            recompute,
+            bucket_bytes,
+        } = settings;
         let mesh = Mesh::from_settings(&parallel, world.world_size())?;
         mesh.check_model(&config, parallel.stages_per_rank)?;
         checks::check(&config, &mesh, &optimizer, &parallel)?;
@@ -128,7 +130,8 @@ impl Learner {
         };
         let program = lower(&parallel.schedule.generate(shape)?, Sharing::Chunk)?.swap_remove(place.pp);
         let tied = tied_table(&mut world, &config, &mesh, place)?;
-        let parts = stages::cut_layers(&config, shape.stages(), (place.tp, mesh.tp));
+        let parts = stages::parts(&layers, (place.tp, mesh.tp));
+        assert_eq!(parts.len(), shape.stages(), "each stage has its layers");
         let split_backward = program.splits_backward();
         let mut stages = Vec::new();
         for (chunk, slots) in program.slots.iter().enumerate() {
@@ -145,9 +148,9 @@ impl Learner {
         let counted = stages.iter().map(|stage| counted(stage, place)).collect();
         Ok(Self {
             world,
-            vote: AxisRanks::new(ranks.world),
+            vote: Vote::new(ranks.world),
             pp: AxisRanks::new(ranks.pp),
-            tp: AxisRanks::new(ranks.tp),
+            tp: TensorParallel::new(AxisRanks::new(ranks.tp)),
             tied,
             alike,
             stages,
@@ -159,6 +162,7 @@ impl Learner {
             shape,
             counted,
             clip_norm: optimizer.clip_norm,
+            untold_s: 0.0,
             unproven: optimizer.kind == OptimizerKind::Muon,
         })
     }
@@ -285,22 +289,32 @@ impl Learner {
         learning_rate: f64,
         stop: bool,
     ) -> Result<StepResult> {
-        let own = self.run_passes(microbatches)?;
+        let before = self.exposed();
+        let loss = self.run_passes(microbatches)?;
         self.sum_gradients()?;
-        let mut votes = [own.nats, own.targets as f64, f64::from(u8::from(stop)), self.sum_of_squares()];
-        self.vote.run_in_place(&Collective::all_reduce(How::Sum), &mut votes)?;
-        let loss = LossSum { nats: votes[0], targets: votes[1] as u64 };
+        let at_vote = self.exposed();
+        let own = Ballot { loss, stop, squares: self.sum_of_squares() };
+        // How long this vote takes is known to the next.
+        let Ballot { loss, stop, squares } =
+            self.vote.hold(own, self.untold_s + at_vote.since(&before).total())?;
 
         // Every rank holds the same sums, so all of them take the step or none does.
         let targets = loss.targets.max(1) as f64;
-        let gradient_norm = votes[3].sqrt() / targets;
+        let gradient_norm = squares.sqrt() / targets;
         let skipped = !gradient_norm.is_finite();
         if !skipped {
             let scale = clip(self.clip_norm, gradient_norm) / targets;
             self.stages.iter_mut().try_for_each(|stage| stage.update(learning_rate, scale))?;
             self.check_first_update()?;
         }
-        Ok(StepResult { loss, gradient_norm, skipped, asked_to_stop: votes[2] > 0.0 })
+        self.untold_s = self.exposed().since(&at_vote).total();
+        Ok(StepResult { loss, gradient_norm, skipped, asked_to_stop: stop })
+    }
+
+    /// How long each rank has waited for others, by rank: in the last step until its vote, and from the vote before to the end
+    /// of its step. What lies between steps is not counted. The same on every rank.
+    pub fn waits(&self) -> &[f64] {
+        self.vote.waits()
     }
 
     /// Waits for what is under way; then stages that have one table add up what each has for it.

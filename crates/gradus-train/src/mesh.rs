@@ -8,10 +8,12 @@ use crate::settings::{ParallelSettings, no_ranks};
 use gradus_collective::Communicator;
 use gradus_error::{Error, Result};
 use gradus_model::ModelConfig;
+use serde::{Deserialize, Serialize};
 use std::fmt::Write;
 
 /// A direction in which a mesh extends; from the outermost.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Axis {
     /// Stages of a pipeline.
     Pp,
@@ -21,6 +23,16 @@ pub enum Axis {
     Fsdp,
     /// Slices of each layer.
     Tp,
+}
+
+impl Axis {
+    /// All, from the outermost.
+    pub const ALL: [Self; 4] = [Self::Pp, Self::Dp, Self::Fsdp, Self::Tp];
+
+    /// As the settings call it.
+    pub fn name(self) -> &'static str {
+        ["pp", "dp", "fsdp", "tp"][self as usize]
+    }
 }
 
 /// Where a rank stands along each axis.
@@ -43,7 +55,7 @@ impl Coordinates {
 }
 
 /// The sizes of a mesh.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Mesh {
     /// Ranks that the layers are cut among.
     pub pp: usize,
@@ -53,6 +65,13 @@ pub struct Mesh {
     pub fsdp: usize,
     /// Ranks that each layer is cut among.
     pub tp: usize,
+}
+
+/// That of a single rank.
+impl Default for Mesh {
+    fn default() -> Self {
+        Self { pp: 1, dp: 1, fsdp: 1, tp: 1 }
+    }
 }
 
 impl Mesh {
@@ -82,10 +101,28 @@ impl Mesh {
         [self.pp, self.dp, self.fsdp, self.tp]
     }
 
+    /// Ranks along an axis.
+    pub fn size(&self, axis: Axis) -> usize {
+        self.sizes()[axis as usize]
+    }
+
     /// The axes along which there is more than one rank, as `pp 2 x fsdp 4`; empty for a single rank.
     pub fn describe(&self) -> String {
-        let axes = ["pp", "dp", "fsdp", "tp"].into_iter().zip(self.sizes()).filter(|(_, size)| *size > 1);
-        axes.map(|(name, size)| format!("{name} {size}")).collect::<Vec<_>>().join(" x ")
+        let axes = Axis::ALL.into_iter().filter(|axis| self.size(*axis) > 1);
+        let named = axes.map(|axis| format!("{} {}", axis.name(), self.size(axis)));
+        named.collect::<Vec<_>>().join(" x ")
+    }
+
+    /// Where these ranks stand together along the axes with more than one rank, as `pp 1, dp 0`; empty where they do not.
+    pub fn common_place(&self, ranks: &[usize]) -> String {
+        let places: Vec<_> = ranks.iter().map(|rank| self.coordinates(*rank).to_array()).collect();
+        let common = |axis: &Axis| {
+            let place = places.first()?[*axis as usize];
+            places.iter().all(|other| other[*axis as usize] == place).then_some(place)
+        };
+        let axes = Axis::ALL.into_iter().filter(|axis| self.size(*axis) > 1);
+        let named = axes.filter_map(|axis| Some(format!("{} {}", axis.name(), common(&axis)?)));
+        named.collect::<Vec<_>>().join(", ")
     }
 
     /// Ranks of the whole mesh.

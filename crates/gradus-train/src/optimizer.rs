@@ -96,12 +96,21 @@ impl Optimizer {
     ) -> Result<Self> {
         settings.check()?;
         let mut parts = parts::of_pieces(layout, pieces, settings.kind)?;
-        let firsts: usize =
-            pieces.iter().map(|piece| piece.span.len.next_multiple_of(Layout::ALIGNMENT)).sum();
-        let moment1 = device.allocate(firsts)?;
+        let moment1 = device.allocate(parts::first_moments(pieces))?;
         let moment2 = device.allocate(parts::second_moments(&parts))?;
         parts::place(&mut parts, pieces, moment1, moment2);
         Ok(Self { settings, parts, updates: 0 })
+    }
+
+    /// Elements that [`Optimizer::new`] takes of a device for first and second moments of these ranges of a layout.
+    ///
+    /// # Errors
+    /// `Internal` for ranges that are out of order or cut a matrix of Muon's.
+    pub fn moment_elements(layout: &Layout, owned: &[Span], kind: OptimizerKind) -> Result<[usize; 2]> {
+        let piece = |span: &Span| Piece { span: *span, weights: (*span).into(), gradients: *span, number: 0 };
+        let pieces: Vec<Piece> = owned.iter().map(piece).collect();
+        let parts = parts::of_pieces(layout, &pieces, kind)?;
+        Ok([parts::first_moments(&pieces), parts::second_moments(&parts)])
     }
 
     /// Which one it is.

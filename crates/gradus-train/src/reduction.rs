@@ -12,8 +12,8 @@ mod kept;
 mod memory;
 mod staging;
 
-pub(crate) use memory::GradientMemory;
 use memory::Slot;
+pub(crate) use memory::{GradientMemory, slots};
 pub(crate) use staging::{Staging, StagingSize};
 
 use crate::axis::{AxisRanks, Failure};
@@ -155,6 +155,14 @@ impl Reduction {
 
     fn index(&self, unit: Unit) -> usize {
         self.units.iter().position(|(known, _)| *known == unit).expect("a part has its own units")
+    }
+
+    /// Where the gradients of a unit lie that a pass has finished, if they leave for other ranks now.
+    pub fn leaving(&self, unit: Unit, range: Span) -> Option<Span> {
+        match self.memory.slot_of(self.index(unit)) {
+            Some(slot) => Some(slot.place.part(0, range.len)),
+            None => self.last.get().then(|| self.memory.place(range)),
+        }
     }
 
     /// A pass has finished the gradients of a unit, whose range this is.

@@ -173,7 +173,7 @@ impl Settings {
         self.checkpoint.check()?;
         self.network.check()?;
         self.check_discretion()?;
-        let sequences = self.train.microbatch_sequences(mesh.data_ranks());
+        let sequences = self.train.microbatch_sequences(self.parallel.shares(&mesh));
         mesh.check_microbatch(sequences, self.sequence_length()?)?;
         self.transport()?;
         self.stall_timeout()?;

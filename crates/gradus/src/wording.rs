@@ -1,5 +1,7 @@
 //! Figures as people read them, the same on the terminal and in reports.
 
+use gradus_train::{Exposed, Mesh, Straggling};
+
 /// A count with its thousands apart: `10,512`.
 pub fn grouped(count: u64) -> String {
     let digits = count.to_string();
@@ -46,8 +48,17 @@ fn three_digits(value: f64) -> String {
 
 /// Bytes per second: `512B/s`, `47.6MB/s`, `1.24GB/s`.
 pub fn rate(bytes_per_s: f64) -> String {
+    format!("{}/s", decimal_bytes(bytes_per_s))
+}
+
+/// Bytes in decimal units, as rates are: `512B`, `47.6MB`, `1.24GB`.
+pub fn bytes(count: u64) -> String {
+    decimal_bytes(count as f64)
+}
+
+fn decimal_bytes(count: f64) -> String {
     // A thousand millions of bytes are a giga, not a billion.
-    format!("{}B/s", quantity(bytes_per_s).replace('B', "G"))
+    format!("{}B", quantity(count).replace('B', "G"))
 }
 
 /// Bytes in GiB, or in MiB below a tenth of one.
@@ -109,6 +120,45 @@ pub fn ranks_in_words(world_size: usize, transport: &str) -> String {
     }
 }
 
+/// Parts of `whole_s` seconds by the axis that was waited for, as `pp 2.1%, vote 0.2%`; empty for a single rank.
+pub fn by_axis(exposed: &Exposed, mesh: &Mesh, whole_s: f64) -> String {
+    let parts = exposed.along(mesh).map(|(axis, time_s)| format!("{axis} {}", percent(time_s / whole_s)));
+    parts.collect::<Vec<_>>().join(", ")
+}
+
+/// More ranks than these are counted, not named.
+const MOST_NAMED: usize = 16;
+
+/// `rank 3`, `ranks 0, 2`, or how many they are.
+pub fn these_ranks(ranks: &[usize]) -> String {
+    let named = || ranks.iter().map(usize::to_string).collect::<Vec<_>>().join(", ");
+    match ranks.len() {
+        1 => format!("rank {}", named()),
+        2..=MOST_NAMED => format!("ranks {}", named()),
+        count => format!("{count} ranks"),
+    }
+}
+
+/// Who is waited for, by whom, and how much.
+pub fn straggling(record: &Straggling) -> String {
+    let mut text = these_ranks(&record.ranks);
+    if !record.place.is_empty() {
+        text.push_str(&format!(" ({})", record.place));
+    }
+    if (1..=MOST_NAMED).contains(&record.hosts.len()) {
+        text.push_str(&format!(" on {}", record.hosts.join(", ")));
+    }
+    let (verb, whom) = if record.ranks.len() == 1 { ("is", "it") } else { ("are", "them") };
+    let one = if record.waiting.len() == 1 { "s" } else { "" };
+    text.push_str(&format!(
+        " {verb} {:.0}% of a step ({}) behind: {} wait{one} for {whom}",
+        record.lag * 100.0,
+        brief(record.lag_s),
+        these_ranks(&record.waiting)
+    ));
+    text
+}
+
 /// Text from outside without what would move a terminal's cursor or change its colours; line feeds and tabs stay.
 pub fn printable(text: &str) -> String {
     text.chars().map(|c| if c.is_control() && c != '\n' && c != '\t' { '\u{fffd}' } else { c }).collect()
@@ -135,6 +185,27 @@ pub fn escaped(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn stragglers_are_told_of_in_a_sentence() {
+        let one = Straggling {
+            step: 64,
+            ranks: vec![3],
+            place: "pp 1, dp 1".into(),
+            hosts: vec!["ada".into()],
+            waiting: vec![0, 1, 2],
+            lag: 0.1804,
+            lag_s: 0.021,
+        };
+        let text = straggling(&one);
+        assert_eq!(
+            text,
+            "rank 3 (pp 1, dp 1) on ada is 18% of a step (21.0ms) behind: ranks 0, 1, 2 wait for it"
+        );
+        let many = Straggling { ranks: (1..40).collect(), waiting: vec![0], place: String::new(), ..one };
+        let text = straggling(&Straggling { hosts: Vec::new(), ..many });
+        assert_eq!(text, "39 ranks are 18% of a step (21.0ms) behind: rank 0 waits for them");
+    }
 
     #[test]
     fn nothing_from_outside_is_markup() {

@@ -95,6 +95,11 @@ fn second_stride(part: &Part) -> usize {
     part.moment2().map_or(0, |_| part.piece.span.len.next_multiple_of(Layout::ALIGNMENT))
 }
 
+/// Elements of all first moments.
+pub(super) fn first_moments(pieces: &[Piece]) -> usize {
+    pieces.iter().map(|piece| piece.span.len.next_multiple_of(Layout::ALIGNMENT)).sum()
+}
+
 /// Elements of all second moments.
 pub(super) fn second_moments(parts: &[Part]) -> usize {
     parts.iter().map(second_stride).sum()

@@ -71,6 +71,16 @@ impl Default for ParallelSettings {
 }
 
 impl ParallelSettings {
+    /// The same without what makes no difference: how shards are kept where there are none, in which order a pipeline works
+    /// where there is none, and what follows from the number of ranks.
+    pub fn as_far_as_it_counts(&self) -> Self {
+        let none = Self::default();
+        let (zero, accumulate) =
+            if self.fsdp > 1 { (self.zero, self.accumulate) } else { (none.zero, none.accumulate) };
+        let schedule = if self.pp > 1 { self.schedule } else { none.schedule };
+        Self { dp: none.dp, zero, accumulate, schedule, ..self.clone() }
+    }
+
     /// Whether a rank keeps the gradients of its shard only.
     pub fn shards_gradients(&self) -> bool {
         self.fsdp > 1 && self.zero >= 2 && self.accumulate == Accumulate::Scatter

@@ -8,7 +8,7 @@ use gradus_collective::Communicator;
 use gradus_compute::{CpuDevice, Device, IGNORED, Precision};
 use gradus_model::{Batch, Family, ModelConfig, PRESETS};
 use gradus_train::{
-    FirstWeights, Learner, LearnerSettings, Microbatches, OptimizerSettings, ParallelSettings,
+    FirstWeights, Learner, LearnerSettings, Microbatches, OptimizerSettings, ParallelSettings, stages,
 };
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::backtrace::Backtrace;
@@ -162,6 +162,7 @@ fn learner(family: Family, device: &Arc<CpuDevice>, recompute: bool) -> Learner 
     let settings = LearnerSettings {
         optimizer: OptimizerSettings::default(),
         parallel: ParallelSettings::default(),
+        stages: stages::cut(2, 1, 0.0),
         rows: SEQUENCES * SEQUENCE,
         microbatches: 2,
         recompute,

@@ -14,6 +14,7 @@ use gradus_host::{Clock, RealClock, processors};
 use gradus_model::{Batch, Family, ModelConfig, PRESETS, Parameters, hugging_face, logits_rows};
 use gradus_train::{
     FirstWeights, Learner, LearnerSettings, Microbatches, OptimizerSettings, ParallelSettings, ScheduleKind,
+    stages,
 };
 use serde::Deserialize;
 use std::io::BufRead;
@@ -194,6 +195,7 @@ impl Bench {
         let settings = LearnerSettings {
             optimizer,
             parallel: ParallelSettings::default(),
+            stages: stages::cut(shape.sizes().layers, 1, 0.0),
             rows: shape.sizes().rows(),
             microbatches: world_size,
             recompute: false,

@@ -8,6 +8,7 @@ use crate::run_folder::{self, RunFolder};
 use crate::run_settings::Settings;
 use crate::settings::{Resolved, render};
 use crate::sinks::{Many, MetricsFile, Progress, TensorBoard};
+use crate::wording;
 use anyhow::{Context, Result};
 use gradus_collective::algorithm::Nodes;
 use gradus_collective::{Collective, Communicator};
@@ -30,6 +31,9 @@ use std::time::Duration;
 /// Bytes of what ranks hold against each other, more than a digest or a device's description has.
 const LONGEST_TERM: usize = 256;
 
+/// Bytes of a host's name, as Linux has them (HOST_NAME_MAX).
+const LONGEST_HOST: usize = 64;
+
 /// Trains as one rank (the only one without a launch); returns the exit code.
 ///
 /// # Errors
@@ -46,9 +50,11 @@ pub fn run(resolved: &Resolved<Settings>, launch: Option<Launch>, resume: bool) 
         folder,
         run,
         nodes,
+        hosts,
         config,
         first,
         device,
+        measure_on,
         dataset,
         tokenizer,
         mut observer,
@@ -56,8 +62,19 @@ pub fn run(resolved: &Resolved<Settings>, launch: Option<Launch>, resume: bool) 
         stop,
     } = opened;
     let clock: Arc<dyn Clock> = Arc::new(RealClock::new());
-    let parts =
-        Parts { config, first, device, communicator, nodes, dataset, tokenizer, clock, peak_flops_per_s };
+    let parts = Parts {
+        config,
+        first,
+        device,
+        measure_on,
+        communicator,
+        nodes,
+        hosts,
+        dataset,
+        tokenizer,
+        clock,
+        peak_flops_per_s,
+    };
     let outcome = train(parts, run, observer.as_mut(), &stop)?;
     drop(observer);
     if let Some(folder) = folder {
@@ -72,9 +89,11 @@ struct Opened {
     folder: Option<RunFolder>,
     run: RunSettings,
     nodes: Nodes,
+    hosts: Vec<String>,
     config: ModelConfig,
     first: FirstWeights,
     device: Arc<dyn Device>,
+    measure_on: Option<Arc<dyn Device>>,
     dataset: Dataset,
     tokenizer: Option<Tokenizer>,
     observer: Box<dyn Observer>,
@@ -96,6 +115,7 @@ fn open(
     let seats = seats(communicator, node_id)?;
     let sharers = seats[communicator.rank()].sharers(&seats);
     let nodes = Nodes::try_from(Seat::by_node(&seats))?;
+    let hosts = hosts(communicator)?;
     let device = open_device(settings.train.threads, sharers, settings.train.precision)?;
     agree(communicator, "the data", &dataset.digest())?;
     agree(communicator, "the kernels", &kernels(&device.describe()))?;
@@ -109,14 +129,20 @@ fn open(
     let config = settings.model_config(dataset.vocabulary())?;
     let observer = observers(resolved, first, &path)?;
     let run = settings.run_settings(path, checkpoint)?;
+    let measure_on = match first && settings.parallel.stages() > 1 {
+        true => Some(Arc::new(open_device(settings.train.threads, sharers, settings.train.precision)?) as _),
+        false => None,
+    };
     let (first, device) = (first_weights(settings), Arc::new(device));
     Ok(Opened {
         folder,
         run,
         nodes,
+        hosts,
         config,
         first,
         device,
+        measure_on,
         dataset,
         tokenizer,
         observer,
@@ -318,6 +344,18 @@ fn seats(communicator: &mut Communicator, node_id: &str) -> Result<Vec<Seat>> {
     let mut words = vec![0i64; Seat::WORDS * communicator.world_size()];
     communicator.run(&Collective::all_gather(), &own.to_words(), &mut words)?;
     Ok(words.as_chunks().0.iter().map(Seat::from_words).collect())
+}
+
+/// What people call the hosts of all ranks.
+fn hosts(communicator: &mut Communicator) -> Result<Vec<String>> {
+    let name = rustix::system::uname().nodename().to_string_lossy().into_owned();
+    let mut own = [0u8; LONGEST_HOST];
+    let len = name.len().min(LONGEST_HOST);
+    own[..len].copy_from_slice(&name.as_bytes()[..len]);
+    let mut all = vec![0u8; LONGEST_HOST * communicator.world_size()];
+    communicator.run(&Collective::all_gather(), &own, &mut all)?;
+    let shown = |name: &[u8]| wording::printable(String::from_utf8_lossy(name).trim_end_matches('\0'));
+    Ok(all.chunks(LONGEST_HOST).map(shown).collect())
 }
 
 /// Holds what this rank has against what rank 0 has: with other data or kernels that round differently the ranks would

@@ -7,11 +7,14 @@ use super::ink;
 use super::run::{Run, Sample, State};
 use crate::wording::{self, escaped};
 use gradus_error::Result;
-use gradus_train::{EvaluationRecord, RunDescription};
+use gradus_train::{EvaluationRecord, RunDescription, Straggling};
 use std::fmt::Write;
 
 /// Prompts whose samples are shown.
 const MOST_PROMPTS: usize = 4;
+
+/// Notices of slow ranks that are shown, the newest.
+const MOST_STRAGGLERS: usize = 4;
 
 /// The page of `run`, called `name`; `settings` is the text of its resolved settings, empty where it is not known.
 ///
@@ -92,7 +95,7 @@ fn facts(page: &mut String, run: &Run) {
     let of_ranks = if ranks > 1 { format!("of {ranks} ranks together") } else { String::new() };
     facts.push(("Tokens per second", wording::quantity(tally.tokens_per_s()), of_ranks));
     facts.push(("Model FLOP utilisation", wording::percent(tally.mfu()), "of the measured peak".to_owned()));
-    facts.push(("Exposed communication", wording::percent(tally.exposed()), "of the steps' time".to_owned()));
+    facts.push(("Exposed communication", wording::percent(tally.exposed()), exposed_beneath(run)));
     if let Some(description) = &run.description {
         let parameters = wording::quantity(description.parameters as f64);
         facts.push(("Parameters", parameters, tokens_per_parameter(run, description)));
@@ -107,6 +110,14 @@ fn facts(page: &mut String, run: &Run) {
         );
     }
     page.push_str("</dl>\n");
+}
+
+fn exposed_beneath(run: &Run) -> String {
+    let mesh = run.description.as_ref().map(|description| description.mesh).unwrap_or_default();
+    match run.tally.exposed_by_axis(&mesh) {
+        none if none.is_empty() => "of the steps' time".to_owned(),
+        by_axis => format!("of the steps' time: {by_axis}"),
+    }
 }
 
 fn bits_per_byte(record: &EvaluationRecord) -> Option<String> {
@@ -200,6 +211,9 @@ fn environment(page: &mut String, run: &Run) {
         ("Training split", format!("{} tokens", quantity(description.train_tokens))),
         ("Held-out split", format!("{} tokens", quantity(description.held_out_tokens))),
     ];
+    if description.mesh.world_size() > 1 {
+        rows.push(("Mesh", description.mesh.describe()));
+    }
     if description.bytes_per_token > 0.0 {
         rows.push(("Bytes per token", format!("{:.2}", description.bytes_per_token)));
     }
@@ -217,6 +231,11 @@ fn environment(page: &mut String, run: &Run) {
     if run.tally.skipped > 0 {
         rows.push(("Skipped", wording::counted(run.tally.skipped, "step") + ": a gradient was not finite"));
     }
+    let newest = run.straggling.iter().rev().take(MOST_STRAGGLERS);
+    let told = |record: &Straggling| {
+        format!("after step {}, {}", wording::grouped(record.step), wording::straggling(record))
+    };
+    rows.extend(newest.map(|record| ("Waited for", told(record))));
     if let State::Done(model) = &run.state {
         rows.push(("Model's folder", model.display().to_string()));
     }

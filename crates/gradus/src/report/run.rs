@@ -2,7 +2,7 @@
 
 use crate::sinks::{Tally, read_events};
 use gradus_error::{Error, Result};
-use gradus_train::{EvaluationRecord, Event, RunDescription, StepRecord};
+use gradus_train::{EvaluationRecord, Event, RunDescription, StepRecord, Straggling};
 use std::path::{Path, PathBuf};
 
 /// Text that the model wrote.
@@ -38,6 +38,8 @@ pub struct Run {
     pub steps: Vec<StepRecord>,
     /// Its evaluations, in order.
     pub evaluations: Vec<EvaluationRecord>,
+    /// Ranks that were waited for, in order.
+    pub straggling: Vec<Straggling>,
     /// What it wrote, in order.
     pub samples: Vec<Sample>,
     /// How far it has come.
@@ -65,6 +67,7 @@ impl Run {
             resumed_after: Vec::new(),
             steps: Vec::new(),
             evaluations: Vec::new(),
+            straggling: Vec::new(),
             samples: Vec::new(),
             state: State::Open,
             tally: Tally::default(),
@@ -87,6 +90,7 @@ impl Run {
                 self.steps.push(record);
             }
             Event::Evaluation(record) => self.evaluations.push(record),
+            Event::Straggling(record) => self.straggling.push(record),
             Event::Sample { step, prompt, text } => self.samples.push(Sample { step, prompt, text }),
             Event::Finished { interrupted: true, .. } => self.state = State::Interrupted,
             Event::Finished { model, .. } => self.state = State::Done(model),

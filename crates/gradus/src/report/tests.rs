@@ -41,6 +41,7 @@ fn a_whole_run_has_all_its_parts() {
     let mut events = vec![Event::Started(examples::description()), sample(0, "<script>alert(1)</script>")];
     events.extend((1..=100).map(|step| Event::Step(examples::step(step))));
     events.extend([
+        examples::straggling(64),
         examples::evaluation(50),
         examples::evaluation(100),
         sample(100, " there was"),
@@ -59,6 +60,8 @@ fn a_whole_run_has_all_its_parts() {
     assert!(
         page.contains("<td>50</td><td>205k</td><td>3.4100</td><td>30.3</td><td>0.9412</td><td>1.3579</td>")
     );
+    assert!(page.contains("after step 64, rank 1 (dp 1) on ada is 18% of a step"));
+    assert!(page.contains("time: dp 0.1%, vote 0.2%") && page.contains("<th>Mesh</th><td>dp 2</td>"));
     assert_eq!(page.matches("<svg").count(), 7);
     assert!(figure.contains("held out") && figure.contains("smoothed"));
     for outside in ["http://", "https://", "url(", "@import", "<link", "<script", " src="] {

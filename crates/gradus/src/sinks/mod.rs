@@ -32,12 +32,12 @@ impl Observer for Many {
 pub mod examples {
     //! Events of a small run, for tests.
 
-    use gradus_train::{EvaluationRecord, Event, RunDescription, StepRecord};
+    use gradus_train::{EvaluationRecord, Event, Exposed, Mesh, RunDescription, StepRecord, Straggling};
 
     /// What is known before the first step.
     pub fn description() -> RunDescription {
         RunDescription {
-            mesh: String::new(),
+            mesh: Mesh { dp: 2, ..Mesh::default() },
             world_size: 2,
             device: "cpu: AVX-512, 1 thread, bf16".into(),
             transport: "shm".into(),
@@ -65,6 +65,7 @@ pub mod examples {
             mfu: 0.312,
             step_s: 1.0,
             exposed_communication_s: 0.008,
+            exposed_by_axis_s: Exposed { pp: 0.005, dp: 0.001, vote: 0.002, ..Exposed::default() },
             memory_bytes: 440_234_147,
             elapsed_s: step as f64,
             left_s: (100 - step.min(100)) as f64,
@@ -75,6 +76,19 @@ pub mod examples {
     /// An evaluation after `step`.
     pub fn evaluation(step: u64) -> Event {
         Event::Evaluation(EvaluationRecord { step, loss: 3.41, nats_per_byte: 0.9412, targets: 210_000 })
+    }
+
+    /// Rank 1 of the two is found slow after `step`.
+    pub fn straggling(step: u64) -> Event {
+        Event::Straggling(Straggling {
+            step,
+            ranks: vec![1],
+            place: "dp 1".into(),
+            hosts: vec!["ada".into()],
+            waiting: vec![0],
+            lag: 0.18,
+            lag_s: 0.18,
+        })
     }
 
     /// The end after `step`.

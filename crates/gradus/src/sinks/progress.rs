@@ -7,7 +7,7 @@ use super::screen::Screen;
 use super::sheet;
 use super::tally::Tally;
 use crate::wording;
-use gradus_train::{EvaluationRecord, Event, Observer, RunDescription, StepRecord};
+use gradus_train::{EvaluationRecord, Event, Mesh, Observer, RunDescription, StepRecord};
 use indicatif::{ProgressBar, ProgressStyle};
 use std::path::{Path, PathBuf};
 
@@ -29,6 +29,7 @@ pub struct Progress {
     /// What the last words name beside the model, by its label.
     paths: Vec<(String, PathBuf)>,
     peak_flops_per_s: f64,
+    mesh: Mesh,
     tally: Tally,
     evaluation: Option<EvaluationRecord>,
     last: Option<StepRecord>,
@@ -49,6 +50,7 @@ impl Progress {
             screen,
             paths,
             peak_flops_per_s: 0.0,
+            mesh: Mesh::default(),
             tally: Tally::default(),
             evaluation: None,
             last: None,
@@ -60,6 +62,7 @@ impl Progress {
 
     fn start(&mut self, run: &RunDescription) {
         self.peak_flops_per_s = run.peak_flops_per_s;
+        self.mesh = run.mesh;
         let text = sheet::description(run, self.screen.paint());
         self.screen.say(&text);
     }
@@ -88,7 +91,7 @@ impl Progress {
         if let (Some(record), false) = (&self.last, self.is_last_shown) {
             self.shown_at_s = record.elapsed_s;
             self.is_last_shown = true;
-            let line = sheet::step_line(record, self.peak_flops_per_s);
+            let line = sheet::step_line(record, self.peak_flops_per_s, &self.mesh);
             self.screen.say(&line);
         }
     }
@@ -115,6 +118,7 @@ impl Progress {
             step,
             interrupted,
             tally: &self.tally,
+            mesh: self.mesh,
             evaluation: self.evaluation.as_ref(),
             elapsed_s: self.last.as_ref().map_or(0.0, |record| record.elapsed_s),
             paths,
@@ -131,6 +135,9 @@ impl Observer for Progress {
                 self.screen.say(&format!("the run takes {} steps", wording::grouped(*total_steps)));
             }
             Event::Step(record) => self.step(record),
+            Event::Straggling(record) => {
+                self.screen.say(&format!("step: {}  {}", record.step, wording::straggling(record)));
+            }
             Event::Evaluation(record) => {
                 self.screen.say(&sheet::evaluation_line(record));
                 self.evaluation = Some(record.clone());
@@ -179,6 +186,7 @@ mod tests {
         for step in 2..=33 {
             progress.observe(&Event::Step(examples::step(step)));
         }
+        progress.observe(&examples::straggling(33));
         progress.observe(&examples::evaluation(33));
         progress.observe(&Event::Sample { step: 33, prompt: "Once".into(), text: " upon".into() });
         progress.observe(&Event::Checkpoint { step: 33, path: "runs/a/checkpoints/33".into() });
@@ -198,6 +206,7 @@ mod tests {
         progress.observe(&examples::finished(33));
         let text = memory.text();
         assert_eq!(steps_shown(&text).last(), Some(&33));
+        assert!(text.contains("step: 33  rank 1 (dp 1) on ada is 18% of a step"), "{text}");
         assert!(text.contains("step: 33  held-out loss: 3.4100  nats per byte: 0.9412\n"), "{text}");
         assert!(
             text.contains("  │ Once upon\n") && text.contains("checkpoint: runs/a/checkpoints/33\n"),

@@ -3,7 +3,7 @@
 use super::screen::Paint;
 use super::tally::Tally;
 use crate::wording;
-use gradus_train::{EvaluationRecord, RunDescription, StepRecord};
+use gradus_train::{EvaluationRecord, Mesh, RunDescription, StepRecord};
 
 /// Columns of the labels of a block.
 const LABEL_WIDTH: usize = 10;
@@ -30,6 +30,9 @@ pub fn description(run: &RunDescription, paint: Paint) -> String {
         ("ranks", wording::ranks(run.world_size, &run.transport)),
         ("device", run.device.clone()),
     ];
+    if run.mesh.world_size() > 1 {
+        rows.insert(4, ("mesh", run.mesh.describe()));
+    }
     if run.peak_flops_per_s > 0.0 {
         rows.push(("peak", format!("{}FLOP/s in matrix products, measured", flops(run.peak_flops_per_s))));
     }
@@ -62,8 +65,18 @@ fn flops(value: f64) -> String {
     }
 }
 
+/// A part of a time, and what it is made of on axes with more than one rank.
+fn exposed(part: f64, by_axis: &str) -> String {
+    if by_axis.is_empty() {
+        wording::percent(part)
+    } else {
+        format!("{} ({by_axis})", wording::percent(part))
+    }
+}
+
 /// One line for a step, in the field's words.
-pub fn step_line(record: &StepRecord, peak_flops_per_s: f64) -> String {
+pub fn step_line(record: &StepRecord, peak_flops_per_s: f64, mesh: &Mesh) -> String {
+    let by_axis = wording::by_axis(&record.exposed_by_axis_s, mesh, record.step_s);
     let skipped = if record.skipped { "  skipped: its gradient was not finite" } else { "" };
     format!(
         "step: {}  loss: {}  grad_norm: {:.2}  memory: {}  tps: {}  tflops: {:.2}  mfu: {}  exposed: {}{skipped}",
@@ -74,7 +87,7 @@ pub fn step_line(record: &StepRecord, peak_flops_per_s: f64) -> String {
         wording::grouped(record.tokens_per_s.round() as u64),
         record.mfu * peak_flops_per_s / 1e12,
         wording::percent(record.mfu),
-        wording::percent(record.exposed_communication_s / record.step_s),
+        exposed(record.exposed_communication_s / record.step_s, &by_axis),
     )
 }
 
@@ -130,6 +143,8 @@ pub struct End<'a> {
     pub interrupted: bool,
     /// Sums over its steps.
     pub tally: &'a Tally,
+    /// How its ranks split the work.
+    pub mesh: Mesh,
     /// The last evaluation.
     pub evaluation: Option<&'a EvaluationRecord>,
     /// Wall time since training began, seconds.
@@ -157,10 +172,10 @@ pub fn summary(end: &End<'_>, paint: Paint) -> String {
         rows.push(("tokens", format!("{}, {rate} per second", wording::quantity(tally.tokens as f64))));
         rows.push(("time", wording::duration(end.elapsed_s)));
         rows.push(("mfu", wording::percent(tally.mfu())));
-        rows.push((
-            "exposed",
-            format!("{} of the time waiting for other ranks", wording::percent(tally.exposed())),
-        ));
+        let by_axis = tally.exposed_by_axis(&end.mesh);
+        let by_axis = if by_axis.is_empty() { by_axis } else { format!(": {by_axis}") };
+        let part = wording::percent(tally.exposed());
+        rows.push(("exposed", format!("{part} of the time waiting for other ranks{by_axis}")));
     }
     if tally.skipped > 0 {
         rows.push(("skipped", wording::counted(tally.skipped, "step") + ": a gradient was not finite"));
@@ -186,14 +201,17 @@ mod tests {
 
     #[test]
     fn a_step_is_one_line_in_the_field_s_words() {
-        let line = step_line(&StepRecord { tokens_per_s: 10_512.4, ..examples::step(100) }, 1e12);
+        let record = StepRecord { tokens_per_s: 10_512.4, ..examples::step(100) };
+        let line = step_line(&record, 1e12, &Mesh::default());
         assert_eq!(
             line,
             "step: 100  loss: 2.0600  grad_norm: 0.81  memory: 0.41GiB  tps: 10,512  tflops: 0.31  mfu: 31.2%  \
              exposed: 0.8%"
         );
+        let line = step_line(&record, 1e12, &Mesh { pp: 2, dp: 2, ..Mesh::default() });
+        assert!(line.ends_with("exposed: 0.8% (pp 0.5%, dp 0.1%, vote 0.2%)"), "{line}");
         let skipped = StepRecord { skipped: true, loss: f64::NAN, step_s: 0.0, ..examples::step(1) };
-        assert!(step_line(&skipped, 0.0).ends_with("skipped: its gradient was not finite"));
+        assert!(step_line(&skipped, 0.0, &Mesh::default()).ends_with("skipped: its gradient was not finite"));
     }
 
     #[test]
@@ -204,6 +222,7 @@ mod tests {
             text.contains("  data        4.20M tokens to train on, 210k held out, 3.62 bytes each\n"),
             "{text}"
         );
+        assert!(text.contains("  mesh        dp 2\n"), "{text}");
         assert!(text.contains("  peak        2.31 TFLOP/s") && text.contains("after step 1,200"), "{text}");
         assert_eq!([3e9, 5e5, 7.0].map(flops), ["3.00 G", "500 k", "7 "]);
     }
@@ -215,6 +234,7 @@ mod tests {
             step: 0,
             interrupted: true,
             tally: &tally,
+            mesh: Mesh::default(),
             evaluation: None,
             elapsed_s: 0.0,
             paths: Vec::new(),

@@ -1,6 +1,7 @@
 //! Sums and means over a run's steps: what its last words and its report state.
 
-use gradus_train::StepRecord;
+use crate::wording;
+use gradus_train::{Exposed, Mesh, StepRecord};
 
 /// How much of the smoothed loss is the loss of the steps before: a memory of about ten steps.
 const MEMORY: f64 = 0.9;
@@ -46,6 +47,7 @@ pub struct Tally {
     /// Time of the steps seen, seconds.
     pub step_s: f64,
     exposed_s: f64,
+    exposed_by_axis_s: Exposed,
     mfu_s: f64,
 }
 
@@ -63,6 +65,9 @@ impl Tally {
             self.step_s += record.step_s;
             self.seen_tokens += finite(record.tokens_per_s) * record.step_s;
             self.exposed_s += finite(record.exposed_communication_s);
+            if record.exposed_by_axis_s.total().is_finite() {
+                self.exposed_by_axis_s += record.exposed_by_axis_s;
+            }
             self.mfu_s += finite(record.mfu) * record.step_s;
         }
     }
@@ -75,6 +80,11 @@ impl Tally {
     /// Share of the steps' time in which compute waited for others; not a number before the first.
     pub fn exposed(&self) -> f64 {
         self.exposed_s / self.step_s
+    }
+
+    /// That share by the axis that was waited for, where there are several ranks.
+    pub fn exposed_by_axis(&self, mesh: &Mesh) -> String {
+        wording::by_axis(&self.exposed_by_axis_s, mesh, self.step_s)
     }
 
     /// Model FLOP utilisation, weighted by time; not a number before the first.
@@ -106,6 +116,7 @@ mod tests {
         assert!((tally.tokens_per_s() - 150.0).abs() < 1e-9);
         assert!((tally.mfu() - 0.2).abs() < 1e-12);
         assert!((tally.exposed() - 0.004).abs() < 1e-12);
+        assert_eq!(tally.exposed_by_axis(&Mesh { pp: 2, ..Mesh::default() }), "pp 0.2%, vote 0.1%");
         assert_eq!((tally.first_loss, tally.loss.mean(), tally.tokens), (Some(8.0), Some(8.0), 8192));
     }
 

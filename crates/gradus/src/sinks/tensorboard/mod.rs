@@ -2,7 +2,8 @@
 //!
 //! Each life of a run writes a file of its own; a resumed one first declares void what earlier files say of the steps
 //! that it does again, so that curves do not run back and forth. Tags: `train/loss`, `train/learning_rate`,
-//! `train/gradient_norm`, `train/tokens_per_s`, `train/mfu`, `train/exposed_communication`, `eval/loss`,
+//! `train/gradient_norm`, `train/tokens_per_s`, `train/mfu`, `train/exposed_communication`, `train/exposed/pp`
+//! and the like (axes with more than one rank), `eval/loss`,
 //! `eval/nats_per_byte`, and `sample` in the text tab.
 
 mod proto;
@@ -10,7 +11,7 @@ mod record;
 
 use gradus_error::{IoContext, Result};
 use gradus_host::{Clock, RealClock};
-use gradus_train::{EvaluationRecord, Event, Observer, StepRecord};
+use gradus_train::{EvaluationRecord, Event, Mesh, Observer, StepRecord};
 use proto::Message;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
@@ -21,6 +22,8 @@ pub struct TensorBoard {
     /// `None` once writing has failed.
     file: Option<File>,
     clock: Box<dyn Clock>,
+    /// How the run's ranks split the work.
+    mesh: Mesh,
 }
 
 impl TensorBoard {
@@ -36,7 +39,7 @@ impl TensorBoard {
         fs::create_dir_all(directory).context(|| format!("cannot make {}", directory.display()))?;
         let path = directory.join(file_name(clock.calendar().as_secs()));
         let file = File::create(&path).context(|| format!("cannot make {}", path.display()))?;
-        let mut sink = Self { path, file: Some(file), clock };
+        let mut sink = Self { path, file: Some(file), clock, mesh: Mesh::default() };
         sink.write(&proto::file_version(sink.wall_time_s()))?;
         Ok(sink)
     }
@@ -56,7 +59,7 @@ impl TensorBoard {
             Event::Started(run) if run.resumed_from > 0 => {
                 Some(proto::session_start(now, run.resumed_from + 1))
             }
-            Event::Step(record) => Some(proto::scalars(now, record.step, &step_scalars(record))),
+            Event::Step(record) => Some(proto::scalars(now, record.step, &step_scalars(record, &self.mesh))),
             Event::Evaluation(record) => Some(proto::scalars(now, record.step, &evaluation_scalars(record))),
             Event::Sample { step, prompt, text } => {
                 Some(proto::text(now, *step, "sample", &as_markdown(prompt, text)))
@@ -68,6 +71,9 @@ impl TensorBoard {
 
 impl Observer for TensorBoard {
     fn observe(&mut self, event: &Event) {
+        if let Event::Started(run) = event {
+            self.mesh = run.mesh;
+        }
         let Some(message) = self.message(event) else { return };
         if let Err(error) = self.write(&message) {
             tracing::warn!("{error}; the run goes on without TensorBoard's file");
@@ -82,15 +88,28 @@ fn file_name(seconds: u64) -> String {
     format!("events.out.tfevents.{seconds:010}.{host}.{}.0", std::process::id())
 }
 
-fn step_scalars(record: &StepRecord) -> Vec<(&'static str, f64)> {
-    vec![
+fn step_scalars(record: &StepRecord, mesh: &Mesh) -> Vec<(&'static str, f64)> {
+    let by_axis = record.exposed_by_axis_s.along(mesh);
+    let by_axis = by_axis.map(|(axis, time_s)| (exposed_tag(axis), time_s / record.step_s));
+    let of_all = [
         ("train/loss", record.loss),
         ("train/learning_rate", record.learning_rate),
         ("train/gradient_norm", record.gradient_norm),
         ("train/tokens_per_s", record.tokens_per_s),
         ("train/mfu", record.mfu),
         ("train/exposed_communication", record.exposed_communication_s / record.step_s),
-    ]
+    ];
+    of_all.into_iter().chain(by_axis).collect()
+}
+
+fn exposed_tag(axis: &str) -> &'static str {
+    match axis {
+        "pp" => "train/exposed/pp",
+        "dp" => "train/exposed/dp",
+        "fsdp" => "train/exposed/fsdp",
+        "tp" => "train/exposed/tp",
+        _ => "train/exposed/vote",
+    }
 }
 
 fn evaluation_scalars(record: &EvaluationRecord) -> Vec<(&'static str, f64)> {
@@ -196,8 +215,12 @@ mod tests {
 
     #[test]
     fn scalars_read_back_with_their_tags() {
-        let records =
-            written(&[Event::Step(examples::step(7)), examples::evaluation(7), examples::finished(7)]);
+        let records = written(&[
+            Event::Started(examples::description()),
+            Event::Step(examples::step(7)),
+            examples::evaluation(7),
+            examples::finished(7),
+        ]);
         assert_eq!(records.len(), 3);
         assert_eq!(field(&records[0], 3).unwrap(), b"brain.Event:2");
         assert_eq!(field(&records[1], 1).unwrap(), 1_700_000_000.5f64.to_le_bytes());
@@ -211,11 +234,12 @@ mod tests {
                 (String::from_utf8(field(value, 1).unwrap()).unwrap(), scalar)
             })
             .collect();
-        let expected: Vec<_> = step_scalars(&examples::step(7))
+        let expected: Vec<_> = step_scalars(&examples::step(7), &examples::description().mesh)
             .iter()
             .map(|(tag, value)| ((*tag).to_owned(), *value as f32))
             .collect();
         assert_eq!(scalars, expected);
+        assert_eq!(scalars[6..], [("train/exposed/dp".into(), 0.001), ("train/exposed/vote".into(), 0.002)]);
         assert_eq!(fields(&field(&records[2], 5).unwrap()).len(), 2);
     }
 
