@@ -5,5 +5,6 @@
 
 mod allocations;
 mod golden_muon;
+mod halves;
 mod muon;
 mod splits;
