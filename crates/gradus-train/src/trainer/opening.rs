@@ -8,10 +8,12 @@ use crate::cuts::{self, Work};
 use crate::learner::{Learner, LearnerSettings};
 use crate::links;
 use crate::mesh::Mesh;
+use crate::plan;
 use crate::sample::Sampler;
 use crate::settings::TrainSettings;
 use crate::stragglers::{Rule, Stragglers};
 use gradus_collective::Communicator;
+use gradus_compute::Device;
 use gradus_error::{Error, Result};
 use gradus_model::ModelConfig;
 use gradus_store::{Dataset, Split, Tokenizer};
@@ -29,6 +31,7 @@ impl Trainer {
             first,
             device,
             measure_on,
+            memory_bytes,
             mut communicator,
             nodes,
             hosts,
@@ -43,6 +46,7 @@ impl Trainer {
         let (buffer, documents) = BatchBuffer::new(sequence, end_of_text(&settings.train, &dataset)?);
         let mut own = learner_settings(&settings, &mesh, sequence)?;
         warn_of_waiting(&communicator, &mesh, own.microbatches);
+        check_memory(&settings, &config, (&mesh, sequence), device.as_ref(), memory_bytes)?;
         let mut peak = [parts.peak_flops_per_s];
         communicator.all_reduce(&mut peak)?;
         let links = links::settle(&mut communicator, &nodes, &settings)?;
@@ -149,6 +153,21 @@ fn learner_settings(settings: &RunSettings, mesh: &Mesh, sequence: usize) -> Res
         recompute: settings.train.recompute,
         bucket_bytes: settings.train.bucket_bytes,
     })
+}
+
+/// Whether the run fits into the memory of its ranks, by the arithmetic of [`plan`].
+fn check_memory(
+    settings: &RunSettings,
+    config: &ModelConfig,
+    (mesh, sequence): (&Mesh, usize),
+    device: &dyn Device,
+    memory_bytes: u64,
+) -> Result<()> {
+    let train = TrainSettings { sequence_length: sequence, ..settings.train.clone() };
+    let work = plan::Work { model: config.clone(), train, optimizer: settings.optimizer.kind };
+    let split = plan::Split::new(&work, &settings.parallel, mesh.world_size())?;
+    let prepared = |shape, usage| device.prepared_len(shape, usage);
+    plan::check_memory(&split, memory_bytes, &prepared).map(|_| ())
 }
 
 /// Rank 0 says what is possible but slow.
