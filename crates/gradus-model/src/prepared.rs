@@ -1,13 +1,13 @@
 //! Weights of linear layers as their products take them: rounded and packed once for each change, not once for each use.
 //!
 //! A weight is multiplied in every microbatch forward and backward, the head's in every piece of rows. Its two copies take
-//! as much memory as its master where the device multiplies pairs, else twice as much. They are made when a pass begins, if
+//! as much memory as a master in f32 where the device multiplies pairs, else twice as much. They are made when a pass begins, if
 //! anything has changed since.
 
 use crate::config::{Family, ModelConfig};
 use crate::parameters::{LinearTensors, Parameters};
 use crate::part::Part;
-use gradus_compute::{Device, Linear, Use, Weight};
+use gradus_compute::{Device, Linear, Matrix, Use, Weight};
 use gradus_error::Result;
 use gradus_memory::{Layout, Span};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -70,12 +70,12 @@ impl Prepared {
         self.outdated.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Makes them anew of all masters, if those have changed.
-    pub(crate) fn refresh(&self, device: &dyn Device, masters: Span) {
+    /// Makes them anew of the weights, if those have changed; each is found by its range.
+    pub(crate) fn refresh(&self, device: &dyn Device, weight: impl Fn(Span) -> Matrix) {
         let mut outdated = self.outdated();
         if *outdated {
             for Copy { tensor, shape, usage, place } in &self.copies {
-                device.prepare(*shape, *usage, masters.part(tensor.start, tensor.len), *place);
+                device.prepare(*shape, *usage, weight(*tensor), *place);
             }
             *outdated = false;
         }

@@ -7,10 +7,11 @@ use crate::parameters::{Parameters, Unit};
 use crate::part::Part;
 use crate::pass::Pass;
 use crate::passes::{Backward, chunks};
+use crate::places::Places;
 use crate::seams::{Gradients, Seams};
 use crate::weights::Weights;
 use crate::workspace::Workspace;
-use gradus_compute::{Device, IGNORED, Precision};
+use gradus_compute::{Device, Format, IGNORED, Precision};
 use gradus_error::{Error, Result};
 use gradus_memory::Span;
 use std::ops::AddAssign;
@@ -95,7 +96,21 @@ impl Transformer {
     /// # Errors
     /// As [`Transformer::new`].
     pub fn of_part(config: ModelConfig, part: Part, device: Arc<dyn Device>) -> Result<Self> {
-        Self::with(config, part, device, Weights::masters)
+        Self::of_part_in(config, part, device, Format::F32)
+    }
+
+    /// A part of a model whose matrices, tables included, are kept in a format; else as [`Transformer::new`]. In bf16 whoever
+    /// makes it learn rounds each update, and matrices have even widths.
+    ///
+    /// # Errors
+    /// As [`Transformer::new`].
+    pub fn of_part_in(
+        config: ModelConfig,
+        part: Part,
+        device: Arc<dyn Device>,
+        matrices: Format,
+    ) -> Result<Self> {
+        Self::with(config, part, device, |device, parameters| Weights::here(device, parameters, matrices))
     }
 
     /// A part of a model that keeps no weights: whoever runs its passes brings those of each unit ([`Seams::weights`]).
@@ -103,7 +118,20 @@ impl Transformer {
     /// # Errors
     /// `Invalid` for impossible sizes.
     pub fn visiting(config: ModelConfig, part: Part, device: Arc<dyn Device>) -> Result<Self> {
-        Self::with(config, part, device, |_, parameters| Ok(Weights::visiting(parameters)))
+        Self::visiting_in(config, part, device, Format::F32)
+    }
+
+    /// As [`Transformer::visiting`], of units whose matrices come in a format: each unit as [`Transformer::places`] has it.
+    ///
+    /// # Errors
+    /// `Invalid` for impossible sizes.
+    pub fn visiting_in(
+        config: ModelConfig,
+        part: Part,
+        device: Arc<dyn Device>,
+        matrices: Format,
+    ) -> Result<Self> {
+        Self::with(config, part, device, |_, parameters| Ok(Weights::visiting(parameters, matrices)))
     }
 
     /// A model that only runs, whose weights are all zero. Where the device multiplies in bf16 its matrices are kept so, with
@@ -115,7 +143,7 @@ impl Transformer {
         // Files are read part by part: with an odd width a part of a matrix might begin in the middle of a pair.
         let halves = device.precision() == Precision::Bf16 && config.width.is_multiple_of(2);
         let part = Part::whole(&config);
-        Self::with(config, part, device, if halves { Weights::halves } else { Weights::masters })
+        Self::of_part_in(config, part, device, if halves { Format::Bf16 } else { Format::F32 })
     }
 
     /// The same model with each linear layer's weight rounded and packed once for each change, where its device multiplies in
@@ -178,18 +206,28 @@ impl Transformer {
         &self.device
     }
 
-    /// All weights, in the order of the layout, to be changed before the next pass: copies that products take are then made
-    /// anew. Ask again for every change.
+    /// All weights in f32, in the order of the layout, to be changed before the next pass: copies that products take are then
+    /// made anew. Ask again for every change.
     ///
     /// # Panics
-    /// If the model was made for inference: it may not have them so.
+    /// If the model does not keep all of them so.
     pub fn weights(&self) -> Span {
-        self.weights.changed();
-        self.masters()
+        assert!(self.places().are_plain(), "matrices in bf16 are no f32");
+        self.storage()
     }
 
-    fn masters(&self) -> Span {
-        self.weights.span().expect("a model that learns keeps f32")
+    /// As [`Transformer::weights`], in whatever format: each where [`Transformer::places`] says.
+    ///
+    /// # Panics
+    /// If the model keeps no weights.
+    pub fn storage(&self) -> Span {
+        self.weights.changed();
+        self.weights.span().expect("a model that learns by itself keeps its weights")
+    }
+
+    /// Where each weight lies.
+    pub fn places(&self) -> &Places {
+        self.weights.places()
     }
 
     /// Bytes of memory that all weights take, without copies that products take.
@@ -202,14 +240,12 @@ impl Transformer {
         self.weights.put(self.device.as_ref(), span, values);
     }
 
-    /// Reads a range of the layout.
+    /// Reads a range of the layout, which begins, in a matrix, with an even element.
     ///
     /// # Panics
-    /// As [`Transformer::weights`].
+    /// If the model keeps no weights.
     pub fn get(&self, span: Span) -> Vec<f32> {
-        let mut values = vec![0.0; span.len];
-        self.device.read(self.masters().part(span.start, span.len), &mut values);
-        values
+        self.weights.get(self.device.as_ref(), span).expect("a model that is asked for weights keeps them")
     }
 
     /// The held-out way: forward only, the loss summed.
@@ -263,8 +299,8 @@ impl Transformer {
         seams: &dyn Seams,
     ) -> Result<LossSum> {
         self.check(workspace, batch)?;
-        if workspace.residuals.is_empty() || matches!(self.weights, Weights::Halves { .. }) {
-            return Err(Error::internal("a model or workspace for inference was used for training"));
+        if workspace.residuals.is_empty() {
+            return Err(Error::internal("a workspace for inference was used for training"));
         }
         let positions = self.batch_positions(batch);
         let pass = self.pass(batch, &positions, seams);

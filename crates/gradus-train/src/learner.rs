@@ -1,5 +1,6 @@
 //! One step on one rank: the passes of its microbatches, the sum of gradients over the ranks, the vote, the update.
 
+mod checks;
 mod passes;
 mod seams;
 mod state;
@@ -118,6 +119,7 @@ impl Learner {
         } = settings;
         let mesh = Mesh::from_settings(&parallel, world.world_size())?;
         mesh.check_model(&config, parallel.stages_per_rank)?;
+        checks::check(&config, &mesh, &optimizer, &parallel)?;
         let place = mesh.coordinates(world.rank());
         let data_rank = mesh.data_rank(world.rank());
         let share = passes::Share::new(microbatches, data_rank, &mesh, &parallel);

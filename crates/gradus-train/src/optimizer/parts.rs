@@ -56,7 +56,9 @@ pub(super) fn of_pieces(layout: &Layout, pieces: &[Piece], kind: OptimizerKind) 
 }
 
 fn check_order(layout: &Layout, pieces: &[Piece]) -> Result<()> {
-    let sized = |piece: &Piece| piece.span.len == piece.weights.len && piece.span.len == piece.gradients.len;
+    let sized = |Piece { span, weights, gradients, .. }: &Piece| {
+        weights.span.len == weights.format.places(span.len) && gradients.len == span.len
+    };
     let ordered = pieces.windows(2).all(|pair| pair[0].span.end() <= pair[1].span.start);
     let inside = pieces.last().is_none_or(|last| last.span.end() <= layout.len());
     if ordered && inside && pieces.iter().all(sized) {
