@@ -1,6 +1,6 @@
 //! One step on one rank: the passes of its microbatches, the sum of gradients over the ranks, the vote, the update.
 
-mod checks;
+pub(crate) mod checks;
 mod passes;
 mod seams;
 mod state;

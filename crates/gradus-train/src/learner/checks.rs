@@ -10,7 +10,7 @@ use gradus_model::ModelConfig;
 ///
 /// # Errors
 /// `Invalid`, naming the keys and what would do.
-pub(super) fn check(
+pub(crate) fn check(
     config: &ModelConfig,
     mesh: &Mesh,
     optimizer: &OptimizerSettings,

@@ -1,7 +1,6 @@
 //! Large models on many ranks: what `docs/plan-train.md` shows.
 
 use super::*;
-use crate::settings::GradientFormat;
 
 /// The best mesh of 80 GB each, from the outermost axis, with its degree of sharding; what it needs, and how long a step takes.
 fn best(work: &Work, world_size: usize) -> ([usize; 5], u64, StepTime) {
