@@ -1,9 +1,11 @@
 //! One step on one rank: the passes of its microbatches, the sum of gradients over the ranks, the vote, the update.
 
+mod account;
 mod passes;
 mod seams;
 mod state;
 
+pub use account::{Computed, Spent};
 pub use state::FirstWeights;
 
 use crate::axis::AxisRanks;
@@ -12,6 +14,7 @@ use crate::pipeline::{Program, Shape, Sharing, lower};
 use crate::settings::{OptimizerKind, OptimizerSettings, ParallelSettings};
 use crate::stage::{Stage, StageRanks, StageSettings};
 use crate::stages;
+use account::Account;
 use gradus_collective::{Collective, Communicator, Memory, Reduction as How};
 use gradus_compute::Device;
 use gradus_compute::cpu::VARIABLE as KERNELS;
@@ -100,6 +103,8 @@ pub struct Learner {
     clip_norm: f64,
     /// Whether ranks are still to find out that their kernels make the same updates.
     unproven: bool,
+    /// How long this rank computes, if anybody asks.
+    account: Option<Account>,
 }
 
 impl Learner {
@@ -158,6 +163,7 @@ impl Learner {
             counted,
             clip_norm: optimizer.clip_norm,
             unproven: optimizer.kind == OptimizerKind::Muon,
+            account: None,
         })
     }
 }
@@ -236,6 +242,12 @@ impl Learner {
         &self.mesh
     }
 
+    /// The pipeline that this rank is in; one of a single rank, where the layers are not cut. Its microbatches are those that pass
+    /// through it in a step.
+    pub fn pipeline(&self) -> Shape {
+        self.shape
+    }
+
     /// Whether the other ranks reach this one's gradients where they lie.
     pub fn shares_gradients(&self) -> bool {
         self.stages.iter().all(|stage| stage.reduction.are_shared())
@@ -295,7 +307,9 @@ impl Learner {
         let skipped = !gradient_norm.is_finite();
         if !skipped {
             let scale = clip(self.clip_norm, gradient_norm) / targets;
+            let begun = self.begin_work();
             self.stages.iter_mut().try_for_each(|stage| stage.update(learning_rate, scale))?;
+            self.end_work(begun, |computed, seconds| computed.update_s += seconds);
             self.check_first_update()?;
         }
         Ok(StepResult { loss, gradient_norm, skipped, asked_to_stop: votes[2] > 0.0 })

@@ -32,7 +32,9 @@ pub mod stages;
 mod trainer;
 
 pub use events::{EvaluationRecord, Event, Observer, RunDescription, StepRecord};
-pub use learner::{Exposed, FirstWeights, Learner, LearnerSettings, Microbatches, StepResult};
+pub use learner::{
+    Computed, Exposed, FirstWeights, Learner, LearnerSettings, Microbatches, Spent, StepResult,
+};
 pub use links::links_of_checkpoint;
 pub use mesh::Mesh;
 pub use optimizer::{Moments, Optimizer, Piece};
