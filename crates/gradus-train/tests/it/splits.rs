@@ -86,6 +86,7 @@ struct Split {
     parallel: ParallelSettings,
     microbatches: usize,
     recompute: bool,
+    precision: Precision,
     optimizer: OptimizerSettings,
 }
 
@@ -98,7 +99,7 @@ impl Split {
 
 /// What learns on one rank of a split.
 fn learner(config: &ModelConfig, split: &Split, communicator: Communicator) -> Learner {
-    let device: Arc<dyn Device> = Arc::new(CpuDevice::new(1, Precision::F32, 1 << 22).unwrap());
+    let device: Arc<dyn Device> = Arc::new(CpuDevice::new(1, split.precision, 1 << 22).unwrap());
     let settings = LearnerSettings {
         optimizer: split.optimizer.clone(),
         parallel: split.parallel.clone(),
@@ -148,7 +149,7 @@ fn assert_same(config: &ModelConfig, split: &Split) {
 /// No clipping, which would make of a rounding in the norm one in every weight.
 fn split(parallel: ParallelSettings, microbatches: usize) -> Split {
     let optimizer = OptimizerSettings { clip_norm: 0.0, learning_rate: RATE, ..Default::default() };
-    Split { parallel, microbatches, recompute: false, optimizer }
+    Split { parallel, microbatches, recompute: false, precision: Precision::F32, optimizer }
 }
 
 /// Every family, with a tied and with a free head.
@@ -192,6 +193,16 @@ fn pipelines_learn_the_same() {
     let interleaved =
         ParallelSettings { schedule: Schedule::Interleaved, stages_per_rank: 2, ..of(1, 1, 2, 1) };
     assert_all_same(&[split(interleaved, 4)]);
+}
+
+/// Stages round what one rank does.
+#[test]
+fn pipelines_learn_the_same_in_bf16() {
+    let halves = |schedule| Split {
+        precision: Precision::Bf16,
+        ..split(ParallelSettings { schedule, ..of(1, 1, 2, 1) }, 4)
+    };
+    assert_all_same(&[halves(Schedule::OneForwardOneBackward), halves(Schedule::ZeroBubble)]);
 }
 
 /// A clock that grows by a second whenever it is read.
