@@ -68,6 +68,7 @@ impl<'a> Split<'a> {
         work.check(mesh.data_ranks())?;
         let train = &work.train;
         mesh.check_model(&work.model, parallel.stages_per_rank)?;
+        mesh.check_optimizer(work.optimizer)?;
         let sequences = train.microbatch_sequences(parallel.shares(&mesh));
         mesh.check_microbatch(sequences, train.sequence_length)?;
         let parallel = ParallelSettings { dp: mesh.dp, ..parallel.clone() };
