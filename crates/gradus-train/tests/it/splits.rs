@@ -4,13 +4,15 @@
 use gradus_collective::{Communicator, run_as_threads};
 use gradus_compute::{CpuDevice, Device, IGNORED, Precision};
 use gradus_error::Result;
+use gradus_host::Clock;
 use gradus_model::{Batch, Family, ModelConfig, PRESETS, Transformer};
-use gradus_train::pipeline::Kind as Schedule;
+use gradus_train::pipeline::{ActionKind, Kind as Schedule};
 use gradus_train::{
-    Accumulate, FirstWeights, Learner, LearnerSettings, Microbatches, OptimizerKind, OptimizerSettings,
-    ParallelSettings, checkpoint, stages,
+    Accumulate, Computed, FirstWeights, Learner, LearnerSettings, Microbatches, OptimizerKind,
+    OptimizerSettings, ParallelSettings, Spent, checkpoint, stages,
 };
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
 pub const STEPS: usize = 20;
@@ -320,4 +322,49 @@ fn in_bf16_all_axes_stay_near_one_rank() {
         near(of(1, 1, 1, 2), 3),
         near(ParallelSettings { schedule: Schedule::ZeroBubble, ..of(2, 1, 2, 2) }, 6),
     ]);
+}
+
+/// A clock that grows by a second whenever it is read.
+#[derive(Default)]
+struct Ticks(AtomicU64);
+
+impl Clock for Ticks {
+    fn now(&self) -> Duration {
+        Duration::from_secs(self.0.fetch_add(1, Relaxed))
+    }
+
+    fn calendar(&self) -> Duration {
+        Duration::ZERO
+    }
+
+    fn sleep(&self, _: Duration) {}
+}
+
+/// What each rank has computed in two steps of three microbatches.
+fn computed(parallel: ParallelSettings) -> Vec<Computed> {
+    let split = split(parallel, 3);
+    let rank = |communicator| {
+        let mut learner = learner(&model(Family::Gpt2, false), &split, communicator);
+        learner.begin_with(&FirstWeights::Seed(3)).unwrap();
+        assert_eq!(learner.computed(), None);
+        learner.keep_account(Arc::new(Ticks::default()));
+        for _ in 0..2 {
+            learner.step(&mut Data::new(3), RATE, false).unwrap();
+        }
+        learner.computed().unwrap().clone()
+    };
+    run_as_threads(split.ranks(), Duration::from_secs(60), rank).unwrap()
+}
+
+#[test]
+fn every_pass_and_update_is_on_the_account() {
+    let alone = computed(of(1, 1, 1, 1)).remove(0);
+    let six = Spent { passes: 6, seconds: 6.0 };
+    let none = Spent::default();
+    assert_eq!(ActionKind::ALL.map(|kind| alone.of(0, kind)), [six, six, none, none]);
+    assert_eq!(alone.update_s, 2.0);
+    let halves = ParallelSettings { schedule: Schedule::ZeroBubble, ..of(1, 1, 2, 1) };
+    for rank in computed(halves) {
+        assert_eq!(ActionKind::ALL.map(|kind| rank.of(0, kind).passes), [6, 0, 6, 6]);
+    }
 }
