@@ -10,6 +10,7 @@ mod split;
 use super::open_device;
 use crate::launcher::{ExitStatusSummary, Membership, launch_local};
 use crate::logging;
+use crate::run_settings::ring_for;
 use account::Account;
 use anyhow::{Context, Result, bail};
 use batches::StoredBatches;
@@ -73,7 +74,8 @@ pub fn run(arguments: &BenchTrainArguments) -> Result<()> {
     }
     let communicator = match &launch {
         Some(launch) => {
-            let transport = connect(launch, TransportKind::Auto, &NetworkSettings::default(), "bench")?;
+            let network = NetworkSettings { ring_bytes: ring_bytes(arguments)?, ..Default::default() };
+            let transport = connect(launch, TransportKind::Auto, &network, "bench")?;
             Communicator::new(transport, PATIENCE)
         }
         None => Communicator::alone(),
@@ -81,6 +83,16 @@ pub fn run(arguments: &BenchTrainArguments) -> Result<()> {
     let mut bench = Bench::new(arguments, communicator)?;
     bench.run(WARMUP_STEPS)?;
     bench.serve()
+}
+
+/// As a run would have them: stages hand each other a microbatch's rows.
+fn ring_bytes(arguments: &BenchTrainArguments) -> Result<usize> {
+    let (sizes, parallel) = (arguments.shape.sizes(), arguments.split.parallel());
+    if parallel.pp == 1 {
+        return Ok(0);
+    }
+    let rows = arguments.split.cut(sizes, arguments.ranks)?.each() * sizes.sequence;
+    Ok(ring_for(rows.div_ceil(parallel.tp) * sizes.width * size_of::<f32>()))
 }
 
 fn launch_ranks(ranks: usize) -> Result<()> {
