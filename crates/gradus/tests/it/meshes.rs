@@ -48,8 +48,8 @@ fn assert_close(found: &[f64], expected: &[f64], what: &str) {
 /// The last `step` event of a run.
 fn last_step(place: &Path, run: &str) -> Value {
     let text = fs::read_to_string(place.join("runs").join(run).join("metrics.jsonl")).unwrap();
-    let events = text.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
-    events.filter(|event| event["event"] == "step").next_back().unwrap()
+    let mut events = text.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
+    events.rfind(|event| event["event"] == "step").unwrap()
 }
 
 #[test]
