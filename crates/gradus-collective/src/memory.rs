@@ -31,6 +31,16 @@ impl Buffer {
         Self::of::<T>(&mut [])
     }
 
+    /// `len` elements of bf16 that lie in this memory, two in the place of one f32.
+    ///
+    /// # Panics
+    /// If there is not so much of it.
+    pub fn of_bf16(range: RawRange, len: usize) -> Self {
+        let buffer = Self { start: range.start.cast(), len, element: Element::Bf16 };
+        assert!(buffer.bytes() <= Self::from(range).bytes(), "elements must lie inside their range");
+        buffer
+    }
+
     fn bytes(&self) -> usize {
         self.len * self.element.bytes()
     }

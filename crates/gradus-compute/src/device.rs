@@ -318,6 +318,16 @@ pub trait Device: Send + Sync {
     fn write_bf16(&self, to: Span, values: &[f32]);
     /// Copies to the host.
     fn read(&self, from: Span, values: &mut [f32]);
+    /// Copies to the host from a range in [`Format::Bf16`], which begins with an even element of its tensor.
+    fn read_bf16(&self, from: Span, values: &mut [f32]) {
+        let mut pairs = vec![0.0; Format::Bf16.places(values.len())];
+        self.read(from, &mut pairs);
+        for (values, pair) in values.chunks_mut(2).zip(&pairs) {
+            let pair = pair.to_bits();
+            let halves = [pair << 16, pair & 0xffff_0000];
+            values.iter_mut().zip(halves).for_each(|(value, half)| *value = f32::from_bits(half));
+        }
+    }
     /// The address of a range in host memory, for a collective.
     fn raw(&self, span: Span) -> RawRange;
 
@@ -372,7 +382,7 @@ pub trait Device: Send + Sync {
     /// Elements of f32 whose place a weight takes that is prepared for a use, whatever the rows of the shape.
     fn prepared_len(&self, shape: Linear, usage: Use) -> usize;
     /// Makes a weight ready for many products: rounded, and laid out as they take it. Good until the weight changes.
-    fn prepare(&self, shape: Linear, usage: Use, weight: Span, to: Span);
+    fn prepare(&self, shape: Linear, usage: Use, weight: Matrix, to: Span);
 
     /// `out = x * w^T`, plus `bias[N]` and `residual[M, N]` where given, through `epilogue`; in place where `out` is
     /// `residual`. A residual is f32, as is its `out`, and goes with no epilogue.

@@ -77,6 +77,8 @@ pub struct Parameters {
     units: Vec<(Unit, Span)>,
     /// Of each tensor of the layout, what it is of the whole one.
     slices: Vec<Slice>,
+    /// Norms, each with its bias; by growing place.
+    norms: Vec<Span>,
 }
 
 impl Parameters {
@@ -87,8 +89,14 @@ impl Parameters {
 
     /// The tensors of a part of it: named as in the whole, of the shapes that this rank has.
     pub fn of(config: &ModelConfig, part: &Part) -> Self {
-        let mut builder =
-            Builder { layout: LayoutBuilder::default(), config, part, units: Vec::new(), slices: Vec::new() };
+        let mut builder = Builder {
+            layout: LayoutBuilder::default(),
+            config,
+            part,
+            units: Vec::new(),
+            slices: Vec::new(),
+            norms: Vec::new(),
+        };
         let free_head = (part.head && !config.tied).then(|| builder.table("head.weight", true));
         let final_norm = if part.head { builder.norm("final_norm") } else { NormTensors::default() };
         builder.end_unit(Unit::Head);
@@ -100,8 +108,8 @@ impl Parameters {
         builder.end_unit(Unit::Embedding);
         let embedding = table.unwrap_or_default();
         let head = free_head.unwrap_or(if part.head { embedding } else { Span::default() });
-        let Builder { layout, units, slices, .. } = builder;
-        Self { layout: layout.finish(), blocks, final_norm, head, embedding, positions, units, slices }
+        let Builder { layout, units, slices, norms, .. } = builder;
+        Self { layout: layout.finish(), blocks, final_norm, head, embedding, positions, units, slices, norms }
     }
 
     /// Units and their ranges, which cover the layout, by growing place: in the order in which the backward pass leaves them.
@@ -112,6 +120,14 @@ impl Parameters {
     /// The range of a unit; empty where the part has none such.
     pub fn unit(&self, unit: Unit) -> Span {
         self.units.iter().find(|(known, _)| *known == unit).map(|(_, span)| *span).unwrap_or_default()
+    }
+
+    /// What lies within `range`, a unit's or the whole layout's, and has gradients that are sums over a tensor rank's own rows:
+    /// norms. They are final when summed over the tensor ranks, which all have these weights whole; by growing place. All
+    /// other gradients come out of a pass as they are, those of weights that all ranks have with the same bits on each.
+    pub fn partial_gradients(&self, range: Span) -> &[Span] {
+        let from = |place: usize| self.norms.partition_point(|norm| norm.start < place);
+        &self.norms[from(range.start)..from(range.end())]
     }
 
     /// Ranges of tensors that every tensor rank has whole, by growing place.
@@ -146,6 +162,7 @@ struct Builder<'a> {
     part: &'a Part,
     units: Vec<(Unit, Span)>,
     slices: Vec<Slice>,
+    norms: Vec<Span>,
 }
 
 impl Builder<'_> {
@@ -192,7 +209,9 @@ impl Builder<'_> {
         let width = self.config.width;
         let weight = self.whole(format!("{name}.weight"), &[width], false);
         let biased = self.config.family == Family::Gpt2;
-        NormTensors { weight, bias: biased.then(|| self.whole(format!("{name}.bias"), &[width], false)) }
+        let bias = biased.then(|| self.whole(format!("{name}.bias"), &[width], false));
+        self.norms.push(Span::new(weight.start, bias.unwrap_or(weight).end() - weight.start));
+        NormTensors { weight, bias }
     }
 
     /// Layers that share their inputs, of so many outputs each, which are cut: this rank has its rows of each.
@@ -200,7 +219,7 @@ impl Builder<'_> {
         let (width, mut first) = (self.config.width, 0);
         let mut rows = Vec::new();
         for count in outputs {
-            let own = self.part.share(*count);
+            let own = self.part.share().of(*count);
             rows.push(first + own.start..first + own.end);
             first += count;
         }
@@ -210,7 +229,7 @@ impl Builder<'_> {
 
     /// A layer whose inputs are cut: this rank has its columns, and all of the bias.
     fn cut_inputs(&mut self, name: &str, inputs: usize, bias: bool) -> LinearTensors {
-        let (width, columns) = (self.config.width, self.part.share(inputs));
+        let (width, columns) = (self.config.width, self.part.share().of(inputs));
         let all = 0..width;
         let weight = self.linear(&format!("{name}.weight"), one(all), (columns, inputs));
         LinearTensors { weight, bias: bias.then(|| self.whole(format!("{name}.bias"), &[width], false)) }

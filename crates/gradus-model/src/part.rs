@@ -3,14 +3,40 @@
 //! Pipelines cut a model between blocks; tensor parallelism (Shoeybi et al. 2019, section 3) cuts the blocks themselves: of
 //! layers whose outputs are cut (queries, keys, values, up) a rank has rows of the weight, of those whose inputs are cut
 //! (attention's output, down) columns, of embedding and head rows of the vocabulary. Norms, biases after cut inputs and
-//! positions are whole on every rank.
+//! positions are whole on every rank. Between the cut layers, where each rank would do the same, ranks share out the rows of
+//! a batch instead (Korthikanti et al. 2022, "Reducing Activation Recomputation in Large Transformer Models", section 4.2.2).
 
 use crate::config::ModelConfig;
+use gradus_error::{Error, Result};
 use gradus_memory::Span;
 use std::ops::Range;
 
 /// The vocabulary is cut between blocks of this many tokens, as it is padded to.
 const VOCABULARY_BLOCK: usize = 64;
+
+/// Which share a rank has of what is shared out among several, each a range of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Share {
+    pub rank: usize,
+    pub ranks: usize,
+}
+
+impl Share {
+    /// Whether nothing is shared out.
+    pub fn is_all(self) -> bool {
+        self.ranks == 1
+    }
+
+    /// This rank's share of `count` things: as many as every other's, or one more or less.
+    pub fn of(self, count: usize) -> Range<usize> {
+        count * self.rank / self.ranks..count * (self.rank + 1) / self.ranks
+    }
+
+    /// How many of `count` things the rank has that has most.
+    pub fn most(self, count: usize) -> usize {
+        count.div_ceil(self.ranks)
+    }
+}
 
 /// What of a model a rank holds.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -43,15 +69,41 @@ impl Part {
         self.embedding || (self.head && config.tied)
     }
 
-    /// This rank's share of `count` things that are cut evenly.
-    pub(crate) fn share(&self, count: usize) -> Range<usize> {
-        count * self.tensor_rank / self.tensor_ranks..count * (self.tensor_rank + 1) / self.tensor_ranks
+    /// Whether layers of these sizes can be cut so.
+    ///
+    /// # Errors
+    /// `Invalid` where a rank would have a part of a head, or where there is no such rank.
+    pub(crate) fn check(&self, config: &ModelConfig) -> Result<()> {
+        let sizes = [config.heads, config.kv_heads, config.feed_forward];
+        let even = self.tensor_ranks > 0 && sizes.iter().all(|size| size.is_multiple_of(self.tensor_ranks));
+        if even && self.tensor_rank < self.tensor_ranks {
+            return Ok(());
+        }
+        Err(Error::invalid(format!(
+            "share {} of {} of each layer: {} heads, {} key-value heads and a feed-forward width of {} must be multiples of the shares",
+            self.tensor_rank, self.tensor_ranks, config.heads, config.kv_heads, config.feed_forward
+        )))
     }
 
-    /// The rows of embedding and head, padding included, that this rank has.
+    /// Which share of layers and rows this rank has.
+    pub(crate) fn share(&self) -> Share {
+        Share { rank: self.tensor_rank, ranks: self.tensor_ranks }
+    }
+
+    /// The rows of a batch of so many whose residual stream this rank has: not always whole sequences.
+    pub fn rows(&self, rows: usize) -> Range<usize> {
+        self.share().of(rows)
+    }
+
+    /// The rows of embedding and head, padding included, that this rank has: none, where there are more ranks than blocks.
     pub fn vocabulary(&self, config: &ModelConfig) -> Range<usize> {
-        let blocks = self.share(config.padded_vocabulary() / VOCABULARY_BLOCK);
+        let blocks = self.share().of(config.padded_vocabulary() / VOCABULARY_BLOCK);
         blocks.start * VOCABULARY_BLOCK..blocks.end * VOCABULARY_BLOCK
+    }
+
+    /// How many of them the rank has that has most.
+    pub(crate) fn most_vocabulary(&self, config: &ModelConfig) -> usize {
+        self.share().most(config.padded_vocabulary() / VOCABULARY_BLOCK) * VOCABULARY_BLOCK
     }
 
     /// The sizes of what is held: heads, feed-forward width, vocabulary and layers of this part.

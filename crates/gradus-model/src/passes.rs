@@ -1,12 +1,13 @@
 //! The passes of a model, or of a part of one: embedding, blocks, final norm, head and loss, forth and back.
 
-use crate::block::{Block, Pass};
+use crate::block::Block;
 use crate::cache::KeyValueCache;
 use crate::parameters::Unit;
+use crate::pass::Pass;
 use crate::seams::{Gradients, Place};
 use crate::transformer::{Batch, LossSum, Transformer};
 use crate::workspace::{BlockGradients, BlockSaved, Workspace};
-use gradus_compute::{CrossEntropy, Embedding, Epilogue, IGNORED, Linear, Matrix, Through};
+use gradus_compute::{Epilogue, IGNORED, Linear, Matrix, Through};
 use gradus_memory::Span;
 
 /// Losses that are read at once: 16 KiB of stack.
@@ -34,12 +35,18 @@ impl Backward {
 }
 
 impl Transformer {
+    /// Whether there is anything of a unit here: a rank may have no part of the vocabulary.
+    pub(crate) fn has(&self, unit: Unit) -> bool {
+        !self.parameters.unit(unit).is_empty()
+    }
+
     /// Runs something while the weights of these units are here.
     pub(crate) fn visit<T>(&self, pass: Pass, units: &[Unit], run: impl FnOnce() -> T) -> T {
         if !self.weights.visits() {
             return run();
         }
-        for unit in units {
+        let units = units.iter().filter(|unit| self.has(**unit));
+        for unit in units.clone() {
             self.weights.stand(self.parameters.unit(*unit), Some(pass.seams.weights(*unit)));
         }
         let result = run();
@@ -69,17 +76,20 @@ impl Transformer {
     }
 
     /// Where the gradients of a unit go.
-    fn place(&self, pass: Pass, gradients: Gradients, unit: Unit) -> Place {
+    pub(crate) fn place(&self, pass: Pass, gradients: Gradients, unit: Unit) -> Place {
         match gradients {
             Gradients::Kept(place) => Place { first: 0, place },
+            Gradients::Visited if !self.has(unit) => Place { first: 0, place: Span::default() },
             Gradients::Visited => {
                 Place { first: self.parameters.unit(unit).start, place: pass.seams.gradients(unit) }
             }
         }
     }
 
-    fn finished(&self, pass: Pass, unit: Unit) {
-        pass.seams.finished(unit, self.parameters.unit(unit));
+    pub(crate) fn finished(&self, pass: Pass, unit: Unit) {
+        if self.has(unit) {
+            pass.seams.finished(unit, self.parameters.unit(unit));
+        }
     }
 
     /// Embedding, where this part has it, and blocks.
@@ -90,7 +100,7 @@ impl Transformer {
         tokens: &[u32],
         cache: Option<&KeyValueCache>,
     ) {
-        let (rows, width) = (pass.rows(), self.local.width);
+        let (rows, width) = (pass.own_rows(), self.local.width);
         if self.part.embedding {
             self.visit(pass, self.units_of_embedding(), || self.embed(pass, workspace, tokens));
         }
@@ -103,19 +113,11 @@ impl Transformer {
         }
     }
 
-    fn embed(&self, pass: Pass, workspace: &Workspace, tokens: &[u32]) {
-        let (rows, width) = (pass.rows(), self.local.width);
-        let shape = Embedding { tokens, positions: pass.positions, width };
-        let positions = self.parameters.positions.map(|table| self.weights.table(table));
-        let (table, x) = (self.weights.table(self.parameters.embedding), workspace.input(0, rows, width));
-        self.device.embedding_forward(shape, table, positions, x);
-    }
-
     pub(crate) fn final_norm(&self, pass: Pass, workspace: &Workspace) {
-        let (rows, width) = (pass.rows(), self.local.width);
-        let x = workspace.input(self.local.layers, rows, width);
-        let (normal, statistics) =
-            (workspace.normal.part(0, rows * width), workspace.statistics.part(0, rows * 2));
+        let width = self.local.width;
+        let x = workspace.input(self.local.layers, pass.own_rows(), width);
+        let normal = workspace.normal.part(0, pass.rows() * width);
+        let statistics = pass.own_single(workspace.statistics, 2);
         pass.norm_forward(self.parameters.final_norm, x, normal, statistics);
     }
 
@@ -152,15 +154,11 @@ impl Transformer {
         backward: Option<(BlockGradients, Place)>,
     ) {
         let width = self.local.width;
-        for (start, len) in chunks(0, pass.rows(), workspace.chunk_rows(&self.local)) {
+        for (start, len) in chunks(0, pass.rows(), workspace.chunk_rows) {
             let normal = workspace.normal.part(start * width, len * width);
             let logits = self.head(normal, workspace, len);
-            let shape = CrossEntropy {
-                targets: &targets[start..start + len],
-                vocabulary: self.local.vocabulary,
-                width: self.local.padded_vocabulary(),
-            };
-            self.device.cross_entropy(shape, logits, workspace.losses.part(start, len), backward.is_some());
+            let (targets, losses) = (&targets[start..start + len], workspace.losses.part(start, len));
+            self.losses(pass, workspace, targets, logits, losses, backward.is_some());
             if let Some((slot, place)) = backward {
                 let d_normal = slot.middle.part(start * width, len * width);
                 let head = self.parameters.head;
@@ -207,17 +205,17 @@ impl Transformer {
         let slot = workspace.gradients(self.local.layers - 1);
         let table = if self.config().tied { Unit::Embedding } else { Unit::Head };
         self.head_loss(pass, workspace, targets, Some((slot, self.place(pass, gradients, table))));
-        let (rows, width) = (pass.rows(), self.local.width);
-        let x = workspace.input(self.local.layers, rows, width);
-        let (d_normal, d_x) = (slot.middle.part(0, rows * width), slot.out.part(0, rows * width));
-        let statistics = workspace.statistics.part(0, rows * 2);
+        let (own, width) = (pass.own_rows(), self.local.width);
+        let x = workspace.input(self.local.layers, own, width);
+        let (d_normal, d_x) = (slot.middle.part(0, pass.rows() * width), slot.out.part(0, own * width));
+        let statistics = pass.own_single(workspace.statistics, 2);
         let place = self.place(pass, gradients, Unit::Head);
         pass.norm_backward(self.parameters.final_norm, x, statistics, d_normal.into(), None, d_x, place);
         self.finished(pass, Unit::Head);
     }
 
     fn backward_block(&self, pass: Pass, workspace: &Workspace, layer: usize, how: Backward, place: Place) {
-        let x = workspace.input(layer, pass.rows(), self.local.width);
+        let x = workspace.input(layer, pass.own_rows(), self.local.width);
         let slot = workspace.gradients(layer);
         // What the activation puts out is made again where gradients inside of the block were.
         let saved = BlockSaved { activated: slot.inner, ..*workspace.saved(layer) };
@@ -230,25 +228,6 @@ impl Transformer {
         }
         if how.makes_weight() {
             block.backward_weight(x, &slot, place);
-        }
-    }
-
-    /// The gradient of the embedding; of the table of a tied head only, it is there already.
-    fn backward_embedding(&self, pass: Pass, workspace: &Workspace, tokens: &[u32], gradients: Gradients) {
-        if self.part.embedding {
-            let (rows, width) = (pass.rows(), self.local.width);
-            let place = |unit, table: Span| self.place(pass, gradients, unit).of(table);
-            let shape = Embedding { tokens, positions: pass.positions, width };
-            let d_positions = self.parameters.positions.map(|table| place(Unit::Positions, table));
-            let d_embedded = workspace.residual(0).part(0, rows * width);
-            let d_table = place(Unit::Embedding, self.parameters.embedding);
-            self.device.embedding_backward(shape, d_embedded, d_table, d_positions);
-        }
-        if self.parameters.positions.is_some() {
-            self.finished(pass, Unit::Positions);
-        }
-        if self.part.has_table(self.config()) {
-            self.finished(pass, Unit::Embedding);
         }
     }
 

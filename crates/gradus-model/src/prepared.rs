@@ -1,14 +1,15 @@
 //! Weights of linear layers as their products take them: rounded and packed once for each change, not once for each use.
 //!
 //! A weight is multiplied in every microbatch forward and backward, the head's in every piece of rows. Its two copies take
-//! as much memory as its master where the device multiplies pairs, else twice as much. They are made when a pass begins, if
+//! as much memory as a master in f32 where the device multiplies pairs, else twice as much. They are made when a pass begins, if
 //! anything has changed since.
 
 use crate::config::{Family, ModelConfig};
 use crate::parameters::{LinearTensors, Parameters};
-use gradus_compute::{Device, Linear, Use, Weight};
+use crate::part::Part;
+use gradus_compute::{Device, Linear, Matrix, Use, Weight};
 use gradus_error::Result;
-use gradus_memory::Span;
+use gradus_memory::{Layout, Span};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// One weight for one use.
@@ -37,7 +38,10 @@ impl Prepared {
     /// `Exhausted` when the device has no room.
     pub(crate) fn new(device: &dyn Device, config: &ModelConfig, parameters: &Parameters) -> Result<Self> {
         let mut copies = Vec::new();
-        for (tensor, inputs, apart) in layers(config, parameters) {
+        // A part may have no head.
+        for (tensor, inputs, apart) in
+            layers(config, parameters).into_iter().filter(|(tensor, ..)| !tensor.is_empty())
+        {
             // Rows do not matter to how a weight is laid out.
             let shape = Linear { rows: 0, inputs, outputs: tensor.len / inputs };
             for usage in [Use::Forward { apart }, Use::Backward] {
@@ -66,16 +70,28 @@ impl Prepared {
         self.outdated.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Makes them anew of all masters, if those have changed.
-    pub(crate) fn refresh(&self, device: &dyn Device, masters: Span) {
+    /// Makes them anew of the weights, if those have changed; each is found by its range.
+    pub(crate) fn refresh(&self, device: &dyn Device, weight: impl Fn(Span) -> Matrix) {
         let mut outdated = self.outdated();
         if *outdated {
             for Copy { tensor, shape, usage, place } in &self.copies {
-                device.prepare(*shape, *usage, masters.part(tensor.start, tensor.len), *place);
+                device.prepare(*shape, *usage, weight(*tensor), *place);
             }
             *outdated = false;
         }
     }
+}
+
+/// Elements that the prepared weights of a part of a model take, on a device that multiplies in bf16 and takes `len` for one
+/// weight ([`Device::prepared_len`]).
+pub fn size_of_prepared(config: &ModelConfig, part: &Part, len: &dyn Fn(Linear, Use) -> usize) -> usize {
+    let weight = |(tensor, inputs, apart): (Span, usize, usize)| {
+        let shape = Linear { rows: 0, inputs, outputs: tensor.len / inputs };
+        let uses = [Use::Forward { apart }, Use::Backward];
+        uses.map(|usage| len(shape, usage).next_multiple_of(Layout::ALIGNMENT)).iter().sum::<usize>()
+    };
+    let weights = layers(&part.local(config), &Parameters::of(config, part));
+    weights.into_iter().filter(|(tensor, ..)| !tensor.is_empty()).map(weight).sum()
 }
 
 /// Every linear layer's weight: its range, its inputs, and how far apart columns are that its epilogue takes together.
@@ -85,7 +101,9 @@ fn layers(config: &ModelConfig, parameters: &Parameters) -> Vec<(Span, usize, us
         Family::Llama => (config.head_size / 2, config.feed_forward),
     };
     let layer = |layer: &LinearTensors, inputs, apart| (layer.weight, inputs, apart);
-    let mut layers = vec![(parameters.head, config.width, 0)];
+    // A part without a head has an empty one, where its first layer begins.
+    let head = (!parameters.head.is_empty()).then_some((parameters.head, config.width, 0));
+    let mut layers: Vec<_> = head.into_iter().collect();
     for block in &parameters.blocks {
         layers.extend([
             layer(&block.qkv, config.width, turns),

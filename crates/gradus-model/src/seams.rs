@@ -2,10 +2,20 @@
 //!
 //! A pass visits [units](Unit) one after the other. Weights may be kept elsewhere and be brought for each visit (ZeRO-3), gradients
 //! may have to go where they are not for long (ZeRO-2), and what is final may be on its way to other ranks while the pass goes
-//! on. A seam does not fail: whoever fills it keeps its first failure for the end of the pass, and lets the pass run out.
+//! on. Where ranks share out each layer, they exchange rows in the midst of it: in the same order on all of them. A seam does not fail: whoever fills it keeps its first failure for the end of the pass, and lets the pass run out.
 
 use crate::parameters::Unit;
+use gradus_compute::Matrix;
 use gradus_memory::Span;
+
+/// What becomes of numbers that all tensor ranks have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Combine {
+    /// Their sum.
+    Sum,
+    /// The largest of them.
+    Max,
+}
 
 /// What a pass asks of whoever runs it. By default nobody is there to ask, and nothing to be done.
 pub trait Seams {
@@ -35,6 +45,32 @@ pub trait Seams {
 
     /// This pass adds no more to the gradients of a unit, which has this range of the layout. Units finish in its order.
     fn finished(&self, _unit: Unit, _range: Span) {}
+
+    /// Of `all[rows, width]` each tensor rank has its own rows ([`Part::rows`](crate::Part::rows)) in their place: brings it those
+    /// of the others. Asked, as all that follows, of parts of several tensor ranks only.
+    ///
+    /// # Panics
+    /// By default: such a pass needs somebody who exchanges.
+    fn gather_rows(&self, _all: Matrix, _rows: usize, _width: usize) {
+        panic!("nobody brings the other ranks' rows")
+    }
+
+    /// Of `partial[rows, width]` each tensor rank has a summand of all rows: its own rows become the sum over the ranks. What
+    /// the others' rows are afterwards does not matter.
+    ///
+    /// # Panics
+    /// As [`Seams::gather_rows`].
+    fn sum_rows(&self, _partial: Span, _rows: usize, _width: usize) {
+        panic!("nobody sums the ranks' rows")
+    }
+
+    /// Replaces each of a few numbers by what becomes of all tensor ranks' together, with the same bits on each rank.
+    ///
+    /// # Panics
+    /// As [`Seams::gather_rows`].
+    fn combine(&self, _values: Span, _how: Combine) {
+        panic!("nobody combines the ranks' numbers")
+    }
 }
 
 /// For passes that nobody attends to.
@@ -64,8 +100,11 @@ pub(crate) struct Place {
 }
 
 impl Place {
-    /// That of a tensor in the range.
+    /// That of a tensor in the range; one without elements is nowhere.
     pub fn of(self, tensor: Span) -> Span {
+        if tensor.is_empty() {
+            return tensor;
+        }
         self.place.part(tensor.start - self.first, tensor.len)
     }
 }

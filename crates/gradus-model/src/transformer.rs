@@ -1,16 +1,17 @@
 //! A model, or a part of one, with its weights on a device.
 
-use crate::block::Pass;
 use crate::cache::KeyValueCache;
 use crate::config::ModelConfig;
 use crate::initial;
 use crate::parameters::{Parameters, Unit};
 use crate::part::Part;
+use crate::pass::Pass;
 use crate::passes::{Backward, chunks};
+use crate::places::Places;
 use crate::seams::{Gradients, Seams};
 use crate::weights::Weights;
 use crate::workspace::Workspace;
-use gradus_compute::{Device, IGNORED, Precision};
+use gradus_compute::{Device, Format, IGNORED, Precision};
 use gradus_error::{Error, Result};
 use gradus_memory::Span;
 use std::ops::AddAssign;
@@ -95,7 +96,21 @@ impl Transformer {
     /// # Errors
     /// As [`Transformer::new`].
     pub fn of_part(config: ModelConfig, part: Part, device: Arc<dyn Device>) -> Result<Self> {
-        Self::with(config, part, device, Weights::masters)
+        Self::of_part_in(config, part, device, Format::F32)
+    }
+
+    /// A part of a model whose matrices, tables included, are kept in a format; else as [`Transformer::new`]. In bf16 whoever
+    /// makes it learn rounds each update, and matrices have even widths.
+    ///
+    /// # Errors
+    /// As [`Transformer::new`].
+    pub fn of_part_in(
+        config: ModelConfig,
+        part: Part,
+        device: Arc<dyn Device>,
+        matrices: Format,
+    ) -> Result<Self> {
+        Self::with(config, part, device, |device, parameters| Weights::here(device, parameters, matrices))
     }
 
     /// A part of a model that keeps no weights: whoever runs its passes brings those of each unit ([`Seams::weights`]).
@@ -103,7 +118,20 @@ impl Transformer {
     /// # Errors
     /// `Invalid` for impossible sizes.
     pub fn visiting(config: ModelConfig, part: Part, device: Arc<dyn Device>) -> Result<Self> {
-        Self::with(config, part, device, |_, parameters| Ok(Weights::visiting(parameters)))
+        Self::visiting_in(config, part, device, Format::F32)
+    }
+
+    /// As [`Transformer::visiting`], of units whose matrices come in a format: each unit as [`Transformer::places`] has it.
+    ///
+    /// # Errors
+    /// `Invalid` for impossible sizes.
+    pub fn visiting_in(
+        config: ModelConfig,
+        part: Part,
+        device: Arc<dyn Device>,
+        matrices: Format,
+    ) -> Result<Self> {
+        Self::with(config, part, device, |_, parameters| Ok(Weights::visiting(parameters, matrices)))
     }
 
     /// A model that only runs, whose weights are all zero. Where the device multiplies in bf16 its matrices are kept so, with
@@ -115,7 +143,7 @@ impl Transformer {
         // Files are read part by part: with an odd width a part of a matrix might begin in the middle of a pair.
         let halves = device.precision() == Precision::Bf16 && config.width.is_multiple_of(2);
         let part = Part::whole(&config);
-        Self::with(config, part, device, if halves { Weights::halves } else { Weights::masters })
+        Self::of_part_in(config, part, device, if halves { Format::Bf16 } else { Format::F32 })
     }
 
     /// The same model with each linear layer's weight rounded and packed once for each change, where its device multiplies in
@@ -136,6 +164,7 @@ impl Transformer {
         weights: impl Fn(&dyn Device, &Parameters) -> Result<Weights>,
     ) -> Result<Self> {
         config.check()?;
+        part.check(&config)?;
         let (parameters, local) = (Parameters::of(&config, &part), part.local(&config));
         let weights = weights(device.as_ref(), &parameters)?;
         let positions = (0..config.context as u32).collect();
@@ -177,18 +206,28 @@ impl Transformer {
         &self.device
     }
 
-    /// All weights, in the order of the layout, to be changed before the next pass: copies that products take are then made
-    /// anew. Ask again for every change.
+    /// All weights in f32, in the order of the layout, to be changed before the next pass: copies that products take are then
+    /// made anew. Ask again for every change.
     ///
     /// # Panics
-    /// If the model was made for inference: it may not have them so.
+    /// If the model does not keep all of them so.
     pub fn weights(&self) -> Span {
-        self.weights.changed();
-        self.masters()
+        assert!(self.places().are_plain(), "matrices in bf16 are no f32");
+        self.storage()
     }
 
-    fn masters(&self) -> Span {
-        self.weights.span().expect("a model that learns keeps f32")
+    /// As [`Transformer::weights`], in whatever format: each where [`Transformer::places`] says.
+    ///
+    /// # Panics
+    /// If the model keeps no weights.
+    pub fn storage(&self) -> Span {
+        self.weights.changed();
+        self.weights.span().expect("a model that learns by itself keeps its weights")
+    }
+
+    /// Where each weight lies.
+    pub fn places(&self) -> &Places {
+        self.weights.places()
     }
 
     /// Bytes of memory that all weights take, without copies that products take.
@@ -201,14 +240,12 @@ impl Transformer {
         self.weights.put(self.device.as_ref(), span, values);
     }
 
-    /// Reads a range of the layout.
+    /// Reads a range of the layout, which begins, in a matrix, with an even element.
     ///
     /// # Panics
-    /// As [`Transformer::weights`].
+    /// If the model keeps no weights.
     pub fn get(&self, span: Span) -> Vec<f32> {
-        let mut values = vec![0.0; span.len];
-        self.device.read(self.masters().part(span.start, span.len), &mut values);
-        values
+        self.weights.get(self.device.as_ref(), span).expect("a model that is asked for weights keeps them")
     }
 
     /// The held-out way: forward only, the loss summed.
@@ -262,8 +299,8 @@ impl Transformer {
         seams: &dyn Seams,
     ) -> Result<LossSum> {
         self.check(workspace, batch)?;
-        if workspace.residuals.is_empty() || matches!(self.weights, Weights::Halves { .. }) {
-            return Err(Error::internal("a model or workspace for inference was used for training"));
+        if workspace.residuals.is_empty() {
+            return Err(Error::internal("a workspace for inference was used for training"));
         }
         let positions = self.batch_positions(batch);
         let pass = self.pass(batch, &positions, seams);
@@ -291,23 +328,28 @@ impl Transformer {
     /// Units in the order in which a forward pass reads their weights.
     pub fn forward_visits(&self) -> Vec<Unit> {
         let blocks = (0..self.local.layers).map(Unit::Block);
-        self.units_of_embedding().iter().copied().chain(blocks).collect()
+        let embedding = self.units_of_embedding().iter().copied().filter(|unit| self.has(*unit));
+        embedding.chain(blocks).collect()
     }
 
     /// Units whose weights a held-out loss reads after a forward pass.
     pub fn head_visits(&self) -> Vec<Unit> {
-        self.units_of_head().to_vec()
+        self.units_of_head().iter().copied().filter(|unit| self.has(*unit)).collect()
     }
 
     /// The rows of a microbatch's residual stream that this rank has, of so many.
     pub fn own_rows(&self, rows: usize) -> std::ops::Range<usize> {
-        self.part.share(rows)
+        self.part.rows(rows)
     }
 
     /// Units in the order in which a backward pass reads their weights.
     pub fn backward_visits(&self, how: Backward) -> Vec<Unit> {
         let head = if how == Backward::Weight { &[] } else { self.units_of_head() };
-        head.iter().copied().chain((0..self.local.layers).rev().map(Unit::Block)).collect()
+        head.iter()
+            .copied()
+            .filter(|unit| self.has(*unit))
+            .chain((0..self.local.layers).rev().map(Unit::Block))
+            .collect()
     }
 
     /// Runs `tokens` forward, after what `cache` holds, and returns the logits `[rows, V]` of the last `rows`.
@@ -330,7 +372,7 @@ impl Transformer {
         self.run_blocks(pass, workspace, tokens, Some(cache));
         self.final_norm(pass, workspace);
         let mut logits = Vec::with_capacity(rows * self.config.vocabulary);
-        let (normal, chunk_rows) = (workspace.normal, workspace.chunk_rows(&self.config));
+        let (normal, chunk_rows) = (workspace.normal, workspace.chunk_rows);
         for (start, len) in chunks(tokens.len() - rows, tokens.len(), chunk_rows) {
             let chunk =
                 self.head(normal.part(start * self.config.width, len * self.config.width), workspace, len);
@@ -354,6 +396,12 @@ impl Transformer {
             return Err(Error::invalid(format!(
                 "a sequence of {} tokens is longer than the model's context of {}",
                 batch.sequence, self.config.context
+            )));
+        }
+        if rows < self.part.tensor_ranks {
+            return Err(Error::invalid(format!(
+                "{rows} tokens cannot be shared out among {} ranks: each wants one at least",
+                self.part.tensor_ranks
             )));
         }
         let known = |token: &&u32| (**token as usize) < self.config.vocabulary;
@@ -387,6 +435,7 @@ impl Transformer {
             batch: batch.batch,
             sequence: batch.sequence,
             positions: &positions[..batch.batch * batch.sequence],
+            share: self.part.share(),
             documents: batch.documents,
             seams,
         }

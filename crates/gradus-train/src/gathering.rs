@@ -11,7 +11,7 @@ use gradus_collective::{Buffer, Collective, Handle, Memory};
 use gradus_compute::Device;
 use gradus_error::Result;
 use gradus_memory::Span;
-use gradus_model::{Parameters, Unit};
+use gradus_model::{Parameters, Places, Unit};
 use std::cell::{Cell, RefCell};
 use std::sync::Arc;
 
@@ -20,7 +20,7 @@ pub(crate) struct Gathering {
     ranks: AxisRanks,
     device: Arc<dyn Device>,
     units: Vec<Unit>,
-    /// Of each unit: its length, how it is gathered, and where this rank's shard of it lies.
+    /// Of each unit: its place's length, how it is gathered, and where this rank's shard of it lies.
     shards: Vec<(usize, Collective, Span)>,
     slots: RefCell<Vec<Slot>>,
     /// Units in the order of this step's visits, and how many of them have begun.
@@ -46,6 +46,24 @@ pub(crate) fn slots(parameters: &Parameters) -> usize {
     2 + usize::from(two_at_once)
 }
 
+/// How the weights of a unit come together, each rank's part of its place to its own.
+pub(crate) fn gather(sharding: &Sharding, places: &Places, unit: usize) -> Collective {
+    let (range, cuts) = (sharding.units()[unit], sharding.cuts(unit));
+    let place = |cut: usize| places.of(range.start + cut);
+    Collective::all_gather()
+        .with_counts(cuts.windows(2).map(|cut| place(cut[1]) - place(cut[0])).collect::<Vec<_>>())
+}
+
+/// Elements of f32 in whose place a unit that is here lies: the largest does.
+pub(crate) fn slot_len(parameters: &Parameters, places: &Places) -> usize {
+    parameters.units().iter().map(|(_, range)| places.range(*range).len).max().unwrap_or(0)
+}
+
+/// Elements of f32 in whose place a rank's shard of a unit lies.
+pub(crate) fn shard_len(sharding: &Sharding, places: &Places, unit: usize, rank: usize) -> usize {
+    places.range(sharding.own(unit, rank)).len
+}
+
 impl Gathering {
     /// Room for this rank's shards and for the units that are here at once.
     ///
@@ -54,15 +72,15 @@ impl Gathering {
     pub fn new(
         device: &Arc<dyn Device>,
         parameters: &Parameters,
-        sharding: &Sharding,
+        (sharding, places): (&Sharding, &Places),
         ranks: AxisRanks,
     ) -> Result<Self> {
         let shard = |(index, (_, range)): (usize, &(Unit, Span))| {
-            let own = device.allocate(sharding.own(index, ranks.rank()).len)?;
-            Ok((range.len, Collective::all_gather().with_counts(sharding.counts(index)), own))
+            let own = device.allocate(shard_len(sharding, places, index, ranks.rank()))?;
+            Ok((places.range(*range).len, gather(sharding, places, index), own))
         };
         let shards = parameters.units().iter().enumerate().map(shard).collect::<Result<Vec<_>>>()?;
-        let largest = parameters.units().iter().map(|(_, range)| range.len).max().unwrap_or(0);
+        let largest = slot_len(parameters, places);
         let slot =
             |_| Ok(Slot { place: device.allocate(largest)?, unit: None, arriving: None, in_use: false });
         Ok(Self {

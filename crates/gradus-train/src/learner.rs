@@ -1,10 +1,13 @@
 //! One step on one rank: the passes of its microbatches, the sum of gradients over the ranks, the vote, the update.
 
+mod account;
+mod checks;
 mod passes;
 mod seams;
 mod state;
 mod vote;
 
+pub use account::{Computed, Spent};
 pub use state::FirstWeights;
 
 use crate::axis::AxisRanks;
@@ -14,6 +17,8 @@ use crate::pipeline::{Program, Shape, Sharing, lower};
 use crate::settings::{OptimizerKind, OptimizerSettings, ParallelSettings};
 use crate::stage::{Stage, StageRanks, StageSettings};
 use crate::stages;
+use crate::tensor_parallel::TensorParallel;
+use account::Account;
 use gradus_collective::{Collective, Communicator, Memory, Reduction as How};
 use gradus_compute::Device;
 use gradus_compute::cpu::VARIABLE as KERNELS;
@@ -21,6 +26,7 @@ use gradus_error::{Error, Kind, Result};
 use gradus_memory::Span;
 use gradus_model::{Batch, LossSum, ModelConfig, Part, StageMemory, Transformer, Unit};
 use passes::Passes;
+use std::ops::Range;
 use std::sync::Arc;
 use vote::{Ballot, Vote};
 
@@ -55,6 +61,8 @@ pub struct LearnerSettings {
     pub optimizer: OptimizerSettings,
     /// The axes.
     pub parallel: ParallelSettings,
+    /// The layers of each stage, over all ranks.
+    pub stages: Vec<Range<usize>>,
     /// Tokens of the largest microbatch.
     pub rows: usize,
     /// Microbatches of a step, over all ranks.
@@ -71,7 +79,7 @@ pub struct Learner {
     world: Communicator,
     vote: Vote,
     pp: AxisRanks,
-    tp: AxisRanks,
+    tp: TensorParallel,
     /// The first and the last stage, where both have the table of a tied head.
     tied: Option<AxisRanks>,
     /// The ranks that keep the same weights as this one.
@@ -90,6 +98,8 @@ pub struct Learner {
     untold_s: f64,
     /// Whether ranks are still to find out that their kernels make the same updates.
     unproven: bool,
+    /// How long this rank computes, if anybody asks.
+    account: Option<Account>,
 }
 
 impl Learner {
@@ -103,9 +113,18 @@ impl Learner {
         mut world: Communicator,
         settings: LearnerSettings,
     ) -> Result<Self> {
-        let LearnerSettings { optimizer, parallel, rows, microbatches, recompute, bucket_bytes } = settings;
+        let LearnerSettings {
+            optimizer,
+            parallel,
+            stages: layers,
+            rows,
+            microbatches,
+            recompute,
+            bucket_bytes,
+        } = settings;
         let mesh = Mesh::from_settings(&parallel, world.world_size())?;
         mesh.check_model(&config, parallel.stages_per_rank)?;
+        checks::check(&config, &mesh, &optimizer, &parallel)?;
         let place = mesh.coordinates(world.rank());
         let data_rank = mesh.data_rank(world.rank());
         let share = passes::Share::new(microbatches, data_rank, &mesh, &parallel);
@@ -116,7 +135,8 @@ impl Learner {
         };
         let program = lower(&parallel.schedule.generate(shape)?, Sharing::Chunk)?.swap_remove(place.pp);
         let tied = tied_table(&mut world, &config, &mesh, place)?;
-        let parts = stages::cut_layers(&config, shape.stages(), (place.tp, mesh.tp));
+        let parts = stages::parts(&layers, (place.tp, mesh.tp));
+        assert_eq!(parts.len(), shape.stages(), "each stage has its layers");
         let split_backward = program.splits_backward();
         let mut stages = Vec::new();
         for (chunk, slots) in program.slots.iter().enumerate() {
@@ -135,7 +155,7 @@ impl Learner {
             world,
             vote: Vote::new(ranks.world),
             pp: AxisRanks::new(ranks.pp),
-            tp: AxisRanks::new(ranks.tp),
+            tp: TensorParallel::new(AxisRanks::new(ranks.tp)),
             tied,
             alike,
             stages,
@@ -149,6 +169,7 @@ impl Learner {
             clip_norm: optimizer.clip_norm,
             untold_s: 0.0,
             unproven: optimizer.kind == OptimizerKind::Muon,
+            account: None,
         })
     }
 }
@@ -227,6 +248,12 @@ impl Learner {
         &self.mesh
     }
 
+    /// The pipeline that this rank is in; one of a single rank, where the layers are not cut. Its microbatches are those that pass
+    /// through it in a step.
+    pub fn pipeline(&self) -> Shape {
+        self.shape
+    }
+
     /// Whether the other ranks reach this one's gradients where they lie.
     pub fn shares_gradients(&self) -> bool {
         self.stages.iter().all(|stage| stage.reduction.are_shared())
@@ -289,7 +316,9 @@ impl Learner {
         let skipped = !gradient_norm.is_finite();
         if !skipped {
             let scale = clip(self.clip_norm, gradient_norm) / targets;
+            let begun = self.begin_work();
             self.stages.iter_mut().try_for_each(|stage| stage.update(learning_rate, scale))?;
+            self.end_work(begun, |computed, seconds| computed.update_s += seconds);
             self.check_first_update()?;
         }
         self.untold_s = self.exposed().since(&at_vote).total();

@@ -12,7 +12,8 @@ use serde::{Deserialize, Serialize};
 use std::fmt::Write;
 
 /// A direction in which a mesh extends; from the outermost.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Axis {
     /// Stages of a pipeline.
     Pp,

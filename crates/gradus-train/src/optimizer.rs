@@ -4,50 +4,64 @@
 //! up, each is a matrix of its own, though each group is one tensor), everything else by AdamW. Matrices have one moment
 //! only: second moments are allocated for the rest. A piece has a matrix whole or not at all; elsewhere it may begin and end
 //! anywhere, for AdamW treats every element alike.
+//!
+//! Weights in bf16 are rounded at random, each element by its number among all of the model's: so they have the same bits
+//! whichever rank updates them.
 
 mod parts;
 
 use crate::settings::{OptimizerKind, OptimizerSettings};
-use gradus_compute::{AdamW, Device, Muon, NewtonSchulz, Rounding};
+use gradus_compute::{AdamW, Device, Format, Matrix, Muon, NewtonSchulz, Rounding};
 use gradus_error::Result;
 use gradus_memory::{Layout, Span, Tensor};
 use parts::{Part, Work};
+
+/// Of the numbers that round weights in bf16: what differs from run to run are first weights and the order of samples.
+const ROUNDING_SEED: u64 = 0;
 
 /// A range of the layout, and where its elements lie on the device.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Piece {
     /// The range of the layout.
     pub span: Span,
-    /// Where its weights lie.
-    pub weights: Span,
+    /// Where its weights lie, in one format.
+    pub weights: Matrix,
     /// Where its gradients lie.
     pub gradients: Span,
+    /// The number of its first element among all of the model's; the others follow. What is rounded at random asks.
+    pub number: u64,
 }
 
 impl Piece {
-    /// All of a layout.
+    /// All of a layout, in f32.
     pub fn whole(layout: &Layout, weights: Span, gradients: Span) -> Self {
-        Self { span: Span::new(0, layout.len()), weights, gradients }
+        Self { span: Span::new(0, layout.len()), weights: weights.into(), gradients, number: 0 }
     }
 
-    /// Whether another begins where this one ends, in the layout and on the device.
+    /// Whether another begins where this one ends, in the layout and on the device; in bf16 each piece is for itself.
     pub(crate) fn reaches(&self, next: &Self) -> bool {
         self.span.end() == next.span.start
-            && self.weights.end() == next.weights.start
+            && [self.weights.format, next.weights.format] == [Format::F32; 2]
+            && self.weights.span.end() == next.weights.span.start
             && self.gradients.end() == next.gradients.start
     }
 
     /// Takes in the next one.
     pub(crate) fn extend(&mut self, next: &Self) {
         self.span.len += next.span.len;
-        self.weights.len += next.weights.len;
+        self.weights.span.len += next.weights.span.len;
         self.gradients.len += next.gradients.len;
     }
 
     /// What of it is in a range of the layout, if that is all there.
     fn part(&self, span: Span) -> Self {
-        let of = |place: Span| place.part(span.start - self.span.start, span.len);
-        Self { span, weights: of(self.weights), gradients: of(self.gradients) }
+        let offset = span.start - self.span.start;
+        Self {
+            span,
+            weights: self.weights.part(offset, span.len),
+            gradients: self.gradients.part(offset, span.len),
+            number: self.number + offset as u64,
+        }
     }
 }
 
@@ -82,12 +96,21 @@ impl Optimizer {
     ) -> Result<Self> {
         settings.check()?;
         let mut parts = parts::of_pieces(layout, pieces, settings.kind)?;
-        let firsts: usize =
-            pieces.iter().map(|piece| piece.span.len.next_multiple_of(Layout::ALIGNMENT)).sum();
-        let moment1 = device.allocate(firsts)?;
+        let moment1 = device.allocate(parts::first_moments(pieces))?;
         let moment2 = device.allocate(parts::second_moments(&parts))?;
         parts::place(&mut parts, pieces, moment1, moment2);
         Ok(Self { settings, parts, updates: 0 })
+    }
+
+    /// Elements that [`Optimizer::new`] takes of a device for first and second moments of these ranges of a layout.
+    ///
+    /// # Errors
+    /// `Internal` for ranges that are out of order or cut a matrix of Muon's.
+    pub fn moment_elements(layout: &Layout, owned: &[Span], kind: OptimizerKind) -> Result<[usize; 2]> {
+        let piece = |span: &Span| Piece { span: *span, weights: (*span).into(), gradients: *span, number: 0 };
+        let pieces: Vec<Piece> = owned.iter().map(piece).collect();
+        let parts = parts::of_pieces(layout, &pieces, kind)?;
+        Ok([parts::first_moments(&pieces), parts::second_moments(&parts)])
     }
 
     /// Which one it is.
@@ -125,15 +148,17 @@ impl Optimizer {
         self.updates += 1;
         let (learning_rate, gradient_scale) = (learning_rate as f32, gradient_scale as f32);
         for part in &self.parts {
-            let Piece { weights, gradients, .. } = part.piece;
+            let Piece { span, weights, gradients, number } = part.piece;
+            let rounding = Rounding { seed: ROUNDING_SEED, first: number };
             match part.work {
                 Work::Elements { decay, moment2 } => {
-                    let update = self.adamw(decay, learning_rate, gradient_scale);
-                    device.adamw(update, weights.into(), gradients, part.moment1, moment2);
+                    let update = AdamW { rounding, ..self.adamw(decay, learning_rate, gradient_scale) };
+                    device.adamw(update, weights, gradients, part.moment1, moment2);
                 }
                 Work::Matrix { rows } => {
-                    let update = self.muon(rows, weights.len / rows, learning_rate, gradient_scale);
-                    device.muon(update, weights.into(), gradients, part.moment1);
+                    let update = self.muon(rows, span.len / rows, learning_rate, gradient_scale);
+                    let update = Muon { rounding, ..update };
+                    device.muon(update, weights, gradients, part.moment1);
                 }
             }
         }

@@ -5,12 +5,16 @@
 //! `dp` (hybrid sharding). Either gradients are kept whole, and what is scattered is the sum over a rank's microbatches, with the last of
 //! them (ZeRO-1); or they are scattered microbatch by microbatch out of memory for the units under way, and added to
 //! what a rank keeps, its shard (ZeRO-2; Rajbhandari et al. 2020, section 5.2).
+//!
+//! Where gradients travel in bf16, they are rounded for each collective, and what came of it is f32 again: see [`staging`].
 
 mod kept;
 mod memory;
+mod staging;
 
-pub(crate) use memory::GradientMemory;
 use memory::Slot;
+pub(crate) use memory::{GradientMemory, slots};
+pub(crate) use staging::{Staging, StagingSize};
 
 use crate::axis::{AxisRanks, Failure};
 use crate::sharding::Sharding;
@@ -35,9 +39,9 @@ struct Range {
 /// Something under way.
 enum Flight {
     /// A range is being scattered, from a slot or where it is kept; for the last time in this step or not.
-    Scatter { handle: Handle, range: usize, slot: Option<usize>, last: bool },
+    Scatter { handle: Handle, range: usize, slot: Option<Slot>, room: Option<usize>, last: bool },
     /// This rank's part of a range is being summed over replicas.
-    Sum { handle: Handle },
+    Sum { handle: Handle, range: usize, room: Option<usize> },
 }
 
 /// Sums one stage's gradients over data ranks.
@@ -48,6 +52,8 @@ pub(crate) struct Reduction {
     units: Vec<(Unit, Span)>,
     ranges: Vec<Range>,
     memory: GradientMemory,
+    /// Rooms to travel in, where gradients do not travel as they are.
+    staging: Option<Staging>,
     flights: RefCell<VecDeque<Flight>>,
     /// Ranges handed over so far in this step.
     started: Cell<usize>,
@@ -56,20 +62,25 @@ pub(crate) struct Reduction {
     failure: Failure,
 }
 
-/// Cuts `len` elements into buckets of about `bucket_len`, in order; the last one may be smaller.
+/// Elements of a bucket of about so many bytes.
+fn bucket_len(bytes: usize) -> usize {
+    (bytes / size_of::<f32>()).max(1)
+}
+
+/// Cuts `len` elements into buckets of `bucket_len`, in order; the last one may be smaller.
 fn buckets(len: usize, bucket_len: usize) -> Vec<Span> {
-    let bucket_len = bucket_len.max(1);
     (0..len).step_by(bucket_len).map(|start| Span::new(start, bucket_len.min(len - start))).collect()
 }
 
 impl Reduction {
-    /// Sums gradients that lie in `memory`; without shards in buckets of about `bucket_bytes`.
+    /// Sums gradients that lie in `memory` and travel by way of `staging`, if there is one; without shards in buckets of about
+    /// `bucket_bytes`.
     pub fn new(
         device: &Arc<dyn Device>,
         units: &[(Unit, Span)],
         sharding: &Sharding,
         (dp, fsdp): (AxisRanks, AxisRanks),
-        memory: GradientMemory,
+        (memory, staging): (GradientMemory, Option<Staging>),
         bucket_bytes: usize,
     ) -> Self {
         let len = units.last().map_or(0, |(_, span)| span.end());
@@ -80,7 +91,7 @@ impl Reduction {
             own: sharding.own(index, fsdp.rank()),
         };
         let ranges: Vec<Range> = match fsdp.size() {
-            1 => buckets(len, bucket_bytes / size_of::<f32>()).into_iter().map(whole).collect(),
+            1 => buckets(len, bucket_len(bucket_bytes)).into_iter().map(whole).collect(),
             _ => units.iter().enumerate().map(scattered).collect(),
         };
         Self {
@@ -91,6 +102,7 @@ impl Reduction {
             flights: RefCell::new(VecDeque::with_capacity(2 * ranges.len())),
             ranges,
             memory,
+            staging,
             started: Cell::new(0),
             last: Cell::new(false),
             failure: Failure::default(),
@@ -104,7 +116,7 @@ impl Reduction {
 
     /// Whether the other ranks reach gradients where they lie.
     pub fn are_shared(&self) -> bool {
-        self.memory.is_shared()
+        self.staging.as_ref().map_or_else(|| self.memory.is_shared(), Staging::is_shared)
     }
 
     /// Time that compute has waited for replicas, and for shards.
@@ -116,6 +128,7 @@ impl Reduction {
     pub fn clear(&self) {
         // Of a step that was given up some may be left; its communicators have failed for good.
         self.flights.borrow_mut().clear();
+        self.staging.iter().for_each(Staging::clear);
         self.started.set(0);
         self.memory.clear(self.device.as_ref());
     }
@@ -142,6 +155,14 @@ impl Reduction {
 
     fn index(&self, unit: Unit) -> usize {
         self.units.iter().position(|(known, _)| *known == unit).expect("a part has its own units")
+    }
+
+    /// Where the gradients of a unit lie that a pass has finished, if they leave for other ranks now.
+    pub fn leaving(&self, unit: Unit, range: Span) -> Option<Span> {
+        match self.memory.slot_of(self.index(unit)) {
+            Some(slot) => Some(slot.place.part(0, range.len)),
+            None => self.last.get().then(|| self.memory.place(range)),
+        }
     }
 
     /// A pass has finished the gradients of a unit, whose range this is.
@@ -191,40 +212,76 @@ impl Reduction {
             }
             self.started.set(index + 1);
             match scatter {
-                None => self.sum(index)?,
-                Some(scatter) => self.scatter(index, scatter, (self.memory.place(*span), None))?,
+                None => self.sum(index, self.take_room()?)?,
+                Some(_) => self.scatter(index, self.memory.place(*span), None)?,
             }
         }
         Ok(())
     }
 
-    fn scatter_slot(&self, index: usize, Slot { number, place }: Slot) -> Result<()> {
+    fn scatter_slot(&self, index: usize, slot: Slot) -> Result<()> {
         self.started.set(self.started.get() + 1);
-        self.memory.close_slot(number);
-        let place = place.part(0, self.ranges[index].span.len);
-        let scatter = self.ranges[index].scatter.as_ref().expect("what has slots is scattered");
-        self.scatter(index, scatter, (place, Some(number)))
+        self.memory.close_slot(slot.number);
+        self.scatter(index, slot.place.part(0, self.ranges[index].span.len), Some(slot))
     }
 
-    fn scatter(&self, range: usize, how: &Collective, (place, slot): (Span, Option<usize>)) -> Result<()> {
-        let memory = Memory::InPlace(self.device.raw(place).into());
-        // SAFETY: the range is final, so nobody touches it until the scatter has been waited for; the learner drops its
-        // communicators before the device's memory.
+    /// A room, where there are some. It is not left for later where none is free, for all ranks have to start the same in the
+    /// same order: the oldest under way makes room.
+    fn take_room(&self) -> Result<Option<usize>> {
+        let Some(staging) = &self.staging else { return Ok(None) };
+        loop {
+            if let Some(room) = staging.take() {
+                return Ok(Some(room));
+            }
+            self.complete_oldest()?;
+        }
+    }
+
+    fn leave_room(&self, room: Option<usize>) {
+        if let (Some(staging), Some(room)) = (&self.staging, room) {
+            staging.leave(room);
+        }
+    }
+
+    /// Gradients as they travel: rounded into a room, or where they lie.
+    fn outgoing(&self, place: Span, room: Option<usize>) -> Memory {
+        match (&self.staging, room) {
+            (Some(staging), Some(room)) => staging.send(self.device.as_ref(), place, room),
+            _ => Memory::InPlace(self.device.raw(place).into()),
+        }
+    }
+
+    /// Brings to its place what has come into this part of a room.
+    fn incoming(&self, room: Option<usize>, part: Span, place: Span) {
+        if let (Some(staging), Some(room)) = (&self.staging, room) {
+            staging.bring(self.device.as_ref(), room, part, place);
+        }
+    }
+
+    /// Starts scattering a range that lies at `place`, in a slot or where it is kept.
+    fn scatter(&self, range: usize, place: Span, slot: Option<Slot>) -> Result<()> {
+        let how = self.ranges[range].scatter.as_ref().expect("ranges are scattered where there are shards");
+        let room = self.take_room()?;
+        let memory = self.outgoing(place, room);
+        // SAFETY: the range is final, so nobody touches it until the scatter has been waited for, nor its room; the learner
+        // drops its communicators before the device's memory.
         let handle = unsafe { self.fsdp.start(how, memory) }?;
-        self.flights.borrow_mut().push_back(Flight::Scatter { handle, range, slot, last: self.last.get() });
+        let flight = Flight::Scatter { handle, range, slot, room, last: self.last.get() };
+        self.flights.borrow_mut().push_back(flight);
         Ok(())
     }
 
-    /// Starts summing this rank's part of a range over replicas.
-    fn sum(&self, range: usize) -> Result<()> {
+    /// Starts summing this rank's part of a range over replicas, by way of a room that it has.
+    fn sum(&self, range: usize, room: Option<usize>) -> Result<()> {
         let own = self.ranges[range].own;
         if own.is_empty() {
+            self.leave_room(room);
             return Ok(());
         }
-        let memory = Memory::InPlace(self.device.raw(self.memory.place(own)).into());
+        let memory = self.outgoing(self.memory.place(own), room);
         // SAFETY: as in `scatter`.
         let handle = unsafe { self.dp.start(&Collective::all_reduce(How::Sum), memory) }?;
-        self.flights.borrow_mut().push_back(Flight::Sum { handle });
+        self.flights.borrow_mut().push_back(Flight::Sum { handle, range, room });
         Ok(())
     }
 
@@ -232,7 +289,7 @@ impl Reduction {
     fn advance(&self) -> Result<()> {
         let is_done = |flight: &Flight| match flight {
             Flight::Scatter { handle, .. } => self.fsdp.is_done(handle),
-            Flight::Sum { handle } => self.dp.is_done(handle),
+            Flight::Sum { handle, .. } => self.dp.is_done(handle),
         };
         while self.flights.borrow().front().is_some_and(is_done) {
             self.complete_oldest()?;
@@ -244,19 +301,34 @@ impl Reduction {
     fn complete_oldest(&self) -> Result<()> {
         let oldest = self.flights.borrow_mut().pop_front();
         match oldest.expect("something is under way") {
-            Flight::Sum { handle } => self.dp.wait(handle),
-            Flight::Scatter { handle, range, slot, last } => {
+            Flight::Sum { handle, range, room } => {
+                self.dp.wait(handle)?;
+                let own = self.ranges[range].own;
+                self.incoming(room, Span::new(0, own.len), self.memory.place(own));
+                self.leave_room(room);
+                Ok(())
+            }
+            Flight::Scatter { handle, range, slot, room, last } => {
                 self.fsdp.wait(handle)?;
-                let Range { span, own, .. } = self.ranges[range];
-                if let Some(slot) = slot {
-                    self.memory.add(
-                        self.device.as_ref(),
-                        slot,
-                        Span::new(own.start - span.start, own.len),
-                        own,
-                    );
+                self.take_in(range, slot, room);
+                if last && self.dp.size() > 1 {
+                    return self.sum(range, room);
                 }
-                if last && self.dp.size() > 1 { self.sum(range) } else { Ok(()) }
+                self.leave_room(room);
+                Ok(())
+            }
+        }
+    }
+
+    /// This rank's part of a range that was scattered comes to where it is kept.
+    fn take_in(&self, range: usize, slot: Option<Slot>, room: Option<usize>) {
+        let Range { span, own, .. } = self.ranges[range];
+        let part = Span::new(own.start - span.start, own.len);
+        match slot {
+            None => self.incoming(room, part, self.memory.place(own)),
+            Some(Slot { number, place }) => {
+                self.incoming(room, part, place.part(part.start, part.len));
+                self.memory.add(self.device.as_ref(), number, part, own);
             }
         }
     }

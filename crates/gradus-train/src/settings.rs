@@ -6,7 +6,7 @@ mod parallel;
 pub use muon::{Adjustment, MuonSettings, OptimizerKind};
 pub use parallel::{Accumulate, GradientFormat, ParallelSettings};
 
-use gradus_compute::Precision;
+use gradus_compute::{Format, Precision};
 use gradus_error::{Error, Result};
 use serde::{Deserialize, Serialize};
 
@@ -165,6 +165,8 @@ pub struct OptimizerSettings {
     pub weight_decay: f32,
     /// Largest norm of the gradient of all parameters together; 0: no clipping.
     pub clip_norm: f64,
+    /// What matrices and tables are kept in: `f32`, or `bf16`, where each update is rounded at random. Vectors are f32.
+    pub masters: Format,
     /// What `muon` adds.
     pub muon: MuonSettings,
 }
@@ -183,6 +185,7 @@ impl Default for OptimizerSettings {
             epsilon: 1e-8,
             weight_decay: 0.1,
             clip_norm: 1.0,
+            masters: Format::F32,
             muon: MuonSettings::default(),
         }
     }

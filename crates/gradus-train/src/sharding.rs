@@ -154,6 +154,10 @@ fn cuts(shares: &[usize], owned: &mut [usize]) -> Vec<usize> {
 /// Whether each rank takes a range: so that the sum of squares of what ranks own, ranges included, grows least.
 fn takers(shares: &[usize], owned: &[usize]) -> Vec<bool> {
     let (ranks, most) = (owned.len(), shares.len());
+    if most == ranks {
+        // There is nothing to choose.
+        return vec![true; ranks];
+    }
     // For the ranks from one on and the ranges from one on: by how much the sum grows, what is the same for all left out.
     let mut growth = vec![vec![u128::MAX; most + 1]; ranks + 1];
     growth[ranks][most] = 0;

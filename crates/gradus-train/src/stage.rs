@@ -4,22 +4,22 @@
 //! others: after the update where all keep all weights (ZeRO-1 and 2), or for each visit (ZeRO-3).
 
 use crate::axis::AxisRanks;
-use crate::gathering::Gathering;
+use crate::gathering::{Gathering, gather};
 use crate::optimizer::{Moments, Optimizer, Piece};
-use crate::reduction::{GradientMemory, Reduction};
+use crate::reduction::{GradientMemory, Reduction, Staging, StagingSize};
 use crate::settings::{OptimizerSettings, ParallelSettings};
 use crate::sharding::Sharding;
 use gradus_collective::{Collective, Communicator, Memory};
-use gradus_compute::Device;
+use gradus_compute::{Device, Format, Matrix};
 use gradus_error::Result;
 use gradus_memory::{Layout, Span, Tensor};
-use gradus_model::{ModelConfig, Parameters, Part, Run, StageMemory, Transformer, Unit, Workspace};
+use gradus_model::{ModelConfig, Parameters, Part, Places, Run, StageMemory, Transformer, Unit, Workspace};
 use std::sync::Arc;
 
 /// What a step depends on, by element of the layout.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Quantity {
-    /// The f32 masters.
+    /// The masters.
     Weights,
     /// The optimizer's first (0) or second (1) moments.
     Moment(usize),
@@ -72,23 +72,30 @@ impl Stage {
     ) -> Result<Self> {
         let StageSettings { parallel, optimizer, memory, bucket_bytes } = settings;
         let parameters = Parameters::of(config, &part);
+        let places = Places::new(&parameters.layout, optimizer.masters);
         let ranges: Vec<Span> = parameters.units().iter().map(|(_, range)| *range).collect();
         let sharding = Sharding::new(&parameters.layout, &ranges, ranks.fsdp.world_size(), optimizer.kind);
         let rank = ranks.fsdp.rank();
-        let gradients = if parallel.shards_gradients() {
-            GradientMemory::sharded(device.as_ref(), &parameters, &sharding, rank)?
-        } else {
-            let ranks = if ranks.fsdp.world_size() > 1 { &mut ranks.fsdp } else { &mut ranks.dp };
-            GradientMemory::kept(device.as_ref(), parameters.layout.len(), ranks)?
-        };
+        let (gradients, staging) =
+            gradient_memory(device.as_ref(), &parameters, &sharding, &mut ranks, settings)?;
         let gathering = match parallel.shards_parameters() {
-            true => Some(Gathering::new(device, &parameters, &sharding, axis_of_all(&mut ranks.fsdp)?)?),
+            true => {
+                let axis = axis_of_all(&mut ranks.fsdp)?;
+                Some(Gathering::new(device, &parameters, (&sharding, &places), axis)?)
+            }
             false => None,
         };
-        let model = model(config, part.clone(), device, gathering.is_some(), memory.recompute)?;
-        let pieces = pieces(&sharding, rank, &gradients, |unit, own| match &gathering {
-            Some(gathering) => gathering.shard(unit),
-            None => model.weights().part(own.start, own.len),
+        let model = model(config, part.clone(), device, settings, gathering.is_some())?;
+        let numbers = numbers(&parameters, config, &part);
+        let pieces = pieces(&sharding, rank, |unit, own| {
+            let held = held(&model, gathering.as_ref(), unit, own);
+            let piece = |(span, weights): (Span, Matrix)| Piece {
+                span,
+                weights,
+                gradients: gradients.place(span),
+                number: number(&numbers, span.start),
+            };
+            places.pieces(held, own).map(piece).collect()
         });
         let optimizer = Optimizer::new(device.as_ref(), &parameters.layout, &pieces, optimizer.clone())?;
         let slots = Workspace::for_stage(device.as_ref(), config, &part, *memory).map_err(|error| {
@@ -99,8 +106,8 @@ impl Stage {
         })?;
         let axes = (AxisRanks::new(ranks.dp), axis_of_all(&mut ranks.fsdp)?);
         let units = parameters.units();
-        let reduction = Reduction::new(device, units, &sharding, axes, gradients, *bucket_bytes);
-        let gather = |unit| Collective::all_gather().with_counts(sharding.counts(unit));
+        let reduction = Reduction::new(device, units, &sharding, axes, (gradients, staging), *bucket_bytes);
+        let gather = |unit| gather(&sharding, &places, unit);
         Ok(Self {
             reduction,
             gathering,
@@ -158,13 +165,14 @@ impl Stage {
             return Ok(());
         }
         // Asking says that they change.
-        let weights = self.model.weights();
+        let (weights, places) = (self.model.storage(), self.model.places());
         if self.fsdp.size() == 1 {
             return Ok(());
         }
         let mut handles = Vec::with_capacity(self.gathers.len());
         for (range, gather) in self.sharding.units().iter().zip(&self.gathers) {
-            let memory = Memory::InPlace(device.raw(weights.part(range.start, range.len)).into());
+            let place = places.range(*range);
+            let memory = Memory::InPlace(device.raw(weights.part(place.start, place.len)).into());
             // SAFETY: nobody touches weights before all have been waited for, just below; after a failure the learner drops
             // its communicators before the device's memory.
             handles.push(unsafe { self.fsdp.start(gather, memory) }?);
@@ -173,52 +181,44 @@ impl Stage {
     }
 
     /// Where the elements of a range of the layout lie that this rank keeps: all pieces of it, with their ranges.
-    fn kept(&self, what: Quantity, range: Span) -> Vec<(Span, Span)> {
+    fn kept(&self, what: Quantity, range: Span) -> Vec<(Span, Matrix)> {
         match (what, &self.gathering) {
-            (Quantity::Weights, None) => vec![(range, self.model.weights().part(range.start, range.len))],
+            (Quantity::Weights, None) => {
+                let all = (Span::new(0, self.layout().len()), self.model.storage());
+                self.model.places().pieces(all, range).collect()
+            }
             _ => self.owned_places(what, range),
         }
     }
 
     /// The same of what this rank owns: every element is owned by one rank of `fsdp`.
-    pub fn owned_places(&self, what: Quantity, range: Span) -> Vec<(Span, Span)> {
+    pub fn owned_places(&self, what: Quantity, range: Span) -> Vec<(Span, Matrix)> {
         match what {
             Quantity::Weights => self.owned_weights(range),
             Quantity::Moment(moment) => self.moments(moment, range),
         }
     }
 
-    fn owned_weights(&self, range: Span) -> Vec<(Span, Span)> {
+    fn owned_weights(&self, range: Span) -> Vec<(Span, Matrix)> {
         let rank = self.fsdp.rank();
         let units = 0..self.sharding.units().len();
-        let piece = |unit: usize| {
+        let pieces = |unit: usize| {
             let own = self.sharding.own(unit, rank);
-            let common = own.common(&range);
-            let place = match &self.gathering {
-                Some(gathering) => gathering.shard(unit).part(common.start - own.start, common.len),
-                None => self.model.weights().part(common.start, common.len),
-            };
-            (common, place)
+            let held = held(&self.model, self.gathering.as_ref(), unit, own);
+            self.model.places().pieces(held, own.common(&range))
         };
-        units.filter(|unit| self.sharding.own(*unit, rank).overlaps(&range)).map(piece).collect()
+        units.filter(|unit| self.sharding.own(*unit, rank).overlaps(&range)).flat_map(pieces).collect()
     }
 
-    fn moments(&self, moment: usize, range: Span) -> Vec<(Span, Span)> {
+    fn moments(&self, moment: usize, range: Span) -> Vec<(Span, Matrix)> {
         let tensors =
             self.layout().tensors().iter().filter(|tensor: &&Tensor| tensor.span().overlaps(&range));
         let all = tensors.flat_map(|tensor| std::mem::take(&mut self.optimizer.moments(tensor)[moment]));
         let cut = |Moments { range: known, place }: Moments| {
-            let common = known.common(&range);
-            (
-                common,
-                if common.is_empty() {
-                    place.part(0, 0)
-                } else {
-                    place.part(common.start - known.start, common.len)
-                },
-            )
+            let common = Some(known.common(&range)).filter(|common| !common.is_empty())?;
+            Some((common, place.part(common.start - known.start, common.len).into()))
         };
-        all.map(cut).filter(|(range, _)| !range.is_empty()).collect()
+        all.filter_map(cut).collect()
     }
 
     /// Puts values of the whole model in place, as far as this rank keeps them.
@@ -226,7 +226,11 @@ impl Stage {
         for (local, offset) in self.local(whole) {
             for (range, place) in self.kept(what, local) {
                 let first = offset + range.start - local.start;
-                self.model.device().write(place, &values[first..first + range.len]);
+                let (device, values) = (self.model.device(), &values[first..first + range.len]);
+                match place.format {
+                    Format::F32 => device.write(place.span, values),
+                    Format::Bf16 => device.write_bf16(place.span, values),
+                }
             }
         }
     }
@@ -240,7 +244,7 @@ impl Stage {
     }
 
     /// The weights that this rank keeps, each range of the layout with its place.
-    pub fn kept_weights(&self) -> Vec<(Span, Span)> {
+    pub fn kept_weights(&self) -> Vec<(Span, Matrix)> {
         self.kept(Quantity::Weights, Span::new(0, self.layout().len()))
     }
 
@@ -257,39 +261,85 @@ fn axis_of_all(ranks: &mut Communicator) -> Result<AxisRanks> {
     Ok(AxisRanks::new(ranks.group(&all)?))
 }
 
+/// Memory for gradients, and what they travel in where that is another: then the others reach that one.
+fn gradient_memory(
+    device: &dyn Device,
+    parameters: &Parameters,
+    sharding: &Sharding,
+    ranks: &mut StageRanks,
+    settings: &StageSettings,
+) -> Result<(GradientMemory, Option<Staging>)> {
+    let StageSettings { parallel, bucket_bytes, .. } = settings;
+    let sizes = [ranks.dp.world_size(), ranks.fsdp.world_size()];
+    let (rank, len) = (ranks.fsdp.rank(), parameters.layout.len());
+    let size = StagingSize::new(parallel.gradients, sizes, parameters.units(), *bucket_bytes);
+    let travels = if sizes[1] > 1 { &mut ranks.fsdp } else { &mut ranks.dp };
+    let staging = size.map(|size| Staging::new(device, size, travels)).transpose()?;
+    let memory = match (parallel.shards_gradients(), &staging) {
+        (true, _) => GradientMemory::sharded(device, parameters, sharding, rank),
+        (false, Some(_)) => GradientMemory::private(device, len),
+        (false, None) => GradientMemory::kept(device, len, travels),
+    };
+    Ok((memory?, staging))
+}
+
 fn model(
     config: &ModelConfig,
     part: Part,
     device: &Arc<dyn Device>,
+    StageSettings { optimizer, memory, .. }: &StageSettings,
     visiting: bool,
-    recompute: bool,
 ) -> Result<Transformer> {
+    let (config, device, masters) = (config.clone(), Arc::clone(device), optimizer.masters);
     if visiting {
-        return Transformer::visiting(config.clone(), part, Arc::clone(device));
+        return Transformer::visiting_in(config, part, device, masters);
     }
-    let model = Transformer::of_part(config.clone(), part, Arc::clone(device))?;
+    let model = Transformer::of_part_in(config, part, device, masters)?;
     // Who runs blocks twice to save memory does without copies, too.
-    if recompute { Ok(model) } else { model.with_prepared_weights() }
+    if memory.recompute { Ok(model) } else { model.with_prepared_weights() }
 }
 
-/// What this rank updates: neighbours in everything are one.
-fn pieces(
-    sharding: &Sharding,
-    rank: usize,
-    gradients: &GradientMemory,
-    weights: impl Fn(usize, Span) -> Span,
-) -> Vec<Piece> {
+/// The memory that has what a rank owns of a unit, and the range of the layout that lies there.
+fn held(model: &Transformer, gathering: Option<&Gathering>, unit: usize, own: Span) -> (Span, Span) {
+    match gathering {
+        Some(gathering) => (own, gathering.shard(unit)),
+        None => (Span::new(0, model.parameters().layout.len()), model.storage()),
+    }
+}
+
+/// What this rank updates, of the pieces that it has of each unit: neighbours in everything are one.
+fn pieces(sharding: &Sharding, rank: usize, of: impl Fn(usize, Span) -> Vec<Piece>) -> Vec<Piece> {
     let mut pieces: Vec<Piece> = Vec::new();
     for unit in 0..sharding.units().len() {
         let own = sharding.own(unit, rank);
-        if own.is_empty() {
-            continue;
-        }
-        let next = Piece { span: own, weights: weights(unit, own), gradients: gradients.place(own) };
-        match pieces.last_mut() {
-            Some(last) if last.reaches(&next) => last.extend(&next),
-            _ => pieces.push(next),
+        for next in if own.is_empty() { Vec::new() } else { of(unit, own) } {
+            match pieces.last_mut() {
+                Some(last) if last.reaches(&next) => last.extend(&next),
+                _ => pieces.push(next),
+            }
         }
     }
     pieces
+}
+
+/// Above all numbers of elements: which share of a matrix that ranks of `tp` share out it is.
+const SHARE: u32 = 48;
+
+/// Where each tensor begins, and the number of its first element. Those of a whole model's layout, so that an element has the same
+/// one on whichever ranks keep it; of a tensor that is cut, its own numbers for each share.
+fn numbers(parameters: &Parameters, config: &ModelConfig, part: &Part) -> Vec<(usize, u64)> {
+    let (whole, on_all) = (Parameters::new(config), parameters.whole_on_all_ranks());
+    let number = |tensor: &Tensor| {
+        let first = whole.layout.find(&tensor.name).expect("a part's tensors are the whole's").start as u64;
+        let share = if on_all.contains(&tensor.span()) { 0 } else { part.tensor_rank as u64 };
+        (tensor.start, first | share << SHARE)
+    };
+    parameters.layout.tensors().iter().map(number).collect()
+}
+
+/// The number of an element of the layout.
+fn number(numbers: &[(usize, u64)], element: usize) -> u64 {
+    let before = numbers.partition_point(|(start, _)| *start <= element);
+    let (start, first) = numbers[before - 1];
+    first + (element - start) as u64
 }

@@ -57,6 +57,10 @@ pub struct Parts {
     pub first: FirstWeights,
     /// What this rank computes on.
     pub device: Arc<dyn Device>,
+    /// Another like it, on which rank 0 measures what the ends of a model cost, to cut stages by it; dropped afterwards.
+    pub measure_on: Option<Arc<dyn Device>>,
+    /// Bytes of memory that this rank may take.
+    pub memory_bytes: u64,
     /// The ranks.
     pub communicator: Communicator,
     /// Which of them share a host.

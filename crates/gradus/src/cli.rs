@@ -13,6 +13,7 @@ use crate::commands::generate::GenerateArguments;
 use crate::commands::logits::LogitsArguments;
 use crate::commands::plan_collective::PlanCollectiveArguments;
 use crate::commands::plan_pipeline::PlanPipelineArguments;
+use crate::commands::plan_train::PlanTrainArguments;
 use crate::commands::preflight::PreflightArguments;
 use crate::commands::train::TrainArguments;
 use clap::{Parser, Subcommand};
@@ -94,6 +95,8 @@ pub enum Plan {
     Collective(PlanCollectiveArguments),
     /// A pipeline: how long ranks wait for each other under each schedule, and how much they hold meanwhile.
     Pipeline(PlanPipelineArguments),
+    /// A training run: what each rank would hold and send, and how long a step would take; any setting can follow by its dotted name.
+    Train(PlanTrainArguments),
 }
 
 /// Benchmarks that this program takes part in.
@@ -122,12 +125,12 @@ impl Command {
                 | Self::Config { .. }
                 | Self::Coordinator(_)
                 | Self::Preflight(_)
-                | Self::Plan { what: Plan::Collective(_) },
+                | Self::Plan { what: Plan::Collective(_) | Plan::Train(_) },
                 _,
             )
             | (_, None) => Ok(()),
             (_, Some((key, _))) => Err(Error::invalid(format!(
-                "--{key} is a setting of a run: only train, preflight, prepare and config take settings"
+                "--{key} is a setting of a run: only train, preflight, prepare, config and plan train take settings"
             ))),
         }
     }

@@ -68,6 +68,7 @@ fn run() -> Result<u8> {
             commands::plan_collective::run(arguments, &overrides)?;
         }
         Command::Plan { what: Plan::Pipeline(arguments) } => commands::plan_pipeline::run(arguments)?,
+        Command::Plan { what: Plan::Train(arguments) } => commands::plan_train::run(arguments, &overrides)?,
         Command::Flight { files } => {
             let analysis = flight::analyse(&flight::read_logs(files)?).to_string();
             logging::print(format_args!("{}", analysis.trim_end()))?;

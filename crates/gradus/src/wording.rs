@@ -48,8 +48,17 @@ fn three_digits(value: f64) -> String {
 
 /// Bytes per second: `512B/s`, `47.6MB/s`, `1.24GB/s`.
 pub fn rate(bytes_per_s: f64) -> String {
+    format!("{}/s", decimal_bytes(bytes_per_s))
+}
+
+/// Bytes in decimal units, as rates are: `512B`, `47.6MB`, `1.24GB`.
+pub fn bytes(count: u64) -> String {
+    decimal_bytes(count as f64)
+}
+
+fn decimal_bytes(count: f64) -> String {
     // A thousand millions of bytes are a giga, not a billion.
-    format!("{}B/s", quantity(bytes_per_s).replace('B', "G"))
+    format!("{}B", quantity(count).replace('B', "G"))
 }
 
 /// Bytes in GiB, or in MiB below a tenth of one.

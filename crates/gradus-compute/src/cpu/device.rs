@@ -228,7 +228,7 @@ impl Device for CpuDevice {
         self.run_prepared_len(shape, usage)
     }
 
-    fn prepare(&self, shape: Linear, usage: Use, weight: Span, to: Span) {
+    fn prepare(&self, shape: Linear, usage: Use, weight: Matrix, to: Span) {
         self.run_prepare(shape, usage, weight, to);
     }
 

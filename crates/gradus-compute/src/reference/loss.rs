@@ -32,11 +32,14 @@ fn row_loss(logits: &mut [f32], target: usize) -> f32 {
 /// The largest of each row's logits here.
 pub(super) fn part_maxima(shape: CrossEntropyPart, logits: &[f32]) -> Vec<f32> {
     shape.check();
-    let largest = |(row, target): (&[f32], &u32)| match *target {
+    let largest = |(row, target): (usize, &u32)| match *target {
         IGNORED => 0.0,
-        _ => row[..shape.tokens].iter().copied().fold(f32::NEG_INFINITY, f32::max),
+        _ => {
+            let real = &logits[row * shape.width..][..shape.tokens];
+            real.iter().copied().fold(f32::NEG_INFINITY, f32::max)
+        }
     };
-    logits.chunks_exact(shape.width).zip(shape.targets).map(largest).collect()
+    shape.targets.iter().enumerate().map(largest).collect()
 }
 
 /// Sums of exponentials, then targets' logits; logits become the exponentials.

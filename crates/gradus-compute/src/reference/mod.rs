@@ -257,8 +257,8 @@ impl Device for Reference {
         shape.outputs * shape.inputs
     }
 
-    fn prepare(&self, _: Linear, _: Use, weight: Span, to: Span) {
-        self.put(to, &self.rounded(self.get(weight)));
+    fn prepare(&self, shape: Linear, _: Use, weight: Matrix, to: Span) {
+        self.put(to, &self.rounded(self.get_first(weight, shape.outputs * shape.inputs)));
     }
 
     fn linear_forward(

@@ -86,7 +86,7 @@ fn apart(epilogue: Epilogue, outputs: usize) -> usize {
 fn prepared(device: &dyn Device, shape: Linear, usage: Use) -> Weight {
     let weight = put(device, &inputs(2, shape.outputs * shape.inputs));
     let place = device.allocate(device.prepared_len(shape, usage)).unwrap();
-    device.prepare(shape, usage, weight, place);
+    device.prepare(shape, usage, weight.into(), place);
     Weight::Prepared(place)
 }
 

@@ -193,3 +193,20 @@ fn a_residual_of_nan_or_a_foreign_column_stays_out() {
         }
     }
 }
+
+#[test]
+fn a_layer_without_outputs_has_no_gradient() {
+    for precision in [Precision::F32, Precision::Bf16] {
+        let oracle = reference(precision);
+        let devices = devices(precision);
+        for device in devices.iter().map(|device| device as &dyn Device).chain([&oracle as &dyn Device]) {
+            let shape = Linear { rows: 7, inputs: 5, outputs: 0 };
+            let (weight, out) = (put(device, &[]), put(device, &[]));
+            let (x, d_x) = (put(device, &uniform(1, 35)), put(device, &[f32::NAN; 35]));
+            device.linear_forward(shape, x.into(), weight.into(), None, None, Epilogue::None, out.into());
+            device.linear_backward_weight(shape, out.into(), x.into(), weight, None);
+            device.linear_backward_input(shape, out.into(), weight.into(), Through::None, d_x.into());
+            assert_eq!(get(device, d_x), [0.0; 35], "{}", device.describe());
+        }
+    }
+}

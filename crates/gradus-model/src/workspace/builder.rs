@@ -1,6 +1,6 @@
 //! What a workspace wants, and from when to when.
 
-use super::{BlockSaved, InnerGradients, Workspace, logits_rows};
+use super::{BlockSaved, InnerGradients, Workspace};
 use crate::config::ModelConfig;
 use crate::liveness::Lifetime;
 use crate::part::Part;
@@ -76,12 +76,22 @@ impl Places {
     }
 }
 
+/// What all blocks share.
+#[derive(Clone, Copy)]
+struct Scratch {
+    normal: Matrix,
+    activated: Matrix,
+    partial: Span,
+}
+
 /// A workspace in the making.
 pub(super) struct Builder<'a> {
     /// Sizes of the part.
     pub config: &'a ModelConfig,
     pub part: &'a Part,
     pub rows: usize,
+    /// Rows whose logits are made at once.
+    pub chunk_rows: usize,
     pub purpose: Purpose,
     /// How what products read is kept.
     pub kept: Format,
@@ -103,6 +113,12 @@ impl Builder<'_> {
         self.take(self.rows * width, Format::F32, moments).span
     }
 
+    /// The same of own rows of the residual stream, in f32.
+    fn own(&mut self, width: usize, moments: RangeInclusive<usize>) -> Span {
+        let rows = self.part.share().most(self.rows);
+        self.take(rows * width, Format::F32, moments).span
+    }
+
     /// What is made anew in every pass that needs it.
     fn remade(&mut self, width: usize, format: Format) -> Matrix {
         let (len, always) = (format.places(self.rows * width), self.always());
@@ -121,30 +137,49 @@ impl Builder<'_> {
         let widest = config.width.max(config.query_width()).max(config.feed_forward);
         // In the backward pass it is made again in `InnerGradients::inner`.
         let activated = self.matrix(config.feed_forward, 0..=head.saturating_sub(1));
-        let chunk = logits_rows(config.padded_vocabulary(), self.rows);
-        let logits = if self.part.head { chunk * config.padded_vocabulary() } else { 0 };
+        let logits = if self.part.head { self.chunk_rows * config.padded_vocabulary() } else { 0 };
+        let partial = self.partial();
         let recompute = matches!(self.purpose, Purpose::Training { recompute: true, .. });
         Workspace {
             rows: self.rows,
+            share: self.part.share(),
             recompute,
             inputs: self.inputs(),
-            saved: self.all_saved(normal, activated),
+            saved: self.all_saved(Scratch { normal, activated, partial }),
             residuals: self.residuals(),
             gradients: self.all_gradients(widest),
             normal,
-            statistics: self.single(2, head..=head),
+            statistics: self.own(2, head..=head),
             logits: self.take(logits, Format::F32, head..=head).span,
+            chunk_rows: self.chunk_rows,
             losses: self.remade(1, Format::F32).span,
+            partial,
+            exchanged: self.exchanged(),
         }
+    }
+
+    /// Needed where ranks share out layers.
+    fn partial(&mut self) -> Span {
+        let alone = self.part.share().is_all();
+        if alone { Span::default() } else { self.remade(self.config.width, Format::F32).span }
+    }
+
+    /// Of each row a maximum and two sums, where ranks share out the head.
+    fn exchanged(&mut self) -> Span {
+        if self.part.share().is_all() || !self.part.head {
+            return Span::default();
+        }
+        let head = self.moments.head();
+        self.take(3 * self.chunk_rows, Format::F32, head..=head).span
     }
 
     fn inputs(&mut self) -> Vec<Span> {
         let (width, moments) = (self.config.width, self.moments);
         if self.purpose == Purpose::Inference {
             // Two inputs take turns: a block reads one and writes the other.
-            return (0..2).map(|_| self.single(width, 0..=moments.head())).collect();
+            return (0..2).map(|_| self.own(width, 0..=moments.head())).collect();
         }
-        (0..=moments.layers).map(|layer| self.single(width, self.life_of_input(layer))).collect()
+        (0..=moments.layers).map(|layer| self.own(width, self.life_of_input(layer))).collect()
     }
 
     /// What comes from another stage may come at any time, what goes to one leaves at any time.
@@ -159,39 +194,38 @@ impl Builder<'_> {
         moments.forward(layer.saturating_sub(1))..=last
     }
 
-    fn all_saved(&mut self, normal: Matrix, activated: Matrix) -> Vec<BlockSaved> {
+    fn all_saved(&mut self, scratch: Scratch) -> Vec<BlockSaved> {
         let moments = self.moments;
         match self.purpose {
             Purpose::Training { recompute: false, .. } => (0..moments.layers)
-                .map(|layer| {
-                    self.saved(normal, activated, moments.forward(layer)..=moments.backward_weight(layer))
-                })
+                .map(|layer| self.saved(scratch, moments.forward(layer)..=moments.backward_weight(layer)))
                 .collect(),
-            Purpose::Training { .. } => vec![self.saved_for_all(normal, activated)],
-            Purpose::Inference => vec![self.saved(normal, activated, 0..=moments.head().saturating_sub(1))],
+            Purpose::Training { .. } => vec![self.saved_for_all(scratch)],
+            Purpose::Inference => vec![self.saved(scratch, 0..=moments.head().saturating_sub(1))],
         }
     }
 
     /// What all blocks take in turn, since each makes it again.
-    fn saved_for_all(&mut self, normal: Matrix, activated: Matrix) -> BlockSaved {
+    fn saved_for_all(&mut self, scratch: Scratch) -> BlockSaved {
         let first = self.places.wanted.len();
-        let saved = self.saved(normal, activated, self.always());
+        let saved = self.saved(scratch, self.always());
         self.places.wanted[first..].iter_mut().for_each(|wish| wish.across = false);
         saved
     }
 
-    fn saved(&mut self, normal: Matrix, activated: Matrix, life: RangeInclusive<usize>) -> BlockSaved {
-        let config = self.config;
+    fn saved(&mut self, scratch: Scratch, life: RangeInclusive<usize>) -> BlockSaved {
+        let (config, Scratch { normal, activated, partial }) = (self.config, scratch);
         BlockSaved {
-            attention_statistics: self.single(2, life.clone()),
+            attention_statistics: self.own(2, life.clone()),
             qkv: self.matrix(config.qkv_width(), life.clone()),
             attention: self.matrix(config.query_width(), life.clone()),
             log_sum_exp: self.single(config.heads, life.clone()),
-            middle: self.single(config.width, life.clone()),
-            feed_forward_statistics: self.single(2, life.clone()),
+            middle: self.own(config.width, life.clone()),
+            feed_forward_statistics: self.own(2, life.clone()),
             up: self.matrix(config.up_width(), life),
             normal,
             activated,
+            partial,
         }
     }
 
@@ -200,16 +234,16 @@ impl Builder<'_> {
         match self.purpose {
             Purpose::Inference => Vec::new(),
             Purpose::Training { split_backward: true, .. } => {
-                (0..=self.moments.layers).map(|_| self.single(width, self.always())).collect()
+                (0..=self.moments.layers).map(|_| self.own(width, self.always())).collect()
             }
             // One comes from the next stage, one goes to the stage before.
             Purpose::Training { .. } if !(self.part.embedding && self.part.head) => {
-                (0..2).map(|_| self.single(width, self.always())).collect()
+                (0..2).map(|_| self.own(width, self.always())).collect()
             }
             Purpose::Training { .. } => {
                 let mut two = [head + 1..=end, head + 1..=end];
                 two[self.moments.layers % 2] = head..=end;
-                two.map(|life| self.single(width, life)).into()
+                two.map(|life| self.own(width, life)).into()
             }
         }
     }
@@ -243,8 +277,9 @@ impl Builder<'_> {
         middle: RangeInclusive<usize>,
         blocks: RangeInclusive<usize>,
     ) -> InnerGradients {
-        let config = self.config;
+        let (config, alone) = (self.config, self.part.share().is_all());
         InnerGradients {
+            all_out: (!alone).then(|| self.single(config.width, blocks.clone())),
             middle: self.single(config.width, middle),
             up: self.matrix(config.up_width(), blocks.clone()),
             qkv: self.matrix(config.qkv_width(), blocks),

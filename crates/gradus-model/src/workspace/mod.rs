@@ -14,7 +14,7 @@ mod builder;
 
 use crate::config::ModelConfig;
 use crate::liveness::plan;
-use crate::part::Part;
+use crate::part::{Part, Share};
 use builder::{Builder, Moments, Places, Purpose, Wish};
 use gradus_compute::{Device, Format, Matrix, Precision};
 use gradus_error::Result;
@@ -49,11 +49,15 @@ pub(crate) struct BlockSaved {
     pub normal: Matrix,
     /// What the feed-forward part's activation puts out.
     pub activated: Matrix,
+    /// As [`Workspace::partial`].
+    pub partial: Span,
 }
 
 /// Gradients inside of a block.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct InnerGradients {
+    /// Of the block's output, all rows; `None` where own rows are all.
+    pub all_out: Option<Span>,
     pub middle: Span,
     pub up: Matrix,
     pub qkv: Matrix,
@@ -63,14 +67,19 @@ pub(crate) struct InnerGradients {
 /// Gradients of a block's outputs, which its weights' gradients are made from.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct BlockGradients {
-    /// Of the block's output.
+    /// Of the block's output, own rows.
     pub out: Span,
-    /// Of the block's input: the block below finds its `out` here.
+    /// The same, all rows, once they have been gathered.
+    pub all_out: Span,
+    /// Of the block's input, own rows: the block below finds its `out` here.
     pub input: Span,
+    /// All rows.
     pub middle: Span,
     pub up: Matrix,
     pub qkv: Matrix,
-    /// A gradient inside of a block: of what a norm or attention put out. Then what the activation put out, made again.
+    /// Of what a norm put out, all rows.
+    pub normal: Matrix,
+    /// A gradient inside of a block: of what attention put out, or a norm. Then what the activation put out, made again.
     pub inner: Matrix,
 }
 
@@ -79,6 +88,8 @@ pub(crate) struct BlockGradients {
 pub struct Workspace {
     /// `B * T` at most.
     pub(crate) rows: usize,
+    /// Of the rows of the residual stream, and of layers.
+    pub(crate) share: Share,
     /// Whether blocks run forward again before they run backward.
     pub(crate) recompute: bool,
     /// Input of each block, and the last block's output.
@@ -93,7 +104,13 @@ pub struct Workspace {
     pub(crate) normal: Matrix,
     pub(crate) statistics: Span,
     pub(crate) logits: Span,
+    /// Rows whose logits are made at once, on all tensor ranks.
+    pub(crate) chunk_rows: usize,
     pub(crate) losses: Span,
+    /// A summand of all rows, that is of what tensor ranks sum; or all rows of what is gathered for one operation.
+    pub(crate) partial: Span,
+    /// What tensor ranks exchange about the losses of such rows.
+    pub(crate) exchanged: Span,
 }
 
 /// What a stage's microbatches take memory for.
@@ -170,34 +187,34 @@ impl Workspace {
         Ok(plan.workspace(shared, Span::default()))
     }
 
-    /// Rows whose logits are made at once.
-    pub(crate) fn chunk_rows(&self, config: &ModelConfig) -> usize {
-        self.logits.len / config.padded_vocabulary()
-    }
-
-    /// Input of block `layer`; of the layer after the last block, that block's output.
+    /// Input of block `layer`; of the layer after the last block, that block's output: `rows` own rows.
     pub(crate) fn input(&self, layer: usize, rows: usize, width: usize) -> Span {
         self.inputs[layer % self.inputs.len()].part(0, rows * width)
     }
 
-    /// Where a part without embedding takes its input from: `[rows, C]`.
+    /// What a tensor rank has of a tensor of the residual stream.
+    fn own(&self, span: Span, rows: usize, config: &ModelConfig) -> Span {
+        span.part(0, self.share.of(rows).len() * config.width)
+    }
+
+    /// Where a part without embedding takes its input from: what it has of `[rows, C]` ([`Part::rows`]).
     pub fn received(&self, rows: usize, config: &ModelConfig) -> Span {
-        self.inputs[0].part(0, rows * config.width)
+        self.own(self.inputs[0], rows, config)
     }
 
-    /// Where a part without head leaves its output: `[rows, C]`.
+    /// Where a part without head leaves its output: what it has of `[rows, C]`.
     pub fn sent(&self, rows: usize, config: &ModelConfig) -> Span {
-        self.inputs[self.inputs.len() - 1].part(0, rows * config.width)
+        self.own(self.inputs[self.inputs.len() - 1], rows, config)
     }
 
-    /// Where a part without head takes the gradient of its output from: `[rows, C]`.
+    /// Where a part without head takes the gradient of its output from: what it has of `[rows, C]`.
     pub fn received_gradient(&self, rows: usize, config: &ModelConfig) -> Span {
-        self.residual(self.inputs.len() - 1).part(0, rows * config.width)
+        self.own(self.residual(self.inputs.len() - 1), rows, config)
     }
 
-    /// Where a part without embedding leaves the gradient of its input: `[rows, C]`.
+    /// Where a part without embedding leaves the gradient of its input: what it has of `[rows, C]`.
     pub fn sent_gradient(&self, rows: usize, config: &ModelConfig) -> Span {
-        self.residual(0).part(0, rows * config.width)
+        self.own(self.residual(0), rows, config)
     }
 
     pub(crate) fn saved(&self, layer: usize) -> &BlockSaved {
@@ -211,8 +228,10 @@ impl Workspace {
 
     /// Where block `layer` runs backward.
     pub(crate) fn gradients(&self, layer: usize) -> BlockGradients {
-        let InnerGradients { middle, up, qkv, inner } = self.gradients[layer % self.gradients.len()];
-        BlockGradients { out: self.residual(layer + 1), input: self.residual(layer), middle, up, qkv, inner }
+        let InnerGradients { all_out, middle, up, qkv, inner } = self.gradients[layer % self.gradients.len()];
+        let (out, input) = (self.residual(layer + 1), self.residual(layer));
+        let (all_out, normal) = all_out.map_or((out, inner), |all_out| (all_out, self.partial.into()));
+        BlockGradients { out, all_out, input, middle, up, qkv, normal, inner }
     }
 }
 
@@ -221,6 +240,8 @@ struct StagePlan<'a> {
     config: ModelConfig,
     part: &'a Part,
     rows: usize,
+    /// Columns of the widest share of the logits.
+    widest: usize,
     purpose: Purpose,
     kept: Format,
     size: WorkspaceSize,
@@ -247,8 +268,8 @@ impl<'a> StagePlan<'a> {
         kept: Format,
     ) -> Self {
         let size = WorkspaceSize { slot: 0, shared: 0 };
-        let mut plan =
-            Self { config: part.local(config), part, rows, purpose, kept, size, places: Vec::new() };
+        let (local, widest) = (part.local(config), part.most_vocabulary(config));
+        let mut plan = Self { config: local, part, rows, widest, purpose, kept, size, places: Vec::new() };
         let mut wishes = plan.builder(Vec::new());
         wishes.workspace();
         let mut wanted = wishes.places.wanted;
@@ -279,6 +300,7 @@ impl<'a> StagePlan<'a> {
             config: &self.config,
             part: self.part,
             rows: self.rows,
+            chunk_rows: logits_rows(self.widest, self.rows),
             purpose: self.purpose,
             kept: self.kept,
             moments,

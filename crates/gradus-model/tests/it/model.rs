@@ -24,7 +24,11 @@ pub fn small(family: Family, tied: bool) -> ModelConfig {
 }
 
 pub fn model(config: ModelConfig) -> Transformer {
-    let model = Transformer::new(config, Arc::new(Reference::new(Precision::F32, 1 << 20).unwrap())).unwrap();
+    model_on(config, Arc::new(Reference::new(Precision::F32, 1 << 20).unwrap()))
+}
+
+pub fn model_on(config: ModelConfig, device: Arc<dyn Device>) -> Transformer {
+    let model = Transformer::new(config, device).unwrap();
     model.initialise(3);
     // Weights of 0.02 leave gradients too small for differences: spread them.
     let all = model.parameters().layout.tensors().iter().filter(|t| t.shape.len() > 1);

@@ -89,6 +89,7 @@ impl Learner {
         while let Some((_, _, handle)) = self.passes.sends.pop() {
             self.pp.wait(handle)?;
         }
+        self.tp.finish()?;
         Ok(if self.place.tp == 0 { loss } else { LossSum::default() })
     }
 
@@ -110,7 +111,7 @@ impl Learner {
         slot: usize,
         microbatches: &mut dyn Microbatches,
     ) -> Result<LossSum> {
-        let Action { kind, microbatch, chunk } = action;
+        let Action { kind, chunk, .. } = action;
         let stage_number = self.shape.stage(self.place.pp, chunk);
         if let Some(needed) = Message::needed_by(self.shape, stage_number, action) {
             self.wait_for(needed)?;
@@ -118,9 +119,22 @@ impl Learner {
         if kind == ActionKind::Forward && stage_number == 0 {
             self.clear_slot(chunk, slot)?;
         }
+        let begun = self.begin_work();
+        let loss = self.pass(action, slot, microbatches)?;
+        self.end_pass(begun, chunk, kind);
+        Ok(loss)
+    }
+
+    /// A computation for which everything is there.
+    fn pass(
+        &mut self,
+        Action { kind, microbatch, chunk }: Action,
+        slot: usize,
+        microbatches: &mut dyn Microbatches,
+    ) -> Result<LossSum> {
         let batch = self.passes.share.load(microbatch, microbatches, &mut self.passes.ignored)?;
         let stage = &self.stages[chunk];
-        let (workspace, seams) = (&stage.slots[slot], StepSeams { stage });
+        let (workspace, seams) = (&stage.slots[slot], StepSeams { stage, tp: &self.tp });
         let Some(how) = backward(kind) else {
             stage.model.forward(workspace, batch, &seams)?;
             return Ok(LossSum::default());
@@ -148,10 +162,10 @@ impl Learner {
         Ok(())
     }
 
-    /// The rows of the residual stream that this rank has of a microbatch.
+    /// Tokens of a microbatch.
     fn rows(&mut self, microbatch: usize, microbatches: &mut dyn Microbatches) -> Result<usize> {
         let batch = self.passes.share.load(microbatch, microbatches, &mut self.passes.ignored)?;
-        Ok(self.stages[0].model.own_rows(batch.tokens.len()).len())
+        Ok(batch.tokens.len())
     }
 
     /// Where a message lies that a chunk of this rank receives.
@@ -251,6 +265,7 @@ impl Learner {
             self.clear_slot(chunk, 0)?;
             self.stages[chunk].finish()?;
         }
+        self.tp.finish()?;
         Ok(if self.place.tp == 0 { loss } else { LossSum::default() })
     }
 
@@ -274,7 +289,7 @@ impl Learner {
         }
         let batch = self.passes.share.load(microbatch, microbatches, &mut self.passes.ignored)?;
         let own = &self.stages[chunk];
-        let (workspace, seams) = (&own.slots[0], StepSeams { stage: own });
+        let (workspace, seams) = (&own.slots[0], StepSeams { stage: own, tp: &self.tp });
         own.model.forward(workspace, batch, &seams)?;
         let loss = own.model.held_out_loss(workspace, batch, &seams)?;
         if stage + 1 < self.shape.stages() && crossing(stage).crosses(self.shape) {

@@ -4,6 +4,7 @@
 use super::Learner;
 use crate::stage::{Quantity, Stage};
 use gradus_collective::{Collective, Reduction as How};
+use gradus_compute::{Format, Matrix};
 use gradus_error::{Error, Result};
 use gradus_memory::Span;
 use gradus_model::{Parameters, Transformer, hugging_face};
@@ -65,8 +66,7 @@ impl Learner {
     pub(crate) fn not_finite(&self) -> Option<String> {
         self.stages.iter().find_map(|stage| {
             let (model, kept) = (&stage.model, stage.kept_weights());
-            let (range, _) =
-                kept.iter().find(|(_, place)| !model.device().sum_of_squares(*place).is_finite())?;
+            let (range, _) = kept.iter().find(|(range, place)| !is_finite(stage, *range, *place))?;
             let tensors = model.parameters().layout.tensors();
             let of = tensors
                 .iter()
@@ -82,7 +82,8 @@ impl Learner {
     /// `Internal` on the rank that differs; the communicator's.
     pub fn check_agreement(&mut self) -> Result<()> {
         let own = self.stages.iter().fold(DIGEST_BASIS, |hash, stage| {
-            stage.kept_weights().iter().fold(hash, |hash, (_, place)| digest(hash, &read(stage, *place)))
+            let places = stage.kept_weights();
+            places.iter().fold(hash, |hash, (range, place)| digest(hash, &read(stage, *range, *place)))
         });
         let mut first = own.to_le_bytes();
         self.alike.broadcast(0, &mut first)?;
@@ -172,7 +173,7 @@ impl Learner {
                 for own in counted.iter().map(|own| own.common(&local)).filter(|own| !own.is_empty()) {
                     for (range, place) in stage.owned_places(what, own) {
                         let first = offset + range.start - local.start;
-                        let values = read(stage, place);
+                        let values = read(stage, range, place);
                         let to = bits[first..].iter_mut();
                         to.zip(values).for_each(|(bits, value)| *bits = value.to_bits() as i32);
                     }
@@ -183,15 +184,25 @@ impl Learner {
     }
 }
 
-fn read(stage: &Stage, place: Span) -> Vec<f32> {
-    let mut values = vec![0.0; place.len];
-    stage.model.device().read(place, &mut values);
+fn read(stage: &Stage, range: Span, place: Matrix) -> Vec<f32> {
+    let mut values = vec![0.0; range.len];
+    match place.format {
+        Format::F32 => stage.model.device().read(place.span, &mut values),
+        Format::Bf16 => stage.model.device().read_bf16(place.span, &mut values),
+    }
     values
+}
+
+fn is_finite(stage: &Stage, range: Span, place: Matrix) -> bool {
+    match place.format {
+        Format::F32 => stage.model.device().sum_of_squares(place.span).is_finite(),
+        Format::Bf16 => read(stage, range, place).iter().all(|value| value.is_finite()),
+    }
 }
 
 fn has_infinite(stage: &Stage, range: Span) -> bool {
     let places = stage.owned_places(Quantity::Weights, range);
-    places.iter().any(|(_, place)| read(stage, *place).iter().any(|value| !value.is_finite()))
+    places.iter().any(|(range, place)| read(stage, *range, *place).iter().any(|value| !value.is_finite()))
 }
 
 /// Where FNV-1a begins (Fowler, Noll and Vo).

@@ -56,7 +56,9 @@ pub(super) fn of_pieces(layout: &Layout, pieces: &[Piece], kind: OptimizerKind) 
 }
 
 fn check_order(layout: &Layout, pieces: &[Piece]) -> Result<()> {
-    let sized = |piece: &Piece| piece.span.len == piece.weights.len && piece.span.len == piece.gradients.len;
+    let sized = |Piece { span, weights, gradients, .. }: &Piece| {
+        weights.span.len == weights.format.places(span.len) && gradients.len == span.len
+    };
     let ordered = pieces.windows(2).all(|pair| pair[0].span.end() <= pair[1].span.start);
     let inside = pieces.last().is_none_or(|last| last.span.end() <= layout.len());
     if ordered && inside && pieces.iter().all(sized) {
@@ -91,6 +93,11 @@ fn append(parts: &mut Vec<(Span, Work)>, tensor: &Tensor) {
 /// How far second moments lie from those before: as far as tensors do, so that AdamW alone takes as much as the layout.
 fn second_stride(part: &Part) -> usize {
     part.moment2().map_or(0, |_| part.piece.span.len.next_multiple_of(Layout::ALIGNMENT))
+}
+
+/// Elements of all first moments.
+pub(super) fn first_moments(pieces: &[Piece]) -> usize {
+    pieces.iter().map(|piece| piece.span.len.next_multiple_of(Layout::ALIGNMENT)).sum()
 }
 
 /// Elements of all second moments.

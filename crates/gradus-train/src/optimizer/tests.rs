@@ -99,7 +99,7 @@ impl Rank {
             .iter()
             .map(|span| {
                 let [weights, gradients] = [(); 2].map(|()| device.allocate(span.len).unwrap());
-                Piece { span: *span, weights, gradients }
+                Piece { span: *span, weights: weights.into(), gradients, number: 0 }
             })
             .collect();
         let settings = OptimizerSettings { kind, ..Default::default() };
@@ -110,7 +110,7 @@ impl Rank {
     /// Three updates of what it owns of `weights`.
     fn update(&mut self, weights: &mut [f32]) {
         for piece in &self.pieces {
-            self.device.write(piece.weights, &weights[piece.span.start..piece.span.end()]);
+            self.device.write(piece.weights.span, &weights[piece.span.start..piece.span.end()]);
         }
         for step in 0..3 {
             let gradients = noise(weights.len(), step + 1);
@@ -120,7 +120,7 @@ impl Rank {
             self.optimizer.update(self.device.as_ref(), 1e-2, 0.25);
         }
         for piece in &self.pieces {
-            self.device.read(piece.weights, &mut weights[piece.span.start..piece.span.end()]);
+            self.device.read(piece.weights.span, &mut weights[piece.span.start..piece.span.end()]);
         }
     }
 
@@ -229,8 +229,9 @@ fn pieces_that_cannot_be_are_bugs() {
     let refused = |spans: &[(usize, usize)], kind| {
         let piece = |(start, len): &(usize, usize)| Piece {
             span: Span::new(*start, *len),
-            weights: Span::new(0, *len),
+            weights: Span::new(0, *len).into(),
             gradients: Span::new(0, *len),
+            number: 0,
         };
         let pieces: Vec<Piece> = spans.iter().map(piece).collect();
         parts::of_pieces(&layout, &pieces, kind).map(|_| ()).map_err(|error| error.kind().clone())

@@ -32,7 +32,11 @@ impl Kept {
         }
     }
 
-    fn private(device: &dyn Device, len: usize) -> Result<Self> {
+    /// Takes memory that nobody else reaches.
+    ///
+    /// # Errors
+    /// `Exhausted` where memory does not suffice.
+    pub(crate) fn private(device: &dyn Device, len: usize) -> Result<Self> {
         Ok(Self { span: device.allocate(len)?, shared: None })
     }
 

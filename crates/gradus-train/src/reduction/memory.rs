@@ -57,6 +57,14 @@ impl GradientMemory {
         Ok(Self::Kept(Kept::new(device, len, ranks)?))
     }
 
+    /// Memory for the whole layout that nobody else reaches.
+    ///
+    /// # Errors
+    /// `Exhausted` where memory does not suffice.
+    pub fn private(device: &dyn Device, len: usize) -> Result<Self> {
+        Ok(Self::Kept(Kept::private(device, len)?))
+    }
+
     /// Memory for `rank`'s shard.
     ///
     /// # Errors

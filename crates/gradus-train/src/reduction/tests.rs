@@ -1,12 +1,15 @@
 //! A bucket is handed to the communicator, and its first bytes leave, before the backward pass has ended.
 
 use super::*;
-use crate::settings::OptimizerKind;
+use crate::settings::{GradientFormat, OptimizerKind};
 use gradus_collective::{Communicator, run_as_threads};
 use gradus_compute::{CpuDevice, Precision};
 use gradus_model::{Batch, ModelConfig, PRESETS, Seams, Transformer, Workspace};
+use half::bf16;
 use std::time::Duration;
 
+/// Bytes of a bucket.
+const BUCKET: usize = 1 << 16;
 const TOKENS: [u32; 8] = [1, 2, 3, 4, 5, 6, 7, 8];
 const TARGETS: [u32; 8] = [2, 3, 4, 5, 6, 7, 8, 9];
 
@@ -53,8 +56,19 @@ fn read(device: &dyn Device, span: Span) -> Vec<f32> {
     values
 }
 
-/// One rank's backward pass: what was seen while it went on, its own gradients, and the sum of all.
-fn backward(mut communicator: Communicator) -> (Vec<Seen>, Vec<f32>, Vec<f32>) {
+/// One rank's backward pass.
+struct Pass {
+    /// What was seen while it went on.
+    seen: Vec<Seen>,
+    /// Its own gradients.
+    alone: Vec<f32>,
+    /// The sum of all ranks'.
+    summed: Vec<f32>,
+    /// Until the sum was there.
+    bytes_sent: u64,
+}
+
+fn backward(mut communicator: Communicator, format: GradientFormat) -> Pass {
     let model = model();
     let device = Arc::clone(model.device());
     let layout_len = model.parameters().layout.len();
@@ -72,7 +86,9 @@ fn backward(mut communicator: Communicator) -> (Vec<Seen>, Vec<f32>, Vec<f32>) {
     let world: Vec<usize> = (0..communicator.world_size()).collect();
     let dp = AxisRanks::new(communicator.group(&world).unwrap());
     let fsdp = AxisRanks::new(communicator.group(&[communicator.rank()]).unwrap());
-    let sum = Reduction::new(&device, units, &sharding, (dp, fsdp), memory, 1 << 16);
+    let size = StagingSize::new(format, [dp.size(), 1], units, BUCKET);
+    let rooms = |size| Staging::new(device.as_ref(), size, &mut Communicator::alone()).unwrap();
+    let sum = Reduction::new(&device, units, &sharding, (dp, fsdp), (memory, size.map(rooms)), BUCKET);
     sum.clear();
     let watch = Watch {
         sum: &sum,
@@ -84,7 +100,13 @@ fn backward(mut communicator: Communicator) -> (Vec<Seen>, Vec<f32>, Vec<f32>) {
     model.forward_backward(&workspace, batch, gradients, &watch).unwrap();
     let seen = watch.seen.into_inner();
     sum.finish().unwrap();
-    (seen, read(device.as_ref(), alone), read(device.as_ref(), summed))
+    let [alone, summed] = [alone, summed].map(|span| read(device.as_ref(), span));
+    Pass { seen, alone, summed, bytes_sent: communicator.counters().bytes_sent }
+}
+
+fn of_two(format: GradientFormat) -> Vec<Pass> {
+    let pass = move |communicator: Communicator| backward(communicator, format);
+    run_as_threads(2, Duration::from_secs(120), pass).unwrap()
 }
 
 /// Final norm, three blocks, embedding: after the first block left, buckets are under way, and more after each.
@@ -97,14 +119,14 @@ fn assert_early(seen: &[Seen]) {
 
 #[test]
 fn buckets_start_while_the_backward_pass_goes_on() {
-    let (seen, alone, summed) = backward(Communicator::alone());
+    let Pass { seen, alone, summed, .. } = backward(Communicator::alone(), GradientFormat::F32);
     assert_early(&seen);
     assert_eq!(alone, summed, "one rank's sum is its own");
 }
 
 #[test]
 fn bytes_leave_before_the_backward_pass_ends() {
-    for (seen, alone, summed) in run_as_threads(2, Duration::from_secs(120), backward).unwrap() {
+    for Pass { seen, alone, summed, .. } in of_two(GradientFormat::F32) {
         assert_early(&seen);
         let before_the_last = &seen[seen.len() - 2];
         // Half of the first bucket needs nobody's answer to leave; all before it were headers of the meeting.
@@ -115,8 +137,20 @@ fn bytes_leave_before_the_backward_pass_ends() {
 }
 
 #[test]
+fn halves_are_rounded_once_and_take_half_the_bytes() {
+    let whole = of_two(GradientFormat::F32);
+    for (pass, whole) in of_two(GradientFormat::Bf16).iter().zip(&whole) {
+        assert_early(&pass.seen);
+        let round = |x: &f32| bf16::from_f32(*x).to_f32();
+        let doubled: Vec<f32> = pass.alone.iter().map(|x| round(x) * 2.0).collect();
+        assert_eq!(doubled, pass.summed, "a number that is doubled needs no rounding");
+        assert!(pass.bytes_sent < whole.bytes_sent * 11 / 20, "{} {}", pass.bytes_sent, whole.bytes_sent);
+    }
+}
+
+#[test]
 fn buckets_cover_the_layout_in_order() {
     assert_eq!(buckets(10, 4), [Span::new(0, 4), Span::new(4, 4), Span::new(8, 2)]);
     assert_eq!(buckets(0, 4), []);
-    assert_eq!(buckets(3, 0).len(), 3);
+    assert_eq!([bucket_len(0), bucket_len(16)], [1, 4]);
 }

@@ -19,7 +19,7 @@ pub enum Accumulate {
     Full,
 }
 
-/// What gradients are sent and summed in.
+/// What gradients are sent and summed in over `dp` and `fsdp`; they are added up and kept in f32.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, Default)]
 #[serde(rename_all = "lowercase")]
 pub enum GradientFormat {

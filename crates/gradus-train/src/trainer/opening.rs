@@ -4,13 +4,16 @@ use super::{Parts, RunSettings, Trainer};
 use crate::batches::BatchBuffer;
 use crate::checkpoint::{self, TrainingState};
 use crate::conditions::{self, Conditions};
+use crate::cuts::{self, Work};
 use crate::learner::{Learner, LearnerSettings};
 use crate::links;
 use crate::mesh::Mesh;
+use crate::plan;
 use crate::sample::Sampler;
 use crate::settings::TrainSettings;
 use crate::stragglers::{Rule, Stragglers};
 use gradus_collective::Communicator;
+use gradus_compute::Device;
 use gradus_error::{Error, Result};
 use gradus_model::ModelConfig;
 use gradus_store::{Dataset, Split, Tokenizer};
@@ -24,17 +27,32 @@ impl Trainer {
     /// `Corrupt` for a damaged checkpoint.
     pub fn new(parts: Parts, settings: RunSettings) -> Result<Self> {
         let Parts {
-            config, first, device, mut communicator, nodes, hosts, dataset, tokenizer, clock, ..
+            config,
+            first,
+            device,
+            measure_on,
+            memory_bytes,
+            mut communicator,
+            nodes,
+            hosts,
+            dataset,
+            tokenizer,
+            clock,
+            ..
         } = parts;
         let mesh = Mesh::from_settings(&settings.parallel, communicator.world_size())?;
         settings.train.check(mesh.data_ranks())?;
         let sequence = sequence_length(&settings.train, &config, &dataset)?;
         let (buffer, documents) = BatchBuffer::new(sequence, end_of_text(&settings.train, &dataset)?);
-        let own = learner_settings(&settings, &mesh, sequence)?;
+        let mut own = learner_settings(&settings, &mesh, sequence)?;
         warn_of_waiting(&communicator, &mesh, own.microbatches);
+        check_memory(&settings, &config, (&mesh, sequence), device.as_ref(), memory_bytes)?;
         let mut peak = [parts.peak_flops_per_s];
         communicator.all_reduce(&mut peak)?;
         let links = links::settle(&mut communicator, &nodes, &settings)?;
+        let work = Work { config: &config, rows: own.rows, sequence };
+        own.stages = cuts::settle(&mut communicator, &settings, work, measure_on, clock.as_ref())?;
+        let chosen = links.into_iter().chain(cuts::condition(&own.stages)).collect();
         let described = device.describe();
         let mut learner = Learner::new(config, &device, communicator, own)?;
         if settings.resume.is_none() {
@@ -43,7 +61,7 @@ impl Trainer {
         }
         let sampler = sampler(&mut learner, tokenizer.as_ref(), &settings)?;
         let sums = way_of_sums(&mut learner);
-        let conditions = conditions::of_run(&settings, (&mesh, &sums, links), &described, &dataset.digest());
+        let conditions = conditions::of_run(&settings, (&mesh, &sums, chosen), &described, &dataset.digest());
         let state = first_state(&settings, conditions);
         let mut trainer = Self {
             learner,
@@ -128,11 +146,28 @@ fn learner_settings(settings: &RunSettings, mesh: &Mesh, sequence: usize) -> Res
     Ok(LearnerSettings {
         optimizer: settings.optimizer.clone(),
         parallel: settings.parallel.clone(),
+        // Not decided yet.
+        stages: Vec::new(),
         rows: sequences * sequence,
         microbatches: settings.train.microbatches(shares),
         recompute: settings.train.recompute,
         bucket_bytes: settings.train.bucket_bytes,
     })
+}
+
+/// Whether the run fits into the memory of its ranks, by the arithmetic of [`plan`].
+fn check_memory(
+    settings: &RunSettings,
+    config: &ModelConfig,
+    (mesh, sequence): (&Mesh, usize),
+    device: &dyn Device,
+    memory_bytes: u64,
+) -> Result<()> {
+    let train = TrainSettings { sequence_length: sequence, ..settings.train.clone() };
+    let work = plan::Work { model: config.clone(), train, optimizer: settings.optimizer.kind };
+    let split = plan::Split::new(&work, &settings.parallel, mesh.world_size())?;
+    let prepared = |shape, usage| device.prepared_len(shape, usage);
+    plan::check_memory(&split, memory_bytes, &prepared).map(|_| ())
 }
 
 /// Rank 0 says what is possible but slow.

@@ -6,9 +6,10 @@
 
 use gradus_collective::Communicator;
 use gradus_compute::{CpuDevice, Device, IGNORED, Precision};
+use gradus_host::RealClock;
 use gradus_model::{Batch, Family, ModelConfig, PRESETS};
 use gradus_train::{
-    FirstWeights, Learner, LearnerSettings, Microbatches, OptimizerSettings, ParallelSettings,
+    FirstWeights, Learner, LearnerSettings, Microbatches, OptimizerSettings, ParallelSettings, stages,
 };
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::backtrace::Backtrace;
@@ -162,13 +163,15 @@ fn learner(family: Family, device: &Arc<CpuDevice>, recompute: bool) -> Learner 
     let settings = LearnerSettings {
         optimizer: OptimizerSettings::default(),
         parallel: ParallelSettings::default(),
+        stages: stages::cut(2, 1, 0.0),
         rows: SEQUENCES * SEQUENCE,
         microbatches: 2,
         recompute,
         bucket_bytes: 1 << 16,
     };
     let device: Arc<dyn Device> = Arc::clone(device) as _;
-    let learner = Learner::new(model(family), &device, Communicator::alone(), settings).unwrap();
+    let mut learner = Learner::new(model(family), &device, Communicator::alone(), settings).unwrap();
+    learner.keep_account(Arc::new(RealClock::new()));
     learner.begin_with(&FirstWeights::Seed(1)).unwrap();
     learner
 }

@@ -5,6 +5,7 @@
 
 mod allocations;
 mod golden_muon;
+mod halves;
 mod muon;
 mod resumed;
 mod splits;

@@ -9,7 +9,7 @@ use gradus_model::{Batch, Family, ModelConfig, PRESETS, Transformer};
 use gradus_train::checkpoint::{self, TrainingState};
 use gradus_train::{
     Adjustment, FirstWeights, Learner, LearnerSettings, Microbatches, MuonSettings, OptimizerKind,
-    OptimizerSettings, ParallelSettings,
+    OptimizerSettings, ParallelSettings, stages,
 };
 use std::path::Path;
 use std::sync::Arc;
@@ -57,6 +57,7 @@ fn learner(
     let settings = LearnerSettings {
         optimizer: optimizer.clone(),
         parallel: ParallelSettings::default(),
+        stages: stages::cut(2, 1, 0.0),
         rows: 8,
         microbatches: 2,
         recompute: false,

@@ -10,6 +10,7 @@ pub mod generate;
 pub mod logits;
 pub mod plan_collective;
 pub mod plan_pipeline;
+pub mod plan_train;
 pub mod preflight;
 pub mod prepare;
 pub mod rank;

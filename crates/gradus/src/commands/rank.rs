@@ -19,7 +19,7 @@ use gradus_fabric::{
     Launch, NetworkSettings, Order, Seat, Session, SessionSettings, TlsSettings, Transport, World, connect,
     interface_of,
 };
-use gradus_host::{Clock, RealClock, disk};
+use gradus_host::{Clock, RealClock, disk, processors};
 use gradus_model::ModelConfig;
 use gradus_store::{Dataset, Tokenizer};
 use gradus_train::{FirstWeights, Observer, Outcome, Parts, RunSettings, Trainer};
@@ -54,6 +54,8 @@ pub fn run(resolved: &Resolved<Settings>, launch: Option<Launch>, resume: bool) 
         config,
         first,
         device,
+        measure_on,
+        memory_bytes,
         dataset,
         tokenizer,
         mut observer,
@@ -65,6 +67,8 @@ pub fn run(resolved: &Resolved<Settings>, launch: Option<Launch>, resume: bool) 
         config,
         first,
         device,
+        measure_on,
+        memory_bytes,
         communicator,
         nodes,
         hosts,
@@ -91,6 +95,8 @@ struct Opened {
     config: ModelConfig,
     first: FirstWeights,
     device: Arc<dyn Device>,
+    measure_on: Option<Arc<dyn Device>>,
+    memory_bytes: u64,
     dataset: Dataset,
     tokenizer: Option<Tokenizer>,
     observer: Box<dyn Observer>,
@@ -126,6 +132,12 @@ fn open(
     let config = settings.model_config(dataset.vocabulary())?;
     let observer = observers(resolved, first, &path)?;
     let run = settings.run_settings(path, checkpoint)?;
+    // The ranks of a host share its memory as they share its processors.
+    let memory_bytes = processors::total_memory_bytes().map_or(u64::MAX, |bytes| bytes / sharers as u64);
+    let measure_on = match first && settings.parallel.stages() > 1 {
+        true => Some(Arc::new(open_device(settings.train.threads, sharers, settings.train.precision)?) as _),
+        false => None,
+    };
     let (first, device) = (first_weights(settings), Arc::new(device));
     Ok(Opened {
         folder,
@@ -135,6 +147,8 @@ fn open(
         config,
         first,
         device,
+        measure_on,
+        memory_bytes,
         dataset,
         tokenizer,
         observer,

@@ -30,18 +30,19 @@ impl CpuDevice {
     }
 
     /// [`Device::prepare`](crate::Device::prepare).
-    pub(super) fn run_prepare(&self, shape: Linear, usage: Use, weight: Span, to: Span) {
-        sized("weight", weight, shape.outputs * shape.inputs);
+    pub(super) fn run_prepare(&self, shape: Linear, usage: Use, weight: Matrix, to: Span) {
+        super::matrix("weight", weight, shape.outputs * shape.inputs);
         sized("the place of a prepared weight", to, self.run_prepared_len(shape, usage));
-        let ([to], [weight]) = resolve(&self.arena, [to], [weight]);
+        let ([to], [rows]) = resolve(&self.arena, [to], [weight.span]);
         let engine = &mut self.working().engine;
         let operand = match usage {
             Use::Forward { apart } => Operand {
                 fold: fold_of(apart, shape.outputs, engine.family.lanes_together()),
-                ..Operand::along(weight.at(0), shape.inputs)
+                ..Operand::along(rows.at(0), shape.inputs)
             },
-            Use::Backward => Operand::across(weight.at(0), shape.inputs),
+            Use::Backward => Operand::across(rows.at(0), shape.inputs),
         };
+        let operand = operand.kept(weight.format);
         let (lines, depth) = sides(shape, usage);
         // SAFETY: sizes were checked, and the lock keeps other operations out.
         unsafe { engine.prepare(Preparation { operand, lines, depth, to: to.at(0) }) };

@@ -92,7 +92,7 @@ impl Prepared {
             }
         }
         for (shape, usage, place) in &self.weights {
-            device.prepare(*shape, *usage, self.single(1), *place);
+            device.prepare(*shape, *usage, self.single(1).into(), *place);
         }
     }
 

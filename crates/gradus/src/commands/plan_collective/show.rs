@@ -1,6 +1,6 @@
 //! A choice, for people and for programs.
 
-use crate::wording::{brief, counted, quantity, rate};
+use crate::wording::{brief, bytes, counted, rate};
 use gradus_collective::algorithm::Algorithm;
 use gradus_collective::cost::{Curve, Link, LinkFigures, Method, NeighbourFigures, Price};
 use gradus_collective::tuner::{Candidate, Case, Choice, Neighbourhood, Purpose, Scheme};
@@ -146,9 +146,4 @@ fn touches(figures: &NeighbourFigures, case: &Case) -> String {
         at(&bytes_per_s.registered_given),
         at(&bytes_per_s.private_combined)
     )
-}
-
-/// In decimal units, as rates are.
-fn bytes(count: u64) -> String {
-    format!("{}B", quantity(count as f64).replace('B', "G"))
 }

@@ -1,0 +1,105 @@
+//! What of the settings, possible each for itself, is impossible together.
+
+use crate::mesh::Mesh;
+use crate::settings::{GradientFormat, OptimizerKind, OptimizerSettings, ParallelSettings};
+use gradus_compute::Format;
+use gradus_error::{Error, Result};
+use gradus_model::ModelConfig;
+
+/// Whether model, optimizer and mesh go together.
+///
+/// # Errors
+/// `Invalid`, naming the keys and what would do.
+pub(super) fn check(
+    config: &ModelConfig,
+    mesh: &Mesh,
+    optimizer: &OptimizerSettings,
+    parallel: &ParallelSettings,
+) -> Result<()> {
+    check_whole_matrices(mesh, optimizer)?;
+    if optimizer.masters == Format::Bf16 {
+        check_pairs(config, mesh, "optimizer.masters \"bf16\"")?;
+    }
+    let is_cut_by_matrices = mesh.fsdp > 1 && optimizer.kind == OptimizerKind::Muon;
+    if parallel.gradients == GradientFormat::Bf16 && is_cut_by_matrices {
+        check_pairs(
+            config,
+            mesh,
+            "parallel.gradients \"bf16\" with shards of whole matrices (optimizer.kind \"muon\")",
+        )?;
+    }
+    Ok(())
+}
+
+/// Whether every matrix of a rank begins with an even element, as what is kept in bf16 has to: two lie in one place.
+fn check_pairs(config: &ModelConfig, mesh: &Mesh, what: &str) -> Result<()> {
+    let widths = [
+        ("model.width", config.width),
+        ("model.heads x model.head_size", config.query_width() / mesh.tp),
+        ("model.feed_forward", config.feed_forward / mesh.tp),
+    ];
+    let Some((key, _)) = widths.into_iter().find(|(_, width)| !width.is_multiple_of(2)) else {
+        return Ok(());
+    };
+    let of_each = if mesh.tp > 1 { " on each rank of parallel.tp" } else { "" };
+    Err(Error::invalid(format!(
+        "{key} is odd{of_each}, and {what} needs matrices of even width: give an even one, or \"f32\""
+    )))
+}
+
+fn check_whole_matrices(mesh: &Mesh, optimizer: &OptimizerSettings) -> Result<()> {
+    if optimizer.kind == OptimizerKind::Muon && mesh.tp > 1 {
+        return Err(Error::invalid(format!(
+            "optimizer.kind is \"muon\" and parallel.tp {}: Muon makes the update of a whole matrix orthogonal, and of a \
+             matrix that is cut a rank has a slice only: give optimizer.kind \"adamw\", or parallel.tp 1 with a larger \
+             parallel.fsdp",
+            mesh.tp
+        )));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use gradus_error::Kind;
+    use gradus_model::PRESETS;
+
+    fn muon() -> OptimizerSettings {
+        OptimizerSettings { kind: OptimizerKind::Muon, ..Default::default() }
+    }
+
+    #[track_caller]
+    fn assert_invalid(result: Result<()>, keys: [&str; 2]) {
+        let error = result.unwrap_err();
+        assert_eq!(*error.kind(), Kind::Invalid);
+        let text = error.to_string();
+        assert!(keys.iter().all(|key| text.contains(key)), "{text}");
+    }
+
+    #[test]
+    fn muon_needs_whole_matrices() {
+        let of = |optimizer: OptimizerSettings, tp| {
+            check_whole_matrices(&Mesh { pp: 1, dp: 1, fsdp: 2, tp }, &optimizer)
+        };
+        of(muon(), 1).unwrap();
+        of(OptimizerSettings::default(), 2).unwrap();
+        assert_invalid(of(muon(), 2), ["optimizer.kind", "parallel.tp"]);
+    }
+
+    #[test]
+    fn what_lies_in_pairs_has_even_widths() {
+        let (_, preset) = &PRESETS[0];
+        let odd = ModelConfig { feed_forward: 49, ..preset.clone() };
+        let mesh = Mesh { pp: 1, dp: 1, fsdp: 2, tp: 1 };
+        let halves = ParallelSettings { gradients: GradientFormat::Bf16, ..Default::default() };
+        check(preset, &mesh, &muon(), &halves).unwrap();
+        check(&odd, &mesh, &muon(), &ParallelSettings::default()).unwrap();
+        check(&odd, &mesh, &OptimizerSettings::default(), &halves).unwrap();
+        assert_invalid(check(&odd, &mesh, &muon(), &halves), ["model.feed_forward", "parallel.gradients"]);
+        let masters = OptimizerSettings { masters: Format::Bf16, ..Default::default() };
+        let plain = ParallelSettings::default();
+        check(preset, &mesh, &masters, &plain).unwrap();
+        assert_invalid(check(&odd, &mesh, &masters, &plain), ["model.feed_forward", "optimizer.masters"]);
+    }
+}
