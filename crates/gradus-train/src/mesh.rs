@@ -4,7 +4,7 @@
 //! replicated, `tp` cuts each layer. Ranks count along the innermost first, so that those that say most to each other are
 //! neighbours. `dp` and `fsdp` together share out the microbatches: a rank's place on both is its data rank.
 
-use crate::settings::{ParallelSettings, no_ranks};
+use crate::settings::{OptimizerKind, ParallelSettings, no_ranks};
 use gradus_collective::Communicator;
 use gradus_error::{Error, Result};
 use gradus_model::ModelConfig;
@@ -208,6 +208,22 @@ impl Mesh {
              each stage has a layer at least, so {mend} would do",
             self.pp
         )))
+    }
+
+    /// Whether such an optimizer can update what the ranks have.
+    ///
+    /// # Errors
+    /// `Invalid`, naming the keys and what would do.
+    pub fn check_optimizer(&self, kind: OptimizerKind) -> Result<()> {
+        if kind == OptimizerKind::Muon && self.tp > 1 {
+            return Err(Error::invalid(format!(
+                "optimizer.kind is \"muon\" and parallel.tp {}: Muon makes the update of a whole matrix orthogonal, and of a \
+                 matrix that is cut a rank has a slice only: give optimizer.kind \"adamw\", or parallel.tp 1 with a larger \
+                 parallel.fsdp",
+                self.tp
+            )));
+        }
+        Ok(())
     }
 
     /// Whether microbatches of `sequences` of so many tokens can be cut among the ranks of `tp`.

@@ -10,12 +10,14 @@ use crate::gathering;
 use crate::mesh::Coordinates;
 use crate::optimizer::Optimizer;
 use crate::pipeline::{Kind, Shape};
-use crate::reduction;
+use crate::reduction::{self, StagingSize};
 use crate::settings::OptimizerKind;
 use crate::sharding::Sharding;
 use gradus_compute::{Linear, Use};
-use gradus_memory::Span;
-use gradus_model::{ModelConfig, Parameters, Part, StageMemory, Workspace, WorkspaceSize, size_of_prepared};
+use gradus_memory::{Layout, Span};
+use gradus_model::{
+    ModelConfig, Parameters, Part, Places, StageMemory, Workspace, WorkspaceSize, size_of_prepared,
+};
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -24,7 +26,7 @@ use std::rc::Rc;
 /// Bytes of a rank, by what they are for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
 pub struct Memory {
-    /// Weights in f32: all of its chunks, or its own shards.
+    /// Weights: all of its chunks, or its own shards.
     pub weights: u64,
     /// Slots for units whose weights are gathered in passing.
     pub gathered: u64,
@@ -32,7 +34,7 @@ pub struct Memory {
     pub copies: u64,
     /// Gradients: all of its chunks', or its own shards'.
     pub gradients: u64,
-    /// Slots for units whose gradients are on their way to their owners.
+    /// Slots for units whose gradients are on their way to their owners, and rooms for what travels in bf16.
     pub scattered: u64,
     /// Moments of what it owns.
     pub moments: u64,
@@ -102,6 +104,8 @@ type PartKind = (usize, [bool; 2], [usize; 2]);
 /// Sizes of a kind of part.
 struct PartSizes {
     parameters: Rc<Parameters>,
+    /// Where its weights lie.
+    places: Places,
     /// Elements of the largest unit.
     largest: usize,
     copies: usize,
@@ -111,6 +115,8 @@ struct PartSizes {
 #[derive(Debug, Clone, Copy, Default)]
 struct Owned {
     elements: usize,
+    /// Elements of f32 in whose place its weights lie.
+    weights: usize,
     moments: usize,
 }
 
@@ -202,8 +208,9 @@ impl<'a> Sizes<'a> {
     /// As little as the rank that owns most can own.
     fn ideal_share(&mut self, part: &Part, fsdp: usize) -> Owned {
         let elements = self.part(part).parameters.layout.len().div_ceil(fsdp);
-        let moments = if self.work.optimizer == OptimizerKind::AdamW { 2 * elements } else { elements };
-        Owned { elements, moments }
+        let adamw = self.work.optimizer.kind == OptimizerKind::AdamW;
+        let weights = self.part(part).places.len().div_ceil(fsdp);
+        Owned { elements, weights, moments: if adamw { 2 * elements } else { elements } }
     }
 
     /// The rank that needs most memory of those that shard these parts, and what it owns of each.
@@ -212,8 +219,11 @@ impl<'a> Sizes<'a> {
         let weight = |rank: usize| -> usize {
             let (weights, gradients) =
                 (split.parallel.shards_parameters(), split.parallel.shards_gradients());
-            let times = usize::from(weights) + usize::from(gradients);
-            shards.iter().map(|shard| times * shard[rank].elements + shard[rank].moments).sum()
+            let of_shard = |shard: &Rc<Vec<Owned>>| {
+                let Owned { elements, weights: places, moments } = shard[rank];
+                usize::from(weights) * places + usize::from(gradients) * elements + moments
+            };
+            shards.iter().map(of_shard).sum()
         };
         // Of equal ones the first.
         let rank = (0..split.mesh.fsdp).rev().max_by_key(|rank| weight(*rank)).unwrap_or(0);
@@ -234,18 +244,26 @@ impl<'a> Sizes<'a> {
         let (sizes, [activations, scratch]) = (self.part(part), self.workspace(split, part, slots));
         let (visited, scattered) = (split.parallel.shards_parameters(), split.parallel.shards_gradients());
         let all = sizes.parameters.layout.len();
-        let share = |shared: bool| if shared { owned.elements } else { all };
-        let units = |some: bool, count: usize| if some { count * sizes.largest } else { 0 };
+        let slot = gathering::slot_len(&sizes.parameters, &sizes.places).next_multiple_of(Layout::ALIGNMENT);
+        let slots_of = |some: bool, count: usize, len: usize| if some { count * len } else { 0 };
+        let staging = self.staging(split, &sizes);
         [
-            share(visited),
-            units(visited, gathering::slots(&sizes.parameters)),
+            if visited { owned.weights } else { sizes.places.len() },
+            slots_of(visited, gathering::slots(&sizes.parameters), slot),
             if self.work.prepares() && !visited { sizes.copies } else { 0 },
-            share(scattered),
-            units(scattered, reduction::slots(&sizes.parameters)),
+            if scattered { owned.elements } else { all },
+            slots_of(scattered, reduction::slots(&sizes.parameters), sizes.largest) + staging,
             owned.moments,
             activations,
             scratch,
         ]
+    }
+
+    /// Elements of f32 in whose place gradients travel that are rounded for it.
+    fn staging(&self, split: &Split<'_>, sizes: &PartSizes) -> usize {
+        let (format, ranks) = (split.parallel.gradients, [split.mesh.dp, split.mesh.fsdp]);
+        let bucket_bytes = self.work.train.bucket_bytes;
+        StagingSize::new(format, ranks, sizes.parameters.units(), bucket_bytes).map_or(0, StagingSize::len)
     }
 
     fn part(&mut self, part: &Part) -> Rc<PartSizes> {
@@ -255,9 +273,9 @@ impl<'a> Sizes<'a> {
     }
 
     fn shards(&mut self, part: &Part, fsdp: usize) -> Rc<Vec<Owned>> {
-        let (sizes, optimizer) = (self.part(part), self.work.optimizer);
+        let (sizes, kind) = (self.part(part), self.work.optimizer.kind);
         let entry = self.shards.entry((kind_of(part), fsdp));
-        Rc::clone(entry.or_insert_with(|| Rc::new(shards(&sizes.parameters, fsdp, optimizer))))
+        Rc::clone(entry.or_insert_with(|| Rc::new(shards(&sizes, fsdp, kind))))
     }
 
     /// Elements of a chunk's activations, all slots together, and of its scratch.
@@ -310,21 +328,27 @@ impl PartSizes {
         let parameters = Parameters::of(model, part);
         let largest = parameters.units().iter().map(|(_, span)| span.len).max().unwrap_or(0);
         let copies = if work.prepares() { size_of_prepared(model, part, prepared) } else { 0 };
-        Self { parameters: Rc::new(parameters), largest, copies }
+        let places = Places::new(&parameters.layout, work.optimizer.masters);
+        Self { parameters: Rc::new(parameters), places, largest, copies }
     }
 }
 
 /// What each of the ranks that shard a part owns of it.
-fn shards(parameters: &Parameters, fsdp: usize, kind: OptimizerKind) -> Vec<Owned> {
-    let layout = &parameters.layout;
+fn shards(sizes: &PartSizes, fsdp: usize, kind: OptimizerKind) -> Vec<Owned> {
+    let layout = &sizes.parameters.layout;
     let owned = |spans: &[Span]| {
         let moments = Optimizer::moment_elements(layout, spans, kind).expect("shards cut no matrix");
-        Owned { elements: spans.iter().map(|span| span.len).sum(), moments: moments.iter().sum() }
+        let place = |span: &Span| sizes.places.range(*span).len.next_multiple_of(Layout::ALIGNMENT);
+        Owned {
+            elements: spans.iter().map(|span| span.len).sum(),
+            weights: spans.iter().map(place).sum(),
+            moments: moments.iter().sum(),
+        }
     };
     if fsdp == 1 {
         return vec![owned(&[Span::new(0, layout.len())])];
     }
-    let units: Vec<Span> = parameters.units().iter().map(|(_, span)| *span).collect();
+    let units: Vec<Span> = sizes.parameters.units().iter().map(|(_, span)| *span).collect();
     let sharding = Sharding::new(layout, &units, fsdp, kind);
     (0..fsdp).map(|rank| owned(&sharding.owned(rank))).collect()
 }

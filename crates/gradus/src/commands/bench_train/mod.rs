@@ -19,7 +19,10 @@ use gradus_fabric::{NetworkSettings, TransportKind, connect};
 use gradus_host::{Clock, RealClock, processors};
 use gradus_model::{ModelConfig, Parameters, hugging_face, logits_rows};
 use gradus_train::pipeline::Kind;
-use gradus_train::{FirstWeights, Learner, LearnerSettings, OptimizerSettings, ScheduleKind, stages};
+use gradus_train::plan::{Sizes, Split, Work};
+use gradus_train::{
+    FirstWeights, Learner, LearnerSettings, OptimizerSettings, ScheduleKind, TrainSettings, stages,
+};
 pub use shape::Shape;
 use split::SplitArguments;
 use std::io::BufRead;
@@ -100,6 +103,8 @@ struct Bench {
     schedule: Kind,
     /// What each rank's device has handed out.
     device_bytes: Vec<f64>,
+    /// What `gradus plan train` expects that of this rank to be.
+    planned_bytes: u64,
     resident_before: Option<u64>,
 }
 
@@ -112,20 +117,19 @@ impl Bench {
         let cut = arguments.split.cut(sizes, communicator.world_size())?;
         let batches = StoredBatches::open(sizes, arguments.batches.as_deref(), cut)?;
         let (config, first) = first(shape, arguments.init.clone())?;
+        let parallel = arguments.split.parallel();
+        let head = stages::head_in_blocks(&config, sizes.sequence);
         let settings = LearnerSettings {
             optimizer: optimizer(sizes.learning_rate),
-            parallel: arguments.split.parallel(),
-            stages: stages::cut(
-                config.layers,
-                arguments.split.parallel().stages(),
-                stages::head_in_blocks(&config, sizes.sequence),
-            ),
+            stages: stages::cut(config.layers, parallel.stages(), head),
+            parallel,
             rows: cut.each() * sizes.sequence,
             microbatches: cut.microbatches,
             recompute: false,
             bucket_bytes: 1 << 20,
         };
         let schedule = settings.parallel.schedule;
+        let planned_bytes = planned_bytes(arguments, &config, &settings, &device, &communicator)?;
         let (clock, any_device) = (RealClock::new(), Arc::clone(&device) as Arc<dyn Device>);
         let mut learner = Learner::new(config, &any_device, communicator, settings)?;
         learner.keep_account(Arc::new(clock));
@@ -141,6 +145,7 @@ impl Bench {
             device,
             schedule,
             device_bytes,
+            planned_bytes,
             resident_before,
         })
     }
@@ -169,7 +174,8 @@ impl Bench {
         })
     }
 
-    /// Bytes held: `device_bytes` all that each rank's device has handed out, planned once. Where every rank has the whole
+    /// Bytes held: `device_bytes` all that each rank's device has handed out, planned once, and `planned_bytes` what
+    /// `gradus plan train` says of rank 0. Where every rank has the whole
     /// model, of that `state` is weights (their own masters), gradients and moments, and `kept` the rest: what blocks leave
     /// for their backward pass, gradients between layers, a piece of logits (`logits`, counted in `kept`). `scratch` is what
     /// kernels work in; `peak` and `before` resident memory at its most and before there was a model.
@@ -182,6 +188,7 @@ impl Bench {
         let state = self.learner.whole_model().filter(|_| !shards).map(|_| 4 * 4 * elements);
         serde_json::json!({
             "device_bytes": self.device_bytes,
+            "planned_bytes": self.planned_bytes,
             "state_bytes": state,
             "kept_bytes": state.map(|state| held - state),
             "logits_bytes": 4 * logits_rows(vocabulary, rows) * vocabulary,
@@ -246,6 +253,31 @@ impl Bench {
         }
         Ok(0)
     }
+}
+
+/// What a rank's device will hand out, by the arithmetic of `gradus plan train`.
+fn planned_bytes(
+    arguments: &BenchTrainArguments,
+    config: &ModelConfig,
+    settings: &LearnerSettings,
+    device: &CpuDevice,
+    communicator: &Communicator,
+) -> Result<u64> {
+    let (sizes, ranks) = (arguments.shape.sizes(), communicator.world_size());
+    let cut = arguments.split.cut(sizes, ranks)?;
+    let train = TrainSettings {
+        sequence_length: sizes.sequence,
+        global_batch: cut.sequences,
+        microbatch: cut.each(),
+        precision: arguments.precision,
+        recompute: settings.recompute,
+        ..Default::default()
+    };
+    let work = Work { model: config.clone(), train, optimizer: settings.optimizer.clone() };
+    let split = Split::new(&work, &settings.parallel, ranks)?.with_stages(settings.stages.clone());
+    let prepared = |shape, usage| device.prepared_len(shape, usage);
+    let place = split.mesh.coordinates(communicator.rank());
+    Ok(Sizes::new(&work, &prepared).of_rank(&split, place).total())
 }
 
 /// The defaults, at one learning rate throughout.
