@@ -4,6 +4,9 @@ use gradus_collective::{Collective, Communicator, Handle, Memory, Number};
 use gradus_error::{Error, Result};
 use std::cell::{Cell, RefCell};
 
+/// Turns of progress between two operations: as many as move 16 MiB, at 128 KiB in each.
+const MOST_TURNS: usize = 128;
+
 /// A communicator along one axis, for the several places of a step that use it.
 pub(crate) struct AxisRanks {
     communicator: RefCell<Communicator>,
@@ -78,12 +81,25 @@ impl AxisRanks {
         self.communicator.borrow().is_done(handle)
     }
 
-    /// As [`Communicator::progress`].
+    /// As [`Communicator::progress`], again and again until nothing moves any more: between operations of a pass there may be
+    /// milliseconds, in which a turn that moves a part of what is there would be the only one.
     ///
     /// # Errors
     /// As [`Communicator::progress`].
     pub fn progress(&self) -> Result<()> {
-        self.communicator.borrow_mut().progress()
+        let mut communicator = self.communicator.borrow_mut();
+        let moved = |communicator: &Communicator| {
+            let counters = communicator.counters();
+            counters.bytes_sent + counters.bytes_received
+        };
+        for _ in 0..MOST_TURNS {
+            let before = moved(&communicator);
+            communicator.progress()?;
+            if moved(&communicator) == before {
+                break;
+            }
+        }
+        Ok(())
     }
 }
 

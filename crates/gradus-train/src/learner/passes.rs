@@ -208,7 +208,7 @@ impl Learner {
         // SAFETY: nobody writes this memory before the slot is cleared; as in `receive`.
         let handle = unsafe { self.pp.start(&Collective::send(to), memory) }?;
         self.passes.sends.push((self.shape.chunk_of(message.from_stage()), slot, handle));
-        Ok(())
+        self.pp.progress()
     }
 
     /// Hands something from one chunk of this rank to another.
