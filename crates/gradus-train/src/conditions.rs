@@ -3,6 +3,7 @@
 use crate::mesh::Mesh;
 use crate::settings::{OptimizerKind, OptimizerSettings, ParallelSettings};
 use crate::trainer::RunSettings;
+use gradus_compute::Format;
 use gradus_error::{Error, Result};
 use serde::Serialize;
 use serde_json::{Map, Value};
@@ -19,6 +20,9 @@ pub(crate) const NODES: &str = "nodes";
 /// The setting that says which optimizer it is, and the section that one of them has to itself.
 const KIND: &str = "optimizer.kind";
 const MUON: &str = "muon";
+
+/// The setting that says what weights are kept in: recorded where that is not f32, as it always was.
+const MASTERS: &str = "optimizer.masters";
 
 /// The section that says how ranks split the work.
 const PARALLEL: &str = "parallel";
@@ -57,8 +61,11 @@ fn of_parallel(settings: &ParallelSettings) -> impl Iterator<Item = (String, Str
     given.filter(|(key, value)| Some(value) != default_of(key).as_ref())
 }
 
-/// What a key of that section that a checkpoint does not name was.
+/// What a key of that section, or that of masters, was that a checkpoint does not name.
 fn default_of(key: &str) -> Option<String> {
+    if key == MASTERS {
+        return fields_of(&OptimizerSettings::default()).get("masters").map(Value::to_string);
+    }
     let field = key.strip_prefix(PARALLEL)?.strip_prefix('.')?;
     fields_of(&ParallelSettings::default()).get(field).map(Value::to_string)
 }
@@ -67,6 +74,9 @@ fn default_of(key: &str) -> Option<String> {
 fn of_optimizer(optimizer: &OptimizerSettings) -> Conditions {
     let mut fields = fields_of(optimizer);
     let muon = fields.remove(MUON).unwrap_or_default();
+    if optimizer.masters == Format::F32 {
+        fields.remove("masters");
+    }
     if optimizer.kind == OptimizerKind::AdamW {
         fields.remove("kind");
         return named("optimizer", fields).collect();
@@ -171,6 +181,18 @@ mod tests {
         let text = changes(&sharded, &piped);
         for named in ["fsdp was 2 and is 1", "pp was 1 and is 2", "schedule was \"1f1b\" and is \"gpipe\""] {
             assert!(text.contains(named), "{text}");
+        }
+    }
+
+    #[test]
+    fn masters_that_are_f32_are_as_they_always_were() {
+        let of = |masters| of_optimizer(&OptimizerSettings { masters, ..Default::default() });
+        let [single, half] = [Format::F32, Format::Bf16].map(of);
+        assert!(single.iter().all(|(key, _)| key != MASTERS));
+        check_unchanged(&half, &half).unwrap();
+        for (before, now) in [(&single, &half), (&half, &single)] {
+            let text = check_unchanged(before, now).unwrap_err().to_string();
+            assert!(text.contains("optimizer.masters was") && text.contains("bf16"), "{text}");
         }
     }
 

@@ -4,7 +4,7 @@
 //! replicated, `tp` cuts each layer. Ranks count along the innermost first, so that those that say most to each other are
 //! neighbours. `dp` and `fsdp` together share out the microbatches: a rank's place on both is its data rank.
 
-use crate::settings::{ParallelSettings, no_ranks};
+use crate::settings::{OptimizerKind, ParallelSettings, no_ranks};
 use gradus_collective::Communicator;
 use gradus_error::{Error, Result};
 use gradus_model::ModelConfig;
@@ -191,6 +191,22 @@ impl Mesh {
         };
         let fits: Vec<usize> = (1..=most).filter(|ranks| common.is_multiple_of(*ranks)).collect();
         Err(Error::invalid(format!("{what}: layers of this model can be cut among {} ranks", choice(&fits))))
+    }
+
+    /// Whether an optimizer can do with what a rank has.
+    ///
+    /// # Errors
+    /// `Invalid`, naming the keys and what would do.
+    pub fn check_optimizer(&self, kind: OptimizerKind) -> Result<()> {
+        if kind != OptimizerKind::Muon || self.tp == 1 {
+            return Ok(());
+        }
+        Err(Error::invalid(format!(
+            "optimizer.kind is \"muon\" and parallel.tp {}: Muon makes the update of a whole matrix orthogonal, and of a \
+             matrix that is cut a rank has a slice only: give optimizer.kind \"adamw\", or parallel.tp 1 with a larger \
+             parallel.fsdp",
+            self.tp
+        )))
     }
 
     fn check_layers(&self, layers: usize, stages_per_rank: usize) -> Result<()> {

@@ -16,7 +16,7 @@ pub(super) fn check(
     optimizer: &OptimizerSettings,
     parallel: &ParallelSettings,
 ) -> Result<()> {
-    check_whole_matrices(mesh, optimizer)?;
+    mesh.check_optimizer(optimizer.kind)?;
     if optimizer.masters == Format::Bf16 {
         check_pairs(config, mesh, "optimizer.masters \"bf16\"")?;
     }
@@ -47,18 +47,6 @@ fn check_pairs(config: &ModelConfig, mesh: &Mesh, what: &str) -> Result<()> {
     )))
 }
 
-fn check_whole_matrices(mesh: &Mesh, optimizer: &OptimizerSettings) -> Result<()> {
-    if optimizer.kind == OptimizerKind::Muon && mesh.tp > 1 {
-        return Err(Error::invalid(format!(
-            "optimizer.kind is \"muon\" and parallel.tp {}: Muon makes the update of a whole matrix orthogonal, and of a \
-             matrix that is cut a rank has a slice only: give optimizer.kind \"adamw\", or parallel.tp 1 with a larger \
-             parallel.fsdp",
-            mesh.tp
-        )));
-    }
-    Ok(())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -75,16 +63,6 @@ mod tests {
         assert_eq!(*error.kind(), Kind::Invalid);
         let text = error.to_string();
         assert!(keys.iter().all(|key| text.contains(key)), "{text}");
-    }
-
-    #[test]
-    fn muon_needs_whole_matrices() {
-        let of = |optimizer: OptimizerSettings, tp| {
-            check_whole_matrices(&Mesh { pp: 1, dp: 1, fsdp: 2, tp }, &optimizer)
-        };
-        of(muon(), 1).unwrap();
-        of(OptimizerSettings::default(), 2).unwrap();
-        assert_invalid(of(muon(), 2), ["optimizer.kind", "parallel.tp"]);
     }
 
     #[test]

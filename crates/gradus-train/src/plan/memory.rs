@@ -10,12 +10,14 @@ use crate::gathering;
 use crate::mesh::Coordinates;
 use crate::optimizer::Optimizer;
 use crate::pipeline::{Kind, Shape};
-use crate::reduction;
+use crate::reduction::{self, StagingSize};
 use crate::settings::OptimizerKind;
 use crate::sharding::Sharding;
 use gradus_compute::{Linear, Use};
-use gradus_memory::Span;
-use gradus_model::{ModelConfig, Parameters, Part, StageMemory, Workspace, WorkspaceSize, size_of_prepared};
+use gradus_memory::{Layout, Span};
+use gradus_model::{
+    ModelConfig, Parameters, Part, Places, StageMemory, Workspace, WorkspaceSize, size_of_prepared,
+};
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -24,7 +26,7 @@ use std::rc::Rc;
 /// Bytes of a rank, by what they are for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
 pub struct Memory {
-    /// Weights in f32: all of its chunks, or its own shards.
+    /// Weights: all of its chunks, or its own shards.
     pub weights: u64,
     /// Slots for units whose weights are gathered in passing.
     pub gathered: u64,
@@ -32,7 +34,7 @@ pub struct Memory {
     pub copies: u64,
     /// Gradients: all of its chunks', or its own shards'.
     pub gradients: u64,
-    /// Slots for units whose gradients are on their way to their owners.
+    /// Slots for units whose gradients are on their way to their owners, and rooms in which gradients travel in bf16.
     pub scattered: u64,
     /// Moments of what it owns.
     pub moments: u64,
@@ -104,6 +106,8 @@ struct PartSizes {
     parameters: Rc<Parameters>,
     /// Elements of the largest unit.
     largest: usize,
+    /// Where weights lie.
+    places: Rc<Places>,
     copies: usize,
 }
 
@@ -111,6 +115,8 @@ struct PartSizes {
 #[derive(Debug, Clone, Copy, Default)]
 struct Owned {
     elements: usize,
+    /// Elements of f32 in whose place its weights lie.
+    weights: usize,
     moments: usize,
 }
 
@@ -198,9 +204,11 @@ impl<'a> Sizes<'a> {
 
     /// As little as the rank that owns most can own.
     fn ideal_share(&mut self, part: &Part, fsdp: usize) -> Owned {
-        let elements = self.part(part).parameters.layout.len().div_ceil(fsdp);
+        let sizes = self.part(part);
+        let [elements, weights] =
+            [sizes.parameters.layout.len(), sizes.places.len()].map(|all| all.div_ceil(fsdp));
         let moments = if self.work.optimizer == OptimizerKind::AdamW { 2 * elements } else { elements };
-        Owned { elements, moments }
+        Owned { elements, weights, moments }
     }
 
     /// The rank that needs most memory of those that shard these parts, and what it owns of each.
@@ -209,8 +217,10 @@ impl<'a> Sizes<'a> {
         let weight = |rank: usize| -> usize {
             let (weights, gradients) =
                 (split.parallel.shards_parameters(), split.parallel.shards_gradients());
-            let times = usize::from(weights) + usize::from(gradients);
-            shards.iter().map(|shard| times * shard[rank].elements + shard[rank].moments).sum()
+            let of = |owned: &Owned| {
+                owned.weights * usize::from(weights) + owned.elements * usize::from(gradients) + owned.moments
+            };
+            shards.iter().map(|shard| of(&shard[rank])).sum()
         };
         // Of equal ones the first.
         let rank = (0..split.mesh.fsdp).rev().max_by_key(|rank| weight(*rank)).unwrap_or(0);
@@ -230,19 +240,25 @@ impl<'a> Sizes<'a> {
     fn elements(&mut self, split: &Split<'_>, part: &Part, owned: Owned, slots: usize) -> [usize; 8] {
         let (sizes, [activations, scratch]) = (self.part(part), self.workspace(split, part, slots));
         let (visited, scattered) = (split.parallel.shards_parameters(), split.parallel.shards_gradients());
-        let all = sizes.parameters.layout.len();
-        let share = |shared: bool| if shared { owned.elements } else { all };
-        let units = |some: bool, count: usize| if some { count * sizes.largest } else { 0 };
+        let parameters = &sizes.parameters;
+        let of_slots = |some: bool, count: usize, len: usize| if some { count * len } else { 0 };
         [
-            share(visited),
-            units(visited, gathering::slots(&sizes.parameters)),
+            if visited { owned.weights } else { sizes.places.len() },
+            of_slots(visited, gathering::slots(parameters), gathering::slot_len(parameters, &sizes.places)),
             if self.work.prepares() && !visited { sizes.copies } else { 0 },
-            share(scattered),
-            units(scattered, reduction::slots(&sizes.parameters)),
+            if scattered { owned.elements } else { parameters.layout.len() },
+            of_slots(scattered, reduction::slots(parameters), sizes.largest) + self.rooms(split, parameters),
             owned.moments,
             activations,
             scratch,
         ]
+    }
+
+    /// Elements of f32 in whose place rooms for gradients in bf16 lie.
+    fn rooms(&self, split: &Split<'_>, parameters: &Parameters) -> usize {
+        let (ranks, bucket) = ([split.mesh.dp, split.mesh.fsdp], self.work.train.bucket_bytes);
+        StagingSize::new(split.parallel.gradients, ranks, parameters.units(), bucket)
+            .map_or(0, StagingSize::len)
     }
 
     fn part(&mut self, part: &Part) -> Rc<PartSizes> {
@@ -254,7 +270,7 @@ impl<'a> Sizes<'a> {
     fn shards(&mut self, part: &Part, fsdp: usize) -> Rc<Vec<Owned>> {
         let (sizes, optimizer) = (self.part(part), self.work.optimizer);
         let entry = self.shards.entry((kind_of(part), fsdp));
-        Rc::clone(entry.or_insert_with(|| Rc::new(shards(&sizes.parameters, fsdp, optimizer))))
+        Rc::clone(entry.or_insert_with(|| Rc::new(shards(&sizes, fsdp, optimizer))))
     }
 
     /// Elements of a chunk's activations, all slots together, and of its scratch.
@@ -307,16 +323,23 @@ impl PartSizes {
         let parameters = Parameters::of(model, part);
         let largest = parameters.units().iter().map(|(_, span)| span.len).max().unwrap_or(0);
         let copies = if work.prepares() { size_of_prepared(model, part, prepared) } else { 0 };
-        Self { parameters: Rc::new(parameters), largest, copies }
+        let places = Rc::new(Places::new(&parameters.layout, work.masters));
+        Self { parameters: Rc::new(parameters), largest, places, copies }
     }
 }
 
 /// What each of the ranks that shard a part owns of it.
-fn shards(parameters: &Parameters, fsdp: usize, kind: OptimizerKind) -> Vec<Owned> {
+fn shards(sizes: &PartSizes, fsdp: usize, kind: OptimizerKind) -> Vec<Owned> {
+    let (parameters, places) = (&sizes.parameters, &sizes.places);
     let layout = &parameters.layout;
     let owned = |spans: &[Span]| {
-        let moments = Optimizer::moment_elements(layout, spans, kind).expect("shards cut no matrix");
-        Owned { elements: spans.iter().map(|span| span.len).sum(), moments: moments.iter().sum() }
+        let pieces = |span: &Span| places.pieces((*span, *span), *span).map(|(piece, _)| piece);
+        let pieces: Vec<Span> = spans.iter().flat_map(pieces).collect();
+        let moments = Optimizer::moment_elements(layout, &pieces, kind).expect("shards cut no matrix");
+        // Each is allocated for itself.
+        let place = |span: &Span| places.range(*span).len.next_multiple_of(Layout::ALIGNMENT);
+        let (elements, weights) = (spans.iter().map(|span| span.len).sum(), spans.iter().map(place).sum());
+        Owned { elements, weights, moments: moments.iter().sum() }
     };
     if fsdp == 1 {
         return vec![owned(&[Span::new(0, layout.len())])];

@@ -118,6 +118,7 @@ fn ways<'a>(search: &Search<'a>, mesh: Mesh) -> impl Iterator<Item = Split<'a>> 
     let (work, base) = (search.work, search.parallel.clone());
     let schedules =
         schedules(mesh.pp).filter(move |(_, chunks)| mesh.check_model(&work.model, *chunks).is_ok());
+    let schedules = schedules.filter(move |_| mesh.check_optimizer(work.optimizer).is_ok());
     schedules.flat_map(move |(schedule, stages_per_rank)| {
         let base = base.clone();
         let parallel = zeros(&base, mesh.fsdp).into_iter().map(move |zero| ParallelSettings {

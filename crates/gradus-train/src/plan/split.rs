@@ -4,7 +4,7 @@ use crate::mesh::{Axis, Mesh};
 use crate::pipeline::{Kind, Shape};
 use crate::settings::{OptimizerKind, ParallelSettings, TrainSettings};
 use crate::stages::cut_layers;
-use gradus_compute::Precision;
+use gradus_compute::{Format, Precision};
 use gradus_error::Result;
 use gradus_model::{ModelConfig, Part};
 
@@ -17,6 +17,8 @@ pub struct Work {
     pub train: TrainSettings,
     /// Which moments there are.
     pub optimizer: OptimizerKind,
+    /// What matrices and tables are kept in.
+    pub masters: Format,
 }
 
 impl Work {
@@ -65,6 +67,7 @@ impl<'a> Split<'a> {
         work.check(mesh.data_ranks())?;
         let train = &work.train;
         mesh.check_model(&work.model, parallel.stages_per_rank)?;
+        mesh.check_optimizer(work.optimizer)?;
         let sequences = train.microbatch_sequences(parallel.shares(&mesh));
         mesh.check_microbatch(sequences, train.sequence_length)?;
         let parallel = ParallelSettings { dp: mesh.dp, ..parallel.clone() };

@@ -10,7 +10,7 @@ use crate::mesh::Axis;
 use crate::settings::GradientFormat;
 use gradus_compute::Precision;
 use gradus_memory::Span;
-use gradus_model::{Parameters, Part, Unit, logits_rows};
+use gradus_model::{Parameters, Part, Places, Unit, logits_rows};
 use serde::Serialize;
 
 /// What ranks do with a buffer.
@@ -162,7 +162,8 @@ impl Flows<'_> {
         if parallel.shards_parameters() {
             self.gathers_in_passing(part, parameters);
         } else {
-            self.push(Axis::Fsdp, Phase::Update, "weights", Operation::AllGather, all);
+            let weights = self.weights(parameters, |_| true);
+            self.push(Axis::Fsdp, Phase::Update, "weights", Operation::AllGather, weights);
         }
         let phase = if parallel.shards_gradients() { Phase::BackwardWeight } else { Phase::LastBackward };
         self.push(Axis::Fsdp, phase, "gradients", Operation::ReduceScatter, gradients);
@@ -182,17 +183,18 @@ impl Flows<'_> {
     fn tied_table(&mut self, part: &Part, parameters: &Parameters) {
         let model = &self.split.work.model;
         if model.tied && self.split.shape().stages() > 1 && part.has_table(model) {
-            let (calls, bytes) = self.own(self.table(parameters));
+            let (calls, bytes) = self.own(buffers(parameters, |unit| unit == Unit::Embedding));
             let (axis, operation, phase) = (Axis::Pp, Operation::AllReduce, Phase::Update);
             let what = "gradients of the tied table";
             self.flows.push(Flow { axis, ranks: 2, what, operation, phase, calls, bytes });
         }
     }
 
-    /// The embedding's table, as gradients travel.
-    fn table(&self, parameters: &Parameters) -> Buffers {
-        let table = buffers(parameters, |unit| unit == Unit::Embedding);
-        if self.split.parallel.gradients == GradientFormat::Bf16 { halved(table) } else { table }
+    /// The weights of the units that are chosen, as they are kept.
+    fn weights(&self, parameters: &Parameters, chosen: impl Fn(Unit) -> bool) -> Buffers {
+        let places = Places::new(&parameters.layout, self.split.work.masters);
+        let spans = parameters.units().iter().filter(|(unit, _)| chosen(*unit));
+        spans.fold((0, 0), |sum, (_, span)| plus(sum, places.range(*span).len))
     }
 
     /// Units whose weights each pass has for as long as it is in them.
@@ -200,10 +202,10 @@ impl Flows<'_> {
         let is_block = |unit: Unit| matches!(unit, Unit::Block(_));
         let tied_head = part.head && self.split.work.model.tied;
         let looked_up = part.embedding;
-        let forward = buffers(parameters, |unit| {
+        let forward = self.weights(parameters, |unit| {
             is_block(unit) || unit == Unit::Positions || (unit == Unit::Embedding && looked_up)
         });
-        let backward = buffers(parameters, |unit| {
+        let backward = self.weights(parameters, |unit| {
             is_block(unit) || unit == Unit::Head || (unit == Unit::Embedding && tied_head)
         });
         let mut gather = |phase, buffers| {
@@ -217,7 +219,7 @@ impl Flows<'_> {
                 Phase::BackwardWeight,
                 "weights",
                 Operation::AllGather,
-                buffers(parameters, is_block),
+                self.weights(parameters, is_block),
             );
         }
     }

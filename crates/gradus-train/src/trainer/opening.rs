@@ -164,7 +164,8 @@ fn check_memory(
     memory_bytes: u64,
 ) -> Result<()> {
     let train = TrainSettings { sequence_length: sequence, ..settings.train.clone() };
-    let work = plan::Work { model: config.clone(), train, optimizer: settings.optimizer.kind };
+    let (optimizer, masters) = (settings.optimizer.kind, settings.optimizer.masters);
+    let work = plan::Work { model: config.clone(), train, optimizer, masters };
     let split = plan::Split::new(&work, &settings.parallel, mesh.world_size())?;
     let prepared = |shape, usage| device.prepared_len(shape, usage);
     plan::check_memory(&split, memory_bytes, &prepared).map(|_| ())

@@ -2,9 +2,10 @@
 
 use super::*;
 use crate::learner::{Learner, LearnerSettings};
-use crate::settings::{Accumulate, OptimizerSettings};
+use crate::reduction::StagingSize;
+use crate::settings::{Accumulate, GradientFormat, OptimizerSettings};
 use gradus_collective::run_as_threads;
-use gradus_compute::{CpuDevice, Device};
+use gradus_compute::{CpuDevice, Device, Format};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -16,7 +17,11 @@ fn taken(work: &Work, split: &Split<'_>) -> Vec<(usize, bool)> {
     let learn = |world: gradus_collective::Communicator| {
         let device: Arc<dyn Device> = Arc::new(CpuDevice::new(1, work.train.precision, 1 << 22).unwrap());
         let settings = LearnerSettings {
-            optimizer: OptimizerSettings { kind: work.optimizer, ..OptimizerSettings::default() },
+            optimizer: OptimizerSettings {
+                kind: work.optimizer,
+                masters: work.masters,
+                ..OptimizerSettings::default()
+            },
             parallel: split.parallel.clone(),
             stages: split.parts(0).into_iter().map(|part| part.layers).collect(),
             rows: split.rows(),
@@ -43,7 +48,12 @@ fn check(work: &Work, parallel: &ParallelSettings) {
         let planned = sizes.of_rank(&split, at);
         let parts = split.parts(at.tp);
         let rounding = |stage: usize| {
-            let len = gradus_model::Parameters::of(&work.model, &parts[stage]).layout.len();
+            let parameters = gradus_model::Parameters::of(&work.model, &parts[stage]);
+            let ranks = [split.mesh.dp, split.mesh.fsdp];
+            // What is shared is what is sent.
+            let rooms =
+                StagingSize::new(parallel.gradients, ranks, parameters.units(), work.train.bucket_bytes);
+            let len = rooms.map_or(parameters.layout.len(), StagingSize::len);
             len.next_multiple_of(PAGE) + PAGE - len
         };
         let rounding: usize = if shared { split.stages_of(at.pp).map(rounding).sum() } else { 0 };
@@ -79,13 +89,38 @@ fn plans_are_what_is_allocated() {
             for schedule in [GPipe, OneForwardOneBackward, Interleaved] {
                 check(&work, &parallel([2, 1, 2, 1], 3, schedule));
             }
-            check(&work, &parallel([2, 1, 1, 2], 3, Interleaved));
+            // Muon needs whole matrices.
+            let tp = if optimizer == OptimizerKind::Muon { 1 } else { 2 };
+            check(&work, &parallel([2, 1, 1, tp], 3, Interleaved));
             check(&work, &parallel([3, 1, 2, 1], 1, ZeroBubble));
-            check(&work, &parallel([1, 1, 3, 2], 2, OneForwardOneBackward));
+            check(&work, &parallel([1, 1, 3, tp], 2, OneForwardOneBackward));
             for zero in 1..=3 {
                 let full = parallel([1, 2, 2, 1], zero, OneForwardOneBackward);
                 check(&work, &ParallelSettings { accumulate: Accumulate::Full, ..full });
             }
+        }
+    }
+}
+
+#[test]
+fn plans_of_what_is_kept_or_sent_in_halves_are_what_is_allocated() {
+    for (kind, precision) in [(OptimizerKind::AdamW, Precision::Bf16), (OptimizerKind::Muon, Precision::F32)]
+    {
+        for (masters, gradients) in [
+            (Format::Bf16, GradientFormat::F32),
+            (Format::F32, GradientFormat::Bf16),
+            (Format::Bf16, GradientFormat::Bf16),
+        ] {
+            let mut work = work(tiny(Family::Gpt2, true, 5), 24);
+            (work.optimizer, work.masters, work.train.precision) = (kind, masters, precision);
+            (work.train.microbatch, work.train.bucket_bytes) = (1, 1 << 12);
+            let check = |sizes, zero| {
+                check(&work, &ParallelSettings { gradients, ..parallel(sizes, zero, Kind::default()) });
+            };
+            check([1, 1, 1, 1], 1);
+            check([1, 2, 1, 1], 1);
+            (1..=3).for_each(|zero| check([1, 1, 3, 1], zero));
+            check([2, 2, 2, 1], 3);
         }
     }
 }
