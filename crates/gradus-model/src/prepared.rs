@@ -101,7 +101,9 @@ fn layers(config: &ModelConfig, parameters: &Parameters) -> Vec<(Span, usize, us
         Family::Llama => (config.head_size / 2, config.feed_forward),
     };
     let layer = |layer: &LinearTensors, inputs, apart| (layer.weight, inputs, apart);
-    let mut layers = vec![(parameters.head, config.width, 0)];
+    // A part without a head has an empty one, where its first layer begins.
+    let head = (!parameters.head.is_empty()).then_some((parameters.head, config.width, 0));
+    let mut layers: Vec<_> = head.into_iter().collect();
     for block in &parameters.blocks {
         layers.extend([
             layer(&block.qkv, config.width, turns),

@@ -1,11 +1,13 @@
 //! One step on one rank: the passes of its microbatches, the sum of gradients over the ranks, the vote, the update.
 
+mod account;
 mod checks;
 mod passes;
 mod seams;
 mod state;
 mod vote;
 
+pub use account::{Computed, Spent};
 pub use state::FirstWeights;
 
 use crate::axis::AxisRanks;
@@ -16,6 +18,7 @@ use crate::settings::{OptimizerKind, OptimizerSettings, ParallelSettings};
 use crate::stage::{Stage, StageRanks, StageSettings};
 use crate::stages;
 use crate::tensor_parallel::TensorParallel;
+use account::Account;
 use gradus_collective::{Collective, Communicator, Memory, Reduction as How};
 use gradus_compute::Device;
 use gradus_compute::cpu::VARIABLE as KERNELS;
@@ -95,6 +98,8 @@ pub struct Learner {
     untold_s: f64,
     /// Whether ranks are still to find out that their kernels make the same updates.
     unproven: bool,
+    /// How long this rank computes, if anybody asks.
+    account: Option<Account>,
 }
 
 impl Learner {
@@ -164,6 +169,7 @@ impl Learner {
             clip_norm: optimizer.clip_norm,
             untold_s: 0.0,
             unproven: optimizer.kind == OptimizerKind::Muon,
+            account: None,
         })
     }
 }
@@ -242,6 +248,12 @@ impl Learner {
         &self.mesh
     }
 
+    /// The pipeline that this rank is in; one of a single rank, where the layers are not cut. Its microbatches are those that pass
+    /// through it in a step.
+    pub fn pipeline(&self) -> Shape {
+        self.shape
+    }
+
     /// Whether the other ranks reach this one's gradients where they lie.
     pub fn shares_gradients(&self) -> bool {
         self.stages.iter().all(|stage| stage.reduction.are_shared())
@@ -304,7 +316,9 @@ impl Learner {
         let skipped = !gradient_norm.is_finite();
         if !skipped {
             let scale = clip(self.clip_norm, gradient_norm) / targets;
+            let begun = self.begin_work();
             self.stages.iter_mut().try_for_each(|stage| stage.update(learning_rate, scale))?;
+            self.end_work(begun, |computed, seconds| computed.update_s += seconds);
             self.check_first_update()?;
         }
         self.untold_s = self.exposed().since(&at_vote).total();

@@ -38,7 +38,7 @@ mod trainer;
 
 pub use events::{EvaluationRecord, Event, Observer, RunDescription, StepRecord, Straggling};
 pub use exposed::Exposed;
-pub use learner::{FirstWeights, Learner, LearnerSettings, Microbatches, StepResult};
+pub use learner::{Computed, FirstWeights, Learner, LearnerSettings, Microbatches, Spent, StepResult};
 pub use links::links_of_checkpoint;
 pub use mesh::Mesh;
 pub use optimizer::{Moments, Optimizer, Piece};

@@ -125,12 +125,12 @@ impl Command {
                 | Self::Config { .. }
                 | Self::Coordinator(_)
                 | Self::Preflight(_)
-                | Self::Plan { what: Plan::Collective(_) },
+                | Self::Plan { what: Plan::Collective(_) | Plan::Train(_) },
                 _,
             )
             | (_, None) => Ok(()),
             (_, Some((key, _))) => Err(Error::invalid(format!(
-                "--{key} is a setting of a run: only train, preflight, prepare and config take settings"
+                "--{key} is a setting of a run: only train, preflight, prepare, config and plan train take settings"
             ))),
         }
     }

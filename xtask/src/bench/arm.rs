@@ -166,8 +166,11 @@ impl Arm {
 }
 
 impl Turn {
-    /// Copies count together as long as the slowest of them took.
-    fn of(answers: Vec<Value>) -> Result<Self> {
+    /// What the processes answered; copies count together as long as the slowest of them took.
+    ///
+    /// # Errors
+    /// When a number is missing.
+    pub fn of(answers: Vec<Value>) -> Result<Self> {
         let number = |answer: &Value, key: &str| {
             answer
                 .get(key)

@@ -79,7 +79,7 @@ impl Inputs {
 }
 
 /// The text given, or else the sources of this repository: a text that is always at hand.
-fn texts(data: Option<&Path>) -> Result<Vec<PathBuf>> {
+pub(super) fn texts(data: Option<&Path>) -> Result<Vec<PathBuf>> {
     if let Some(data) = data {
         return Ok(vec![std::path::absolute(data)?]);
     }

@@ -9,6 +9,7 @@ mod generate;
 mod inputs;
 mod kernels;
 mod memory;
+mod scaling;
 mod shape;
 mod table;
 mod train;
@@ -25,7 +26,8 @@ use std::path::PathBuf;
 /// The measurements there are.
 #[derive(Debug, Subcommand)]
 pub enum Bench {
-    /// Training steps of a GPT of 13.9M parameters or of SmolLM2-135M: tokens per second and memory beside PyTorch.
+    /// Training steps of a GPT of 13.9M parameters or of SmolLM2-135M: tokens per second and memory beside PyTorch; or
+    /// split among ranks in every way.
     Train(train::Options),
     /// The held-out loss after some hundred steps, beside PyTorch's over the same batches.
     Validation(validation::Options),
@@ -72,6 +74,14 @@ fn keep(name: &str, machine: &Value, settings: Value, measured: Value) -> Result
 fn result_file(name: &str) -> Result<PathBuf> {
     let folder = made(shell::root().join("benches/results"))?;
     Ok(folder.join(format!("{name}-{}-{}.json", machine::date()?, machine::name())))
+}
+
+/// Gives each of `arms` its turn in every round; the order rotates, so that no arm always follows the same one.
+fn in_turns(rounds: usize, arms: usize, mut turn: impl FnMut(usize)) {
+    for round in 0..rounds {
+        eprintln!("round {} of {rounds}", round + 1);
+        (0..arms).for_each(|place| turn((place + round) % arms));
+    }
 }
 
 /// `benches/work/NAME`; it is made.

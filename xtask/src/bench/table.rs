@@ -136,7 +136,7 @@ pub fn as_json(rows: &[Row]) -> Value {
 /// same batches. Over 34 steps our losses were seen 1.5e-5 from eager f32 PyTorch's in f32 and 1e-4 in bf16, as far as
 /// PyTorch's own modes are from each other; a wrong gradient shows within two steps in the second digit. The median,
 /// since without a warm-up single steps spike, and there rounding alone makes a percent.
-fn allowed(precision: &str) -> f64 {
+pub fn allowed(precision: &str) -> f64 {
     if precision == "f32" { 1e-4 } else { 1e-3 }
 }
 

@@ -12,9 +12,10 @@
 
 use super::arm::{Arm, Layout, Plan, plans};
 use super::inputs::Inputs;
+use super::scaling::{self, ScalingOptions};
 use super::shape::Shape;
 use super::table::{self, Row};
-use super::{keep, memory, work_folder};
+use super::{in_turns, keep, memory, work_folder};
 use crate::machine;
 use anyhow::{Result, ensure};
 use serde_json::{Value, json};
@@ -26,22 +27,25 @@ use std::path::{Path, PathBuf};
 pub struct Options {
     /// How often each arm has its turn.
     #[arg(long, default_value_t = 7)]
-    rounds: usize,
+    pub rounds: usize,
     /// Steps of a turn.
     #[arg(long, default_value_t = 4)]
-    steps: usize,
+    pub steps: usize,
     /// Model and batch: a GPT of 13.9M parameters, or SmolLM2-135M (by threads only).
     #[arg(long, value_enum, default_value_t = Shape::Gpt)]
-    shape: Shape,
+    pub shape: Shape,
     /// Only arms whose name contains one of these; see the table for names.
     #[arg(long, num_args = 1..)]
-    arms: Vec<String>,
+    pub arms: Vec<String>,
     /// The text that batches are cut from; the sources of this repository when not given.
     #[arg(long)]
-    data: Option<PathBuf>,
+    pub data: Option<PathBuf>,
     /// Measure this binary; without it, this tree's release build.
     #[arg(long)]
-    binary: Option<PathBuf>,
+    pub binary: Option<PathBuf>,
+    /// Of what is split among ranks.
+    #[command(flatten)]
+    pub scaling: ScalingOptions,
 }
 
 /// Measures, prints the table, keeps the results.
@@ -50,6 +54,9 @@ pub struct Options {
 /// When an arm is missing or a loss of ours is wrong, after all else has been measured and kept.
 pub fn run(options: &Options) -> Result<()> {
     ensure!(options.rounds > 0 && options.steps > 0, "--rounds and --steps start at 1");
+    if options.scaling.scaling {
+        return scaling::run(options);
+    }
     let is_chosen = |plan: &Plan| is_measured(plan, options.shape) && is_named(plan, &options.arms);
     let chosen: Vec<Plan> = plans().into_iter().filter(is_chosen).collect();
     ensure!(
@@ -72,7 +79,7 @@ pub fn run(options: &Options) -> Result<()> {
 /// When their logs cannot be written; an arm that fails keeps its row.
 pub fn measure(plans: &[Plan], inputs: &Inputs, rounds: usize, steps: usize) -> Result<Vec<Row>> {
     let mut arms = start_all(plans, inputs)?;
-    take_turns(&mut arms, rounds, steps);
+    in_turns(rounds, arms.len(), |place| take_turn(&mut arms[place], steps));
     arms.iter_mut().for_each(ask_memory);
     Ok(arms.into_iter().map(|(_, row)| row).collect())
 }
@@ -117,16 +124,6 @@ fn start_all(plans: &[Plan], inputs: &Inputs) -> Result<Vec<(Option<Arm>, Row)>>
         (arm, Row { plan: plan.clone(), ready, turns: Vec::new(), memory: Value::Null, missing })
     };
     Ok(plans.iter().map(start).collect())
-}
-
-fn take_turns(arms: &mut [(Option<Arm>, Row)], rounds: usize, steps: usize) {
-    for round in 0..rounds {
-        eprintln!("round {} of {rounds}", round + 1);
-        for place in 0..arms.len() {
-            let place = (place + round) % arms.len();
-            take_turn(&mut arms[place], steps);
-        }
-    }
 }
 
 /// An arm that fails on its way is missing from then on: half a row compares with nothing.

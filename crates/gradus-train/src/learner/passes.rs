@@ -111,7 +111,7 @@ impl Learner {
         slot: usize,
         microbatches: &mut dyn Microbatches,
     ) -> Result<LossSum> {
-        let Action { kind, microbatch, chunk } = action;
+        let Action { kind, chunk, .. } = action;
         let stage_number = self.shape.stage(self.place.pp, chunk);
         if let Some(needed) = Message::needed_by(self.shape, stage_number, action) {
             self.wait_for(needed)?;
@@ -119,6 +119,19 @@ impl Learner {
         if kind == ActionKind::Forward && stage_number == 0 {
             self.clear_slot(chunk, slot)?;
         }
+        let begun = self.begin_work();
+        let loss = self.pass(action, slot, microbatches)?;
+        self.end_pass(begun, chunk, kind);
+        Ok(loss)
+    }
+
+    /// A computation for which everything is there.
+    fn pass(
+        &mut self,
+        Action { kind, microbatch, chunk }: Action,
+        slot: usize,
+        microbatches: &mut dyn Microbatches,
+    ) -> Result<LossSum> {
         let batch = self.passes.share.load(microbatch, microbatches, &mut self.passes.ignored)?;
         let stage = &self.stages[chunk];
         let (workspace, seams) = (&stage.slots[slot], StepSeams { stage, tp: &self.tp });

@@ -67,6 +67,9 @@ pub enum ActionKind {
 }
 
 impl ActionKind {
+    /// All of them, in the order in which a microbatch meets them.
+    pub const ALL: [Self; 4] = [Self::Forward, Self::Backward, Self::BackwardInput, Self::BackwardWeight];
+
     /// Whether the stage behind can go on with what this leaves: the gradient of the stage's input.
     pub fn makes_gradient(self) -> bool {
         matches!(self, Self::Backward | Self::BackwardInput)

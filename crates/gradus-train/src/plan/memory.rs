@@ -123,6 +123,9 @@ struct Owned {
 /// What a workspace's size depends on besides the work.
 type WorkspaceKind = (PartKind, usize, bool, bool);
 
+/// Of each chunk of each rank of a pipeline.
+type Slots = Vec<Vec<usize>>;
+
 /// Finds sizes, and keeps those found, for many splits share them.
 pub struct Sizes<'a> {
     work: &'a Work,
@@ -130,7 +133,7 @@ pub struct Sizes<'a> {
     parts: BTreeMap<PartKind, Rc<PartSizes>>,
     shards: BTreeMap<(PartKind, usize), Rc<Vec<Owned>>>,
     workspaces: BTreeMap<WorkspaceKind, WorkspaceSize>,
-    slots: BTreeMap<(&'static str, [usize; 3]), Rc<Vec<Vec<usize>>>>,
+    slots: BTreeMap<(&'static str, [usize; 3]), Rc<Slots>>,
 }
 
 impl<'a> Sizes<'a> {
@@ -294,7 +297,7 @@ impl<'a> Sizes<'a> {
         *self.workspaces.entry(kind).or_insert_with(size)
     }
 
-    pub(super) fn slots(&mut self, split: &Split<'_>) -> Rc<Vec<Vec<usize>>> {
+    pub(super) fn slots(&mut self, split: &Split<'_>) -> Rc<Slots> {
         let (kind, Shape { ranks, chunks_per_rank, microbatches }) = (split.kind(), split.shape());
         let counted = filling(kind, ranks * chunks_per_rank, ranks, microbatches);
         let entry = self.slots.entry((kind.name(), [ranks, chunks_per_rank, counted]));

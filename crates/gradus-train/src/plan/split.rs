@@ -3,10 +3,11 @@
 use crate::mesh::{Axis, Mesh};
 use crate::pipeline::{Kind, Shape};
 use crate::settings::{OptimizerKind, ParallelSettings, TrainSettings};
-use crate::stages::cut_layers;
+use crate::stages::{self, cut_layers};
 use gradus_compute::{Format, Precision};
 use gradus_error::Result;
 use gradus_model::{ModelConfig, Part};
+use std::ops::Range;
 
 /// What is to be trained.
 #[derive(Debug, Clone)]
@@ -55,6 +56,8 @@ pub struct Split<'a> {
     pub sequences: usize,
     /// Microbatches of the data rank that has most.
     pub microbatches: usize,
+    /// Layers of each stage, where they are not cut by operations.
+    pub(super) cuts: Option<Vec<Range<usize>>>,
 }
 
 impl<'a> Split<'a> {
@@ -77,7 +80,17 @@ impl<'a> Split<'a> {
     /// A split of known sizes that is possible.
     pub(super) fn of(work: &'a Work, parallel: ParallelSettings, mesh: Mesh, sequences: usize) -> Self {
         let microbatches = work.train.global_batch.div_ceil(sequences).div_ceil(mesh.data_ranks());
-        Self { work, parallel, mesh, sequences, microbatches }
+        Self { work, parallel, mesh, sequences, microbatches, cuts: None }
+    }
+
+    /// The same, with these layers in each stage: a run measures what they cost, and may cut them otherwise.
+    ///
+    /// # Panics
+    /// If it has another number of stages.
+    #[must_use]
+    pub fn with_stages(self, layers: Vec<Range<usize>>) -> Self {
+        assert_eq!(layers.len(), self.shape().stages(), "each stage has its layers");
+        Self { cuts: Some(layers), ..self }
     }
 
     /// Tokens of a microbatch.
@@ -103,7 +116,11 @@ impl<'a> Split<'a> {
 
     /// What each stage has of the model, on the tensor rank given.
     pub fn parts(&self, tensor_rank: usize) -> Vec<Part> {
-        cut_layers(&self.work.model, self.shape().stages(), (tensor_rank, self.mesh.tp))
+        let tensor = (tensor_rank, self.mesh.tp);
+        match &self.cuts {
+            Some(layers) => stages::parts(layers, tensor),
+            None => cut_layers(&self.work.model, self.shape().stages(), tensor),
+        }
     }
 
     /// The stages of a rank of the pipeline, by growing chunk.

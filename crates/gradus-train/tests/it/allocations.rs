@@ -6,6 +6,7 @@
 
 use gradus_collective::Communicator;
 use gradus_compute::{CpuDevice, Device, Format, IGNORED, Precision};
+use gradus_host::RealClock;
 use gradus_model::{Batch, Family, ModelConfig, PRESETS};
 use gradus_train::{
     FirstWeights, Learner, LearnerSettings, Microbatches, OptimizerSettings, ParallelSettings, stages,
@@ -171,7 +172,8 @@ fn learner(family: Family, device: &Arc<CpuDevice>, recompute: bool) -> Learner 
         bucket_bytes: 1 << 16,
     };
     let device: Arc<dyn Device> = Arc::clone(device) as _;
-    let learner = Learner::new(model(family), &device, Communicator::alone(), settings).unwrap();
+    let mut learner = Learner::new(model(family), &device, Communicator::alone(), settings).unwrap();
+    learner.keep_account(Arc::new(RealClock::new()));
     learner.begin_with(&FirstWeights::Seed(1)).unwrap();
     learner
 }

@@ -173,14 +173,16 @@ fn a_checkpoint_has_halves_as_they_are() {
         let folder = place.path().join("step-00000003");
         let rank = |communicator: Communicator| {
             let mut data = Data::new(4);
-            let mut learner = learner(&config, &split, communicator, &FirstWeights::Seed(3));
+            let mut learner = learner(&config, &split, communicator);
+            learner.begin_with(&FirstWeights::Seed(3)).unwrap();
             steps(&mut learner, &mut data, 0..3);
             save(&folder, &mut learner);
             steps(&mut learner, &mut data, 3..6)
         };
         let whole = run_as_threads(split.ranks(), Duration::from_secs(120), rank).unwrap();
         let resumed = |communicator: Communicator| {
-            let mut learner = learner(&config, &split, communicator, &FirstWeights::Seed(4));
+            let mut learner = learner(&config, &split, communicator);
+            learner.begin_with(&FirstWeights::Seed(4)).unwrap();
             checkpoint::load(&folder, &mut learner).unwrap();
             steps(&mut learner, &mut Data::new(4), 3..6)
         };

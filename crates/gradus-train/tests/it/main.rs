@@ -7,4 +7,5 @@ mod allocations;
 mod golden_muon;
 mod halves;
 mod muon;
+mod resumed;
 mod splits;

@@ -4,13 +4,15 @@
 use gradus_collective::{Communicator, run_as_threads};
 use gradus_compute::{CpuDevice, Device, IGNORED, Precision};
 use gradus_error::Result;
+use gradus_host::Clock;
 use gradus_model::{Batch, Family, ModelConfig, PRESETS, Transformer};
-use gradus_train::pipeline::Kind as Schedule;
+use gradus_train::pipeline::{ActionKind, Kind as Schedule};
 use gradus_train::{
-    Accumulate, FirstWeights, Learner, LearnerSettings, Microbatches, OptimizerKind, OptimizerSettings,
-    ParallelSettings, checkpoint, stages,
+    Accumulate, Computed, FirstWeights, Learner, LearnerSettings, Microbatches, OptimizerKind,
+    OptimizerSettings, ParallelSettings, Spent, checkpoint, stages,
 };
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
 pub const STEPS: usize = 20;
@@ -21,7 +23,7 @@ pub const TOLERANCE: f64 = 1e-5;
 /// The same where products round their operands to 8 bits: of a sum over other rows, each of these falls another way; 2.5e-5 is the
 /// most that is found.
 const BF16_TOLERANCE: f64 = 2e-4;
-const RATE: f64 = 3e-4;
+pub const RATE: f64 = 3e-4;
 
 /// Microbatches of a step: whole ones and, last, a short one.
 pub struct Data {
@@ -65,7 +67,7 @@ impl Microbatches for Data {
     }
 }
 
-fn model(family: Family, tied: bool) -> ModelConfig {
+pub fn model(family: Family, tied: bool) -> ModelConfig {
     let (_, preset) = PRESETS.iter().find(|(_, config)| config.family == family).unwrap();
     let kv_heads = if family == Family::Gpt2 { 4 } else { 2 };
     ModelConfig {
@@ -99,13 +101,8 @@ impl Split {
     }
 }
 
-/// One rank of a split.
-pub fn learner(
-    config: &ModelConfig,
-    split: &Split,
-    communicator: Communicator,
-    first: &FirstWeights,
-) -> Learner {
+/// One rank of a split, all weights zero.
+pub fn learner(config: &ModelConfig, split: &Split, communicator: Communicator) -> Learner {
     let device: Arc<dyn Device> = Arc::new(CpuDevice::new(1, split.precision, 1 << 22).unwrap());
     let settings = LearnerSettings {
         optimizer: split.optimizer.clone(),
@@ -116,14 +113,13 @@ pub fn learner(
         recompute: split.recompute,
         bucket_bytes: 1 << 12,
     };
-    let learner = Learner::new(config.clone(), &device, communicator, settings).unwrap();
-    learner.begin_with(first).unwrap();
-    learner
+    Learner::new(config.clone(), &device, communicator, settings).unwrap()
 }
 
 /// The losses of all steps on one rank of a split, and of an evaluation afterwards.
 pub fn losses(config: &ModelConfig, split: &Split, communicator: Communicator) -> Vec<f64> {
-    let mut learner = learner(config, split, communicator, &FirstWeights::Seed(3));
+    let mut learner = learner(config, split, communicator);
+    learner.begin_with(&FirstWeights::Seed(3)).unwrap();
     let mut data = Data::new(split.microbatches);
     let mut losses = Vec::new();
     for step in 0..STEPS {
@@ -285,7 +281,8 @@ fn a_step_is_taken_by_all_ranks_or_by_none() {
     for parallel in [of(2, 1, 1, 1), of(1, 2, 1, 1), of(1, 1, 2, 1), of(1, 1, 1, 2), of(2, 2, 2, 1)] {
         let split = split(parallel, 4);
         let rank = |communicator: Communicator| {
-            let mut learner = learner(&config, &split, communicator, &FirstWeights::Folder(folder.clone()));
+            let mut learner = learner(&config, &split, communicator);
+            learner.begin_with(&FirstWeights::Folder(folder.clone())).unwrap();
             let mut data = Poisoned(Data::new(4));
             (0..3).for_each(|step| {
                 data.0.step = step;
@@ -325,4 +322,49 @@ fn in_bf16_all_axes_stay_near_one_rank() {
         near(of(1, 1, 1, 2), 3),
         near(ParallelSettings { schedule: Schedule::ZeroBubble, ..of(2, 1, 2, 2) }, 6),
     ]);
+}
+
+/// A clock that grows by a second whenever it is read.
+#[derive(Default)]
+struct Ticks(AtomicU64);
+
+impl Clock for Ticks {
+    fn now(&self) -> Duration {
+        Duration::from_secs(self.0.fetch_add(1, Relaxed))
+    }
+
+    fn calendar(&self) -> Duration {
+        Duration::ZERO
+    }
+
+    fn sleep(&self, _: Duration) {}
+}
+
+/// What each rank has computed in two steps of three microbatches.
+fn computed(parallel: ParallelSettings) -> Vec<Computed> {
+    let split = split(parallel, 3);
+    let rank = |communicator| {
+        let mut learner = learner(&model(Family::Gpt2, false), &split, communicator);
+        learner.begin_with(&FirstWeights::Seed(3)).unwrap();
+        assert_eq!(learner.computed(), None);
+        learner.keep_account(Arc::new(Ticks::default()));
+        for _ in 0..2 {
+            learner.step(&mut Data::new(3), RATE, false).unwrap();
+        }
+        learner.computed().unwrap().clone()
+    };
+    run_as_threads(split.ranks(), Duration::from_secs(60), rank).unwrap()
+}
+
+#[test]
+fn every_pass_and_update_is_on_the_account() {
+    let alone = computed(of(1, 1, 1, 1)).remove(0);
+    let six = Spent { passes: 6, seconds: 6.0 };
+    let none = Spent::default();
+    assert_eq!(ActionKind::ALL.map(|kind| alone.of(0, kind)), [six, six, none, none]);
+    assert_eq!(alone.update_s, 2.0);
+    let halves = ParallelSettings { schedule: Schedule::ZeroBubble, ..of(1, 1, 2, 1) };
+    for rank in computed(halves) {
+        assert_eq!(ActionKind::ALL.map(|kind| rank.of(0, kind).passes), [6, 0, 6, 6]);
+    }
 }

@@ -262,6 +262,19 @@ mod tests {
     }
 
     #[test]
+    fn lines_of_versions_that_knew_no_axes_are_read() {
+        let without = |event: &Event, key: &str| {
+            let mut value = serde_json::to_value(event).unwrap();
+            assert!(value.as_object_mut().unwrap().remove(key).is_some());
+            parse(&serde_json::to_vec(&value).unwrap())
+        };
+        let step = without(&Event::Step(examples::step(3)), "exposed_by_axis_s");
+        assert!(matches!(step, Some(Event::Step(record)) if record.exposed_by_axis_s.total() == 0.0));
+        let started = without(&Event::Started(examples::description()), "mesh");
+        assert!(matches!(started, Some(Event::Started(run)) if run.mesh.world_size() == 1));
+    }
+
+    #[test]
     fn a_line_beyond_the_bound_is_skipped() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("metrics.jsonl");

@@ -70,6 +70,29 @@ fn settings_that_are_wrong_are_named() {
 }
 
 #[test]
+fn meshes_that_cannot_be_are_named_with_what_would_do() {
+    let place = Place::new();
+    let cases: [(&str, &[&str], &[&str]); 8] = [
+        ("3", &["--parallel.pp", "2"], &["parallel.pp 2", "2 or 4 ranks"]),
+        ("4", &["--parallel.dp", "3"], &["parallel.dp 3", "parallel.dp 4 (or 0"]),
+        ("3", &["--parallel.pp", "3"], &["parallel.pp 3", "model.layers is 2", "at most parallel.pp 2"]),
+        ("2", &["--parallel.zero", "0"], &["parallel.zero is 0", "parallel.fsdp 1"]),
+        ("2", &["--parallel.fsdp", "0"], &["parallel.fsdp is 0"]),
+        ("2", &["--parallel.pp", "2", "--parallel.stages_per_rank", "2"], &["\"interleaved\""]),
+        ("1", &["--parallel.pp", "2"], &["parallel.pp 2", "2 ranks would do"]),
+        (
+            "4",
+            &["--parallel.pp", "2", "--parallel.fsdp", "2", "--parallel.schedule", "zero-bubble"],
+            &["parallel.accumulate \"full\""],
+        ),
+    ];
+    for (ranks, given, culprits) in cases {
+        refused(&place, &[&["train", "run.toml", "--nproc-per-node", ranks], given].concat(), 2, culprits);
+    }
+    assert!(!place.path().join("runs").exists());
+}
+
+#[test]
 fn data_that_are_wrong_are_named_once_however_many_ranks() {
     let place = Place::new();
     let write = |name: &str, bytes: &[u8]| fs::write(place.path().join(name), bytes).unwrap();

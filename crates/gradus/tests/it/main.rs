@@ -13,6 +13,7 @@ mod etcd_server;
 mod far;
 mod hosts;
 mod members;
+mod meshes;
 #[path = "../../../gradus-collective/tests/it/namespaces.rs"]
 #[allow(dead_code, reason = "shared with the tests of collectives, which need more of it")]
 mod namespaces;

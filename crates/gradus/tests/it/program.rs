@@ -41,6 +41,25 @@ fn pipelines_are_laid_out_and_drawn() {
 }
 
 #[test]
+fn runs_are_planned_without_data_and_refused_where_they_do_not_fit() {
+    let directory = tempfile::tempdir().unwrap();
+    std::fs::write(
+        directory.path().join("run.toml"),
+        "[model]\npreset = \"gpt2\"\n[train]\nsteps = 1\nglobal_batch = 32\n",
+    )
+    .unwrap();
+    let line = ["plan", "train", "run.toml", "--world", "8", "--memory-gb", "2", "--json"];
+    let output = gradus(directory.path(), &line);
+    assert_eq!((output.status.code(), text(&output.stderr)), (Some(0), ""));
+    let report: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!((&report["world_size"], &report["parameters"]), (&8.into(), &124_439_808.into()));
+    let output = gradus(directory.path(), &[&line[..], &["--parallel.dp", "8"]].concat());
+    let error = text(&output.stderr);
+    assert_eq!(output.status.code(), Some(2));
+    assert!(error.contains("bytes are missing") && error.contains("parallel.fsdp"), "{error}");
+}
+
+#[test]
 fn bad_input_ends_with_two_and_says_what_to_mend() {
     let directory = tempfile::tempdir().unwrap();
     let cases: [(&[&str], &str); 8] = [

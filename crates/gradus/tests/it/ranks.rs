@@ -130,6 +130,12 @@ fn disagree(places: [&Place; 2], extra: [&[&str]; 2], culprit: &str) {
 fn ranks_with_other_settings_data_kernels_or_steps_do_not_train_together() {
     let (here, there) = (Place::new(), Place::new());
     disagree([&here, &here], [&[], &["--model.layers", "3"]], "model.layers");
+    let sharded = ["--parallel.fsdp", "2", "--parallel.zero"];
+    disagree(
+        [&here, &here],
+        [&[&sharded[..], &["1"]].concat(), &[&sharded[..], &["2"]].concat()],
+        "parallel.zero",
+    );
     let text = fs::read_to_string(there.path().join("corpus/00.txt")).unwrap();
     fs::write(there.path().join("corpus/00.txt"), text.replace("let", "tel")).unwrap();
     disagree([&here, &there], [&[], &[]], "data");
@@ -162,7 +168,7 @@ pub fn free_port() -> String {
 }
 
 /// Process ids of the ranks that a launcher has started, by their rank.
-fn ranks_of(launcher: u32) -> Vec<(String, Pid)> {
+pub fn ranks_of(launcher: u32) -> Vec<(String, Pid)> {
     let children = fs::read_to_string(format!("/proc/{launcher}/task/{launcher}/children")).unwrap();
     children
         .split_whitespace()

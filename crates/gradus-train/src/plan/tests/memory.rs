@@ -38,14 +38,18 @@ fn taken(work: &Work, split: &Split<'_>) -> Vec<(usize, bool)> {
 /// Holds every rank's plan against what a learner takes there.
 fn check(work: &Work, parallel: &ParallelSettings) {
     let world_size = [parallel.pp, parallel.dp, parallel.fsdp, parallel.tp].iter().product();
-    let split = Split::new(work, parallel, world_size).unwrap();
+    check_split(&Split::new(work, parallel, world_size).unwrap());
+}
+
+fn check_split(split: &Split<'_>) {
+    let (work, parallel) = (split.work, &split.parallel);
     let device = CpuDevice::new(1, work.train.precision, 1 << 10).unwrap();
     let prepared = |shape, usage| device.prepared_len(shape, usage);
     let mut sizes = Sizes::new(work, &prepared);
     let mut most = vec![0; split.mesh.pp];
-    for (rank, (elements, shared)) in taken(work, &split).into_iter().enumerate() {
+    for (rank, (elements, shared)) in taken(work, split).into_iter().enumerate() {
         let at = split.mesh.coordinates(rank);
-        let planned = sizes.of_rank(&split, at);
+        let planned = sizes.of_rank(split, at);
         let parts = split.parts(at.tp);
         let rounding = |stage: usize| {
             let parameters = gradus_model::Parameters::of(&work.model, &parts[stage]);
@@ -64,14 +68,14 @@ fn check(work: &Work, parallel: &ParallelSettings) {
         );
         most[at.pp] = most[at.pp].max(planned.total());
     }
-    let holdings = sizes.holdings(&split);
+    let holdings = sizes.holdings(split);
     let found: Vec<u64> = holdings.iter().map(|holding| holding.memory.total()).collect();
     assert_eq!(found, most, "{parallel:?}");
     for holding in &holdings {
         let at = split.mesh.coordinates(holding.rank);
-        assert!(at.pp == holding.pp && sizes.of_rank(&split, at) == holding.memory);
+        assert!(at.pp == holding.pp && sizes.of_rank(split, at) == holding.memory);
     }
-    assert!(sizes.least(&split) <= sizes.most(&split));
+    assert!(sizes.least(split) <= sizes.most(split));
 }
 
 #[test]
@@ -123,6 +127,15 @@ fn plans_of_what_is_kept_or_sent_in_halves_are_what_is_allocated() {
             check([2, 2, 2, 1], 3);
         }
     }
+}
+
+#[test]
+fn stages_that_were_measured_are_planned_as_they_were_cut() {
+    let work = work(tiny(Family::Llama, true, 5), 24);
+    let settings = parallel([2, 1, 1, 1], 3, Kind::OneForwardOneBackward);
+    let cut = Split::new(&work, &settings, 2).unwrap().with_stages(vec![0..1, 1..5]);
+    assert_eq!(cut.parts(0).iter().map(|part| part.layers.len()).collect::<Vec<_>>(), [1, 4]);
+    check_split(&cut);
 }
 
 #[test]

@@ -151,10 +151,10 @@ impl PlanTrainArguments {
 
 /// Whether somebody said how the work is split.
 fn is_split(resolved: &Resolved<Settings>) -> bool {
-    let given = |key: &&str| {
+    let given = |key: &str| {
         resolved.origins.get(&format!("parallel.{key}")).is_some_and(|origin| *origin != Origin::Default)
     };
-    WAYS.iter().any(|key| given(&key))
+    WAYS.into_iter().any(given)
 }
 
 fn nothing_fits(work: &Work, world_size: usize, memory: u64) -> Error {

@@ -156,39 +156,41 @@ fn comparison(report: &Report<'_>) -> Vec<String> {
         "pp waits",
         "mfu",
     ];
-    let row = |row: &Row<'_>| {
-        let ParallelSettings { dp, fsdp, pp, tp, zero, schedule, stages_per_rank, .. } = row.parallel;
-        let schedule = match (*pp, *stages_per_rank) {
-            (1, _) => "-".to_owned(),
-            (_, 1) => schedule.name().to_owned(),
-            (_, chunks) => format!("{} {chunks}", schedule.name()),
-        };
-        let zero = if *fsdp > 1 { zero.to_string() } else { "-".to_owned() };
-        let sizes = [pp, dp, fsdp, tp].map(usize::to_string);
-        let share = |seconds: f64| percent(seconds / row.step.total);
-        let StepTime { compute, tp, fsdp, dp, pp, total, mfu } = row.step;
-        let rest = [
-            zero,
-            schedule,
-            format!("{} x {}", row.microbatches, row.microbatch),
-            bytes(row.memory_bytes),
-            brief(total),
-            share(compute),
-            share(tp),
-            share(fsdp),
-            share(dp),
-            share(pp),
-            percent(mfu),
-        ];
-        sizes.into_iter().chain(rest).collect::<Vec<_>>()
-    };
-    let rows: Vec<_> = report.choices.iter().map(row).collect();
+    let rows: Vec<_> = report.choices.iter().map(cells).collect();
     let title =
         "the best meshes that fit, each with the best zero, schedule and microbatches for it".to_owned();
     let mut lines = vec![String::new(), title, String::new()];
     lines.extend(table(&head, &rows, 0));
     lines.extend([String::new(), format!("chosen: the first; {}", why(&report.choices))]);
     lines
+}
+
+/// One of the best meshes, as a row.
+fn cells(row: &Row<'_>) -> Vec<String> {
+    let ParallelSettings { dp, fsdp, pp, tp, zero, schedule, stages_per_rank, .. } = row.parallel;
+    let schedule = match (*pp, *stages_per_rank) {
+        (1, _) => "-".to_owned(),
+        (_, 1) => schedule.name().to_owned(),
+        (_, chunks) => format!("{} {chunks}", schedule.name()),
+    };
+    let zero = if *fsdp > 1 { zero.to_string() } else { "-".to_owned() };
+    let sizes = [pp, dp, fsdp, tp].map(usize::to_string);
+    let share = |seconds: f64| percent(seconds / row.step.total);
+    let StepTime { compute, tp, fsdp, dp, pp, total, mfu } = row.step;
+    let rest = [
+        zero,
+        schedule,
+        format!("{} x {}", row.microbatches, row.microbatch),
+        bytes(row.memory_bytes),
+        brief(total),
+        share(compute),
+        share(tp),
+        share(fsdp),
+        share(dp),
+        share(pp),
+        percent(mfu),
+    ];
+    sizes.into_iter().chain(rest).collect::<Vec<_>>()
 }
 
 /// What tells the first from the second.
@@ -334,9 +336,9 @@ fn assumptions(arguments: &PlanTrainArguments) -> Vec<String> {
     lines.extend(
         [
             "memory is what the trainer allocates on its device; program, data and transports come on top. Copies are of a device that",
-            "multiplies pairs of bf16. Time: compute at peak times efficiency; collectives by latency and bandwidth of the slowest link of",
-            "their group; fsdp and dp hide behind the compute of the passes they belong to, tp does not, pp as its schedule lets it.",
-            "Optimizer, votes and data take no time here. docs/plan-train.md says more.",
+            "multiplies pairs of bf16. Time: computing at peak times efficiency; collectives by latency and bandwidth of their slowest link;",
+            "gradients, and weights gathered in passing, hide behind the computing of their passes, what tp sends does not, pp as its",
+            "schedule lets it. Optimizer, votes and data take no time here. docs/plan-train.md says more.",
         ]
         .map(str::to_owned),
     );

@@ -51,7 +51,6 @@ fn impossible_input_is_named() {
         ("plan-7b.toml --world 8", &["parallel.fsdp=5"], "parallel.fsdp"),
         ("plan-7b.toml --world 8", &["parallel.pp=8", "parallel.schedule=interleaved"], "stages_per_rank"),
         ("plan-7b.toml --world 8", &["train.microbatch=2000"], "train.microbatch"),
-        ("plan-7b.toml --world 8", &["model.vocabulary=0"], "model.vocabulary"),
         ("nowhere.toml --world 8", &[], "nowhere.toml"),
     ] {
         let error = plan(line, overrides).unwrap_err();
