@@ -65,6 +65,7 @@ impl Block<'_> {
             shape = pass.attention(cache.len(), cache.capacity());
         }
         pass.device.attention_forward(shape, q, k, v, saved.attention, saved.log_sum_exp);
+        pass.seams.between_operations();
         let attention = (saved.attention, pass.config.query_width());
         pass.add_product(tensors.attention_out, attention, x, saved.middle, saved.partial);
     }

@@ -104,6 +104,7 @@ impl Pass<'_> {
         let (weight, bias) =
             (self.weights.weight(tensors.weight, true), tensors.bias.map(|bias| self.weights.vector(bias)));
         self.device.linear_forward(self.linear(tensors, inputs), x, weight, bias, residual, epilogue, out);
+        self.seams.between_operations();
     }
 
     pub fn linear_backward_input(

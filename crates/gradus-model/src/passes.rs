@@ -157,6 +157,7 @@ impl Transformer {
         for (start, len) in chunks(0, pass.rows(), workspace.chunk_rows) {
             let normal = workspace.normal.part(start * width, len * width);
             let logits = self.head(normal, workspace, len);
+            pass.seams.between_operations();
             let (targets, losses) = (&targets[start..start + len], workspace.losses.part(start, len));
             self.losses(pass, workspace, targets, logits, losses, backward.is_some());
             if let Some((slot, place)) = backward {
@@ -165,6 +166,7 @@ impl Transformer {
                 let (shape, weight, d_logits) =
                     (self.head_shape(len), self.weights.weight(head, false), logits.into());
                 self.device.linear_backward_input(shape, d_logits, weight, Through::None, d_normal.into());
+                pass.seams.between_operations();
                 self.device.linear_backward_weight(shape, d_logits, normal, place.of(head), None);
                 pass.seams.between_operations();
             }

@@ -3,7 +3,6 @@
 use crate::mesh::Mesh;
 use crate::settings::{OptimizerKind, OptimizerSettings, ParallelSettings};
 use crate::trainer::RunSettings;
-use gradus_compute::Format;
 use gradus_error::{Error, Result};
 use serde::Serialize;
 use serde_json::{Map, Value};
@@ -21,8 +20,9 @@ pub(crate) const NODES: &str = "nodes";
 const KIND: &str = "optimizer.kind";
 const MUON: &str = "muon";
 
-/// The setting that says what weights are kept in: recorded where that is not f32, as it always was.
-const MASTERS: &str = "optimizer.masters";
+/// The optimizer's section, and what in it checkpoints do not name that were written when there was no choice.
+const OPTIMIZER: &str = "optimizer";
+const MASTERS: &str = "masters";
 
 /// The section that says how ranks split the work.
 const PARALLEL: &str = "parallel";
@@ -61,28 +61,31 @@ fn of_parallel(settings: &ParallelSettings) -> impl Iterator<Item = (String, Str
     given.filter(|(key, value)| Some(value) != default_of(key).as_ref())
 }
 
-/// What a key of that section, or that of masters, was that a checkpoint does not name.
+/// What a key was that a checkpoint does not name, of those that are left out where they are as by default.
 fn default_of(key: &str) -> Option<String> {
-    if key == MASTERS {
-        return fields_of(&OptimizerSettings::default()).get("masters").map(Value::to_string);
-    }
-    let field = key.strip_prefix(PARALLEL)?.strip_prefix('.')?;
-    fields_of(&ParallelSettings::default()).get(field).map(Value::to_string)
+    let (section, field) = key.split_once('.')?;
+    let section = match section {
+        PARALLEL => fields_of(&ParallelSettings::default()),
+        OPTIMIZER if field == MASTERS => fields_of(&OptimizerSettings::default()),
+        _ => return None,
+    };
+    section.get(field).map(Value::to_string)
 }
 
 /// Of AdamW neither its kind nor what only Muon has: checkpoints that were written when there was no other lack both.
 fn of_optimizer(optimizer: &OptimizerSettings) -> Conditions {
     let mut fields = fields_of(optimizer);
-    let muon = fields.remove(MUON).unwrap_or_default();
-    if optimizer.masters == Format::F32 {
-        fields.remove("masters");
+    let default = default_of(&format!("{OPTIMIZER}.{MASTERS}"));
+    if fields.get(MASTERS).map(Value::to_string) == default {
+        fields.remove(MASTERS);
     }
+    let muon = fields.remove(MUON).unwrap_or_default();
     if optimizer.kind == OptimizerKind::AdamW {
         fields.remove("kind");
-        return named("optimizer", fields).collect();
+        return named(OPTIMIZER, fields).collect();
     }
     let muon = muon.as_object().cloned().unwrap_or_default();
-    named("optimizer", fields).chain(named("optimizer.muon", muon)).collect()
+    named(OPTIMIZER, fields).chain(named("optimizer.muon", muon)).collect()
 }
 
 fn fields_of(settings: &impl Serialize) -> Map<String, Value> {
@@ -147,6 +150,7 @@ mod tests {
     use super::*;
     use crate::pipeline::Kind as Schedule;
     use crate::settings::MuonSettings;
+    use gradus_compute::Format;
     use gradus_error::Kind;
 
     #[test]
@@ -161,6 +165,17 @@ mod tests {
         assert!(text.contains("optimizer.warmup_steps was 40 and is 7"), "{text}");
         assert!(text.contains("optimizer.beta2 was 0.95 and is 0.5") && !text.contains("beta1"), "{text}");
         assert!(check_unchanged(&Vec::new(), &now).is_err());
+    }
+
+    #[test]
+    fn weights_in_bf16_are_a_condition_that_older_checkpoints_do_not_name() {
+        let of = |masters| of_optimizer(&OptimizerSettings { masters, ..Default::default() });
+        let [f32, bf16] = [Format::F32, Format::Bf16].map(of);
+        assert!(f32.iter().all(|(key, _)| !key.contains(MASTERS)));
+        for (before, now) in [(&f32, &bf16), (&bf16, &f32)] {
+            let text = check_unchanged(before, now).unwrap_err().to_string();
+            assert!(text.contains("optimizer.masters was"), "{text}");
+        }
     }
 
     #[test]
@@ -181,18 +196,6 @@ mod tests {
         let text = changes(&sharded, &piped);
         for named in ["fsdp was 2 and is 1", "pp was 1 and is 2", "schedule was \"1f1b\" and is \"gpipe\""] {
             assert!(text.contains(named), "{text}");
-        }
-    }
-
-    #[test]
-    fn masters_that_are_f32_are_as_they_always_were() {
-        let of = |masters| of_optimizer(&OptimizerSettings { masters, ..Default::default() });
-        let [single, half] = [Format::F32, Format::Bf16].map(of);
-        assert!(single.iter().all(|(key, _)| key != MASTERS));
-        check_unchanged(&half, &half).unwrap();
-        for (before, now) in [(&single, &half), (&half, &single)] {
-            let text = check_unchanged(before, now).unwrap_err().to_string();
-            assert!(text.contains("optimizer.masters was") && text.contains("bf16"), "{text}");
         }
     }
 

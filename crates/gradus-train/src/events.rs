@@ -98,7 +98,7 @@ pub struct Straggling {
     pub hosts: Vec<String>,
     /// Who waits.
     pub waiting: Vec<usize>,
-    /// How much longer the slowest of them works in a step than ranks do, as a part of the step.
+    /// How much longer the slowest of them works in a step than the others, as a part of the step.
     pub lag: f64,
     /// The same in seconds.
     pub lag_s: f64,

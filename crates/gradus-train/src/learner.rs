@@ -1,7 +1,7 @@
 //! One step on one rank: the passes of its microbatches, the sum of gradients over the ranks, the vote, the update.
 
 mod account;
-mod checks;
+pub(crate) mod checks;
 mod passes;
 mod seams;
 mod state;

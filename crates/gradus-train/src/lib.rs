@@ -4,8 +4,8 @@
 //! learns from in a step, [`Optimizer`] updates the weights, [`schedule`] gives the learning rate, [`checkpoint`] saves and
 //! resumes. How the work is split: [`Mesh`] says where a rank stands among the others, [`stages`] which blocks it has,
 //! [`pipeline`] in which order it computes and what it sends, [`Sharding`] what it owns of a layout; `reduction` sums
-//! gradients while the backward pass goes on, `gathering` brings sharded weights just before they are read. Training calls
-//! communicators only, never a transport.
+//! gradients while the backward pass goes on, `gathering` brings sharded weights just before they are read, and
+//! [`stragglers`] finds who is waited for. Training calls communicators only, never a transport.
 
 mod axis;
 pub mod batches;

@@ -193,22 +193,6 @@ impl Mesh {
         Err(Error::invalid(format!("{what}: layers of this model can be cut among {} ranks", choice(&fits))))
     }
 
-    /// Whether an optimizer can do with what a rank has.
-    ///
-    /// # Errors
-    /// `Invalid`, naming the keys and what would do.
-    pub fn check_optimizer(&self, kind: OptimizerKind) -> Result<()> {
-        if kind != OptimizerKind::Muon || self.tp == 1 {
-            return Ok(());
-        }
-        Err(Error::invalid(format!(
-            "optimizer.kind is \"muon\" and parallel.tp {}: Muon makes the update of a whole matrix orthogonal, and of a \
-             matrix that is cut a rank has a slice only: give optimizer.kind \"adamw\", or parallel.tp 1 with a larger \
-             parallel.fsdp",
-            self.tp
-        )))
-    }
-
     fn check_layers(&self, layers: usize, stages_per_rank: usize) -> Result<()> {
         let stages = self.pp * stages_per_rank;
         if stages <= layers {
@@ -224,6 +208,22 @@ impl Mesh {
              each stage has a layer at least, so {mend} would do",
             self.pp
         )))
+    }
+
+    /// Whether such an optimizer can update what the ranks have.
+    ///
+    /// # Errors
+    /// `Invalid`, naming the keys and what would do.
+    pub fn check_optimizer(&self, kind: OptimizerKind) -> Result<()> {
+        if kind == OptimizerKind::Muon && self.tp > 1 {
+            return Err(Error::invalid(format!(
+                "optimizer.kind is \"muon\" and parallel.tp {}: Muon makes the update of a whole matrix orthogonal, and of a \
+                 matrix that is cut a rank has a slice only: give optimizer.kind \"adamw\", or parallel.tp 1 with a larger \
+                 parallel.fsdp",
+                self.tp
+            )));
+        }
+        Ok(())
     }
 
     /// Whether microbatches of `sequences` of so many tokens can be cut among the ranks of `tp`.

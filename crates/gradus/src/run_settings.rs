@@ -100,6 +100,17 @@ impl Default for LaunchSection {
     }
 }
 
+/// The default ring is a megabyte; a larger one may take this much of a host's memory for each rank that is near.
+const LARGEST_RING: usize = 16 << 20;
+
+/// The ring in which a message fits with what goes before it: by default where the default is large enough.
+pub(crate) fn ring_for(message_bytes: usize) -> usize {
+    match message_bytes.saturating_add(4096).next_power_of_two() {
+        small if small <= 1 << 20 => 0,
+        large => large.min(LARGEST_RING),
+    }
+}
+
 impl Settings {
     /// The model: of the sizes given, or as the folder in `model.from` has it. `tokens` is the tokenizer's count.
     ///
@@ -263,13 +274,29 @@ impl Settings {
         }
     }
 
-    /// How a rank reaches the others: as set, from the node that it lies on.
+    /// How a rank reaches the others: as set, from the node that it lies on; between stages of a pipeline in rings that a
+    /// message fits in, for its sender computes meanwhile.
     ///
     /// # Errors
-    /// `Invalid`, naming the key, for a node that cannot be.
+    /// `Invalid`, naming the key, for a node or a mesh that cannot be.
     pub fn network_of(&self, launch: &Launch) -> Result<NetworkSettings> {
         let node_id = launch.node_id(&self.network.node_id, self.launch.logical_nodes)?;
-        Ok(NetworkSettings { node_id, ..self.network.clone() })
+        let ring_bytes = match self.network.ring_bytes {
+            0 => ring_for(self.message_bytes(launch.world_size)?),
+            set => set,
+        };
+        Ok(NetworkSettings { node_id, ring_bytes, ..self.network.clone() })
+    }
+
+    /// Bytes of what stages of a pipeline hand each other at once; 0 without one.
+    fn message_bytes(&self, world_size: usize) -> Result<usize> {
+        let mesh = Mesh::from_settings(&self.parallel, world_size)?;
+        if mesh.pp == 1 {
+            return Ok(0);
+        }
+        let sequences = self.train.microbatch_sequences(self.parallel.shares(&mesh));
+        let rows = (sequences * self.sequence_length()?).div_ceil(mesh.tp);
+        Ok(rows * self.model_config(1)?.width * size_of::<f32>())
     }
 
     /// What the trainer needs.

@@ -10,7 +10,7 @@ use gradus_model::ModelConfig;
 ///
 /// # Errors
 /// `Invalid`, naming the keys and what would do.
-pub(super) fn check(
+pub(crate) fn check(
     config: &ModelConfig,
     mesh: &Mesh,
     optimizer: &OptimizerSettings,
@@ -63,6 +63,16 @@ mod tests {
         assert_eq!(*error.kind(), Kind::Invalid);
         let text = error.to_string();
         assert!(keys.iter().all(|key| text.contains(key)), "{text}");
+    }
+
+    #[test]
+    fn muon_needs_whole_matrices() {
+        let of = |optimizer: OptimizerSettings, tp| {
+            Mesh { pp: 1, dp: 1, fsdp: 2, tp }.check_optimizer(optimizer.kind)
+        };
+        of(muon(), 1).unwrap();
+        of(OptimizerSettings::default(), 2).unwrap();
+        assert_invalid(of(muon(), 2), ["optimizer.kind", "parallel.tp"]);
     }
 
     #[test]

@@ -157,11 +157,3 @@ fn communicators_join_the_ranks_of_their_axes() {
     let other = Mesh { pp: 2, dp: 1, fsdp: 1, tp: 1 };
     assert!(MeshRanks::new(Communicator::alone(), &other).is_err());
 }
-
-#[test]
-fn muon_needs_whole_matrices() {
-    let of = |tp| Mesh { pp: 1, dp: 1, fsdp: 2, tp };
-    of(1).check_optimizer(OptimizerKind::Muon).unwrap();
-    of(2).check_optimizer(OptimizerKind::AdamW).unwrap();
-    refused(of(2).check_optimizer(OptimizerKind::Muon), &["optimizer.kind", "parallel.tp"]);
-}

@@ -34,7 +34,7 @@ pub struct Memory {
     pub copies: u64,
     /// Gradients: all of its chunks', or its own shards'.
     pub gradients: u64,
-    /// Slots for units whose gradients are on their way to their owners, and rooms in which gradients travel in bf16.
+    /// Slots for units whose gradients are on their way to their owners, and rooms for what travels in bf16.
     pub scattered: u64,
     /// Moments of what it owns.
     pub moments: u64,
@@ -104,10 +104,10 @@ type PartKind = (usize, [bool; 2], [usize; 2]);
 /// Sizes of a kind of part.
 struct PartSizes {
     parameters: Rc<Parameters>,
+    /// Where its weights lie.
+    places: Places,
     /// Elements of the largest unit.
     largest: usize,
-    /// Where weights lie.
-    places: Rc<Places>,
     copies: usize,
 }
 
@@ -207,11 +207,10 @@ impl<'a> Sizes<'a> {
 
     /// As little as the rank that owns most can own.
     fn ideal_share(&mut self, part: &Part, fsdp: usize) -> Owned {
-        let sizes = self.part(part);
-        let [elements, weights] =
-            [sizes.parameters.layout.len(), sizes.places.len()].map(|all| all.div_ceil(fsdp));
-        let moments = if self.work.optimizer == OptimizerKind::AdamW { 2 * elements } else { elements };
-        Owned { elements, weights, moments }
+        let elements = self.part(part).parameters.layout.len().div_ceil(fsdp);
+        let adamw = self.work.optimizer.kind == OptimizerKind::AdamW;
+        let weights = self.part(part).places.len().div_ceil(fsdp);
+        Owned { elements, weights, moments: if adamw { 2 * elements } else { elements } }
     }
 
     /// The rank that needs most memory of those that shard these parts, and what it owns of each.
@@ -220,10 +219,11 @@ impl<'a> Sizes<'a> {
         let weight = |rank: usize| -> usize {
             let (weights, gradients) =
                 (split.parallel.shards_parameters(), split.parallel.shards_gradients());
-            let of = |owned: &Owned| {
-                owned.weights * usize::from(weights) + owned.elements * usize::from(gradients) + owned.moments
+            let of_shard = |shard: &Rc<Vec<Owned>>| {
+                let Owned { elements, weights: places, moments } = shard[rank];
+                usize::from(weights) * places + usize::from(gradients) * elements + moments
             };
-            shards.iter().map(|shard| of(&shard[rank])).sum()
+            shards.iter().map(of_shard).sum()
         };
         // Of equal ones the first.
         let rank = (0..split.mesh.fsdp).rev().max_by_key(|rank| weight(*rank)).unwrap_or(0);
@@ -243,25 +243,27 @@ impl<'a> Sizes<'a> {
     fn elements(&mut self, split: &Split<'_>, part: &Part, owned: Owned, slots: usize) -> [usize; 8] {
         let (sizes, [activations, scratch]) = (self.part(part), self.workspace(split, part, slots));
         let (visited, scattered) = (split.parallel.shards_parameters(), split.parallel.shards_gradients());
-        let parameters = &sizes.parameters;
-        let of_slots = |some: bool, count: usize, len: usize| if some { count * len } else { 0 };
+        let all = sizes.parameters.layout.len();
+        let slot = gathering::slot_len(&sizes.parameters, &sizes.places).next_multiple_of(Layout::ALIGNMENT);
+        let slots_of = |some: bool, count: usize, len: usize| if some { count * len } else { 0 };
+        let staging = self.staging(split, &sizes);
         [
             if visited { owned.weights } else { sizes.places.len() },
-            of_slots(visited, gathering::slots(parameters), gathering::slot_len(parameters, &sizes.places)),
+            slots_of(visited, gathering::slots(&sizes.parameters), slot),
             if self.work.prepares() && !visited { sizes.copies } else { 0 },
-            if scattered { owned.elements } else { parameters.layout.len() },
-            of_slots(scattered, reduction::slots(parameters), sizes.largest) + self.rooms(split, parameters),
+            if scattered { owned.elements } else { all },
+            slots_of(scattered, reduction::slots(&sizes.parameters), sizes.largest) + staging,
             owned.moments,
             activations,
             scratch,
         ]
     }
 
-    /// Elements of f32 in whose place rooms for gradients in bf16 lie.
-    fn rooms(&self, split: &Split<'_>, parameters: &Parameters) -> usize {
-        let (ranks, bucket) = ([split.mesh.dp, split.mesh.fsdp], self.work.train.bucket_bytes);
-        StagingSize::new(split.parallel.gradients, ranks, parameters.units(), bucket)
-            .map_or(0, StagingSize::len)
+    /// Elements of f32 in whose place gradients travel that are rounded for it.
+    fn staging(&self, split: &Split<'_>, sizes: &PartSizes) -> usize {
+        let (format, ranks) = (split.parallel.gradients, [split.mesh.dp, split.mesh.fsdp]);
+        let bucket_bytes = self.work.train.bucket_bytes;
+        StagingSize::new(format, ranks, sizes.parameters.units(), bucket_bytes).map_or(0, StagingSize::len)
     }
 
     fn part(&mut self, part: &Part) -> Rc<PartSizes> {
@@ -271,9 +273,9 @@ impl<'a> Sizes<'a> {
     }
 
     fn shards(&mut self, part: &Part, fsdp: usize) -> Rc<Vec<Owned>> {
-        let (sizes, optimizer) = (self.part(part), self.work.optimizer);
+        let (sizes, kind) = (self.part(part), self.work.optimizer.kind);
         let entry = self.shards.entry((kind_of(part), fsdp));
-        Rc::clone(entry.or_insert_with(|| Rc::new(shards(&sizes, fsdp, optimizer))))
+        Rc::clone(entry.or_insert_with(|| Rc::new(shards(&sizes, fsdp, kind))))
     }
 
     /// Elements of a chunk's activations, all slots together, and of its scratch.
@@ -326,28 +328,27 @@ impl PartSizes {
         let parameters = Parameters::of(model, part);
         let largest = parameters.units().iter().map(|(_, span)| span.len).max().unwrap_or(0);
         let copies = if work.prepares() { size_of_prepared(model, part, prepared) } else { 0 };
-        let places = Rc::new(Places::new(&parameters.layout, work.masters));
-        Self { parameters: Rc::new(parameters), largest, places, copies }
+        let places = Places::new(&parameters.layout, work.optimizer.masters);
+        Self { parameters: Rc::new(parameters), places, largest, copies }
     }
 }
 
 /// What each of the ranks that shard a part owns of it.
 fn shards(sizes: &PartSizes, fsdp: usize, kind: OptimizerKind) -> Vec<Owned> {
-    let (parameters, places) = (&sizes.parameters, &sizes.places);
-    let layout = &parameters.layout;
+    let layout = &sizes.parameters.layout;
     let owned = |spans: &[Span]| {
-        let pieces = |span: &Span| places.pieces((*span, *span), *span).map(|(piece, _)| piece);
-        let pieces: Vec<Span> = spans.iter().flat_map(pieces).collect();
-        let moments = Optimizer::moment_elements(layout, &pieces, kind).expect("shards cut no matrix");
-        // Each is allocated for itself.
-        let place = |span: &Span| places.range(*span).len.next_multiple_of(Layout::ALIGNMENT);
-        let (elements, weights) = (spans.iter().map(|span| span.len).sum(), spans.iter().map(place).sum());
-        Owned { elements, weights, moments: moments.iter().sum() }
+        let moments = Optimizer::moment_elements(layout, spans, kind).expect("shards cut no matrix");
+        let place = |span: &Span| sizes.places.range(*span).len.next_multiple_of(Layout::ALIGNMENT);
+        Owned {
+            elements: spans.iter().map(|span| span.len).sum(),
+            weights: spans.iter().map(place).sum(),
+            moments: moments.iter().sum(),
+        }
     };
     if fsdp == 1 {
         return vec![owned(&[Span::new(0, layout.len())])];
     }
-    let units: Vec<Span> = parameters.units().iter().map(|(_, span)| *span).collect();
+    let units: Vec<Span> = sizes.parameters.units().iter().map(|(_, span)| *span).collect();
     let sharding = Sharding::new(layout, &units, fsdp, kind);
     (0..fsdp).map(|rank| owned(&sharding.owned(rank))).collect()
 }

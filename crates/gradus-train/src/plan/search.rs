@@ -7,6 +7,7 @@ use super::machine::Machine;
 use super::memory::Sizes;
 use super::split::{Split, Work};
 use super::time::{StepTime, bound, predict};
+use crate::learner::checks;
 use crate::mesh::Mesh;
 use crate::pipeline::Kind;
 use crate::settings::{Accumulate, ParallelSettings};
@@ -116,9 +117,9 @@ fn meshes(world_size: usize) -> impl Iterator<Item = Mesh> {
 /// All ways to use a mesh.
 fn ways<'a>(search: &Search<'a>, mesh: Mesh) -> impl Iterator<Item = Split<'a>> {
     let (work, base) = (search.work, search.parallel.clone());
-    let schedules =
-        schedules(mesh.pp).filter(move |(_, chunks)| mesh.check_model(&work.model, *chunks).is_ok());
-    let schedules = schedules.filter(move |_| mesh.check_optimizer(work.optimizer).is_ok());
+    let schedules = schedules(mesh.pp).filter(move |(_, chunks)| {
+        mesh.check_model(&work.model, *chunks).is_ok() && mesh.check_optimizer(work.optimizer.kind).is_ok()
+    });
     schedules.flat_map(move |(schedule, stages_per_rank)| {
         let base = base.clone();
         let parallel = zeros(&base, mesh.fsdp).into_iter().map(move |zero| ParallelSettings {
@@ -131,7 +132,10 @@ fn ways<'a>(search: &Search<'a>, mesh: Mesh) -> impl Iterator<Item = Split<'a>> 
             stages_per_rank,
             ..base.clone()
         });
-        let possible = parallel.filter(|parallel| parallel.check().is_ok());
+        let goes = move |parallel: &ParallelSettings| {
+            parallel.check().is_ok() && checks::check(&work.model, &mesh, &work.optimizer, parallel).is_ok()
+        };
+        let possible = parallel.filter(goes);
         possible.flat_map(move |parallel| {
             let sizes = microbatches(work, &mesh).into_iter();
             sizes.map(move |sequences| Split::of(work, parallel.clone(), mesh, sequences))

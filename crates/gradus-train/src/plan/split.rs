@@ -1,10 +1,11 @@
 //! What is to be trained, and one way to split it.
 
+use crate::learner::checks;
 use crate::mesh::{Axis, Mesh};
 use crate::pipeline::{Kind, Shape};
-use crate::settings::{OptimizerKind, ParallelSettings, TrainSettings};
+use crate::settings::{OptimizerSettings, ParallelSettings, TrainSettings};
 use crate::stages::{self, cut_layers};
-use gradus_compute::{Format, Precision};
+use gradus_compute::Precision;
 use gradus_error::Result;
 use gradus_model::{ModelConfig, Part};
 use std::ops::Range;
@@ -16,10 +17,8 @@ pub struct Work {
     pub model: ModelConfig,
     /// Batches and arithmetic, with the sequence length filled in; how long the run takes does not matter.
     pub train: TrainSettings,
-    /// Which moments there are.
-    pub optimizer: OptimizerKind,
-    /// What matrices and tables are kept in.
-    pub masters: Format,
+    /// Which moments there are, and what weights are kept in.
+    pub optimizer: OptimizerSettings,
 }
 
 impl Work {
@@ -70,7 +69,7 @@ impl<'a> Split<'a> {
         work.check(mesh.data_ranks())?;
         let train = &work.train;
         mesh.check_model(&work.model, parallel.stages_per_rank)?;
-        mesh.check_optimizer(work.optimizer)?;
+        checks::check(&work.model, &mesh, &work.optimizer, parallel)?;
         let sequences = train.microbatch_sequences(parallel.shares(&mesh));
         mesh.check_microbatch(sequences, train.sequence_length)?;
         let parallel = ParallelSettings { dp: mesh.dp, ..parallel.clone() };

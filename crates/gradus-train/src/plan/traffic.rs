@@ -179,7 +179,7 @@ impl Flows<'_> {
         (calls, bytes.div_ceil(self.split.mesh.fsdp as u64))
     }
 
-    /// The first and the last stage each have a gradient of a tied table.
+    /// The first and the last stage each have a gradient of a tied table; it stays f32.
     fn tied_table(&mut self, part: &Part, parameters: &Parameters) {
         let model = &self.split.work.model;
         if model.tied && self.split.shape().stages() > 1 && part.has_table(model) {
@@ -188,13 +188,6 @@ impl Flows<'_> {
             let what = "gradients of the tied table";
             self.flows.push(Flow { axis, ranks: 2, what, operation, phase, calls, bytes });
         }
-    }
-
-    /// The weights of the units that are chosen, as they are kept.
-    fn weights(&self, parameters: &Parameters, chosen: impl Fn(Unit) -> bool) -> Buffers {
-        let places = Places::new(&parameters.layout, self.split.work.masters);
-        let spans = parameters.units().iter().filter(|(unit, _)| chosen(*unit));
-        spans.fold((0, 0), |sum, (_, span)| plus(sum, places.range(*span).len))
     }
 
     /// Units whose weights each pass has for as long as it is in them.
@@ -222,6 +215,13 @@ impl Flows<'_> {
                 self.weights(parameters, is_block),
             );
         }
+    }
+
+    /// Weights of the units that are chosen, as they are kept.
+    fn weights(&self, parameters: &Parameters, chosen: impl Fn(Unit) -> bool) -> Buffers {
+        let places = Places::new(&parameters.layout, self.split.work.optimizer.masters);
+        let spans = parameters.units().iter().filter(|(unit, _)| chosen(*unit));
+        spans.fold((0, 0), |sum, (_, span)| plus(sum, places.range(*span).len))
     }
 
     /// Rows that tensor ranks exchange.

@@ -64,7 +64,7 @@ fn false_alarms(rule: Rule) -> usize {
     let mut count = 0;
     for noise in NOISES {
         for ranks in [1, 2, 3, 4, 8, 32] {
-            count += notices(rule, ranks, 300, noise, ranks as u64, |_, _| 0.0).len();
+            count += notices(rule, ranks, 1000, noise, ranks as u64, |_, _| 0.0).len();
         }
     }
     count
@@ -78,16 +78,25 @@ fn noise_alone_raises_no_alarm() {
 #[test]
 fn rules_that_fire_on_noise_are_found_by_the_same_runs() {
     let good = Rule::default();
-    let hasty = Rule { window: 3, needed: 3, ..good };
-    let lax = Rule { needed: good.window / 2, ..good };
-    assert!(false_alarms(hasty) > 100 && false_alarms(lax) > 10);
+    let hasty = Rule { window: 3, ..good };
+    let lax = Rule { errors: 2.0, ..good };
+    for (name, rule) in [("hasty", hasty), ("lax", lax)] {
+        let count = false_alarms(rule);
+        assert!(count > 30, "{name}: {count}");
+    }
 }
 
 #[test]
 fn slow_ranks_are_named_and_nobody_else() {
     let rule = Rule::default();
     for ranks in [2, 3, 4, 8, 16] {
-        for noise in [Noise::Even(0.0), Noise::Even(0.1), Noise::Exponential(0.03), Noise::Hiccups(64)] {
+        for noise in [
+            Noise::Even(0.0),
+            Noise::Even(0.1),
+            Noise::Even(0.5),
+            Noise::Exponential(0.1),
+            Noise::Hiccups(64),
+        ] {
             for seed in 0..20 {
                 let slow = seed as usize % ranks;
                 let slowness = |rank: usize, _| if rank == slow { 0.4 } else { 0.0 };
@@ -104,11 +113,12 @@ fn slow_ranks_are_named_and_nobody_else() {
 }
 
 #[test]
-fn up_to_half_of_the_ranks_may_be_slow_together_and_the_slower_counts() {
+fn several_ranks_may_be_slow_and_the_slowest_counts() {
     let slowness = |rank: usize, _| if rank >= 2 { 0.25 * rank as f64 } else { 0.0 };
     let found = notices(Rule::default(), 4, 1, Noise::Even(0.05), 3, slowness);
     assert_eq!(found[0].1.ranks, [2, 3]);
-    assert!((found[0].1.lag_s - 0.75 * WORK_S).abs() < 0.003, "{found:?}");
+    // Of ranks that wait 0.75, 0.75, 0.25 and 0 of the work, the others of the last wait 7/12 in the mean.
+    assert!((found[0].1.lag_s - 7.0 / 12.0 * WORK_S).abs() < 0.003, "{found:?}");
 }
 
 #[test]

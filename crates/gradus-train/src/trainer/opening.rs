@@ -17,6 +17,7 @@ use gradus_compute::Device;
 use gradus_error::{Error, Result};
 use gradus_model::ModelConfig;
 use gradus_store::{Dataset, Split, Tokenizer};
+use std::ops::Range;
 use std::path::Path;
 
 impl Trainer {
@@ -46,12 +47,12 @@ impl Trainer {
         let (buffer, documents) = BatchBuffer::new(sequence, end_of_text(&settings.train, &dataset)?);
         let mut own = learner_settings(&settings, &mesh, sequence)?;
         warn_of_waiting(&communicator, &mesh, own.microbatches);
-        check_memory(&settings, &config, (&mesh, sequence), device.as_ref(), memory_bytes)?;
         let mut peak = [parts.peak_flops_per_s];
         communicator.all_reduce(&mut peak)?;
         let links = links::settle(&mut communicator, &nodes, &settings)?;
         let work = Work { config: &config, rows: own.rows, sequence };
         own.stages = cuts::settle(&mut communicator, &settings, work, measure_on, clock.as_ref())?;
+        check_memory(&settings, &config, (&mesh, sequence), &own.stages, (device.as_ref(), memory_bytes))?;
         let chosen = links.into_iter().chain(cuts::condition(&own.stages)).collect();
         let described = device.describe();
         let mut learner = Learner::new(config, &device, communicator, own)?;
@@ -160,13 +161,12 @@ fn check_memory(
     settings: &RunSettings,
     config: &ModelConfig,
     (mesh, sequence): (&Mesh, usize),
-    device: &dyn Device,
-    memory_bytes: u64,
+    stages: &[Range<usize>],
+    (device, memory_bytes): (&dyn Device, u64),
 ) -> Result<()> {
     let train = TrainSettings { sequence_length: sequence, ..settings.train.clone() };
-    let (optimizer, masters) = (settings.optimizer.kind, settings.optimizer.masters);
-    let work = plan::Work { model: config.clone(), train, optimizer, masters };
-    let split = plan::Split::new(&work, &settings.parallel, mesh.world_size())?;
+    let work = plan::Work { model: config.clone(), train, optimizer: settings.optimizer.clone() };
+    let split = plan::Split::new(&work, &settings.parallel, mesh.world_size())?.with_stages(stages.to_vec());
     let prepared = |shape, usage| device.prepared_len(shape, usage);
     plan::check_memory(&split, memory_bytes, &prepared).map(|_| ())
 }

@@ -78,14 +78,19 @@ fn meshes() -> Vec<ParallelSettings> {
     let interleaved =
         ParallelSettings { schedule: Schedule::Interleaved, stages_per_rank: 2, ..of(1, 1, 2, 1) };
     let of_zero = [1, 2, 3].map(sharded);
-    of_zero.into_iter().chain([of(2, 1, 1, 1), of(1, 2, 2, 1), of(2, 1, 2, 1), interleaved]).collect()
+    of_zero
+        .into_iter()
+        .chain([of(2, 1, 1, 1), of(1, 2, 2, 1), of(2, 1, 2, 1), of(1, 2, 1, 2), interleaved])
+        .collect()
 }
 
 #[test]
 fn under_the_same_mesh_the_bits_are_those_of_a_run_that_was_never_stopped() {
     let place = tempfile::tempdir().unwrap();
     for (number, parallel) in meshes().into_iter().enumerate() {
-        for (kind, tied) in [(OptimizerKind::AdamW, true), (OptimizerKind::Muon, false)] {
+        let kinds = [(OptimizerKind::AdamW, true), (OptimizerKind::Muon, false)];
+        // Muon updates no slices of matrices.
+        for (kind, tied) in kinds.into_iter().take(if parallel.tp > 1 { 1 } else { 2 }) {
             let mut split = split(parallel.clone(), 5);
             split.optimizer.kind = kind;
             let config = model(Family::Llama, tied);
@@ -102,7 +107,8 @@ fn under_the_same_mesh_the_bits_are_those_of_a_run_that_was_never_stopped() {
 #[test]
 fn under_another_mesh_it_goes_on_with_the_same_losses() {
     let place = tempfile::tempdir().unwrap();
-    let meshes = [of(1, 1, 1, 1), of(2, 1, 1, 1), of(1, 2, 2, 1), of(1, 3, 1, 1), of(1, 1, 4, 1)];
+    let meshes =
+        [of(1, 1, 1, 1), of(2, 1, 1, 1), of(1, 2, 2, 1), of(1, 3, 1, 1), of(1, 1, 4, 1), of(1, 1, 2, 2)];
     for tied in [true, false] {
         let config = model(Family::Gpt2, tied);
         let splits = meshes.clone().map(|parallel| split(parallel, 6));

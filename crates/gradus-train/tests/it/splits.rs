@@ -182,6 +182,32 @@ pub fn of(dp: usize, fsdp: usize, pp: usize, tp: usize) -> ParallelSettings {
 }
 
 #[test]
+fn all_ranks_know_how_long_each_has_waited() {
+    let (config, split) = (model(Family::Llama, true), split(of(1, 2, 2, 1), 4));
+    let rank = |communicator: Communicator| {
+        let mut learner = learner(&config, &split, communicator);
+        learner.begin_with(&FirstWeights::Seed(3)).unwrap();
+        let mut data = Data::new(split.microbatches);
+        let mut step = |_| {
+            learner.step(&mut data, RATE, false).unwrap();
+            learner.waits().to_vec()
+        };
+        let waits: Vec<Vec<f64>> = (0..3).map(&mut step).collect();
+        (waits, learner.exposed().total())
+    };
+    let found = run_as_threads(split.ranks(), Duration::from_secs(120), rank).unwrap();
+    for (rank, (waits, exposed)) in found.iter().enumerate() {
+        assert_eq!(waits, &found[0].0);
+        let told: f64 = waits.iter().map(|waits| waits[rank]).sum();
+        assert!(
+            told >= 0.0 && told <= exposed + 1e-9,
+            "what came after the last vote is not told: {told} {exposed}"
+        );
+        assert!(waits.iter().all(|waits| waits.len() == split.ranks()));
+    }
+}
+
+#[test]
 fn data_parallel_learns_the_same() {
     assert_all_same(&[split(of(2, 1, 1, 1), 4), split(of(3, 1, 1, 1), 5)]);
 }

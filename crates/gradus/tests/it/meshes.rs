@@ -11,13 +11,15 @@ use std::path::Path;
 /// Ranks, and how they split the work.
 type Mesh = (&'static str, &'static [&'static str]);
 
-const MESHES: [Mesh; 6] = [
+const MESHES: [Mesh; 8] = [
     ("2", &["--parallel.fsdp", "2", "--parallel.zero", "1"]),
     ("2", &["--parallel.fsdp", "2", "--parallel.zero", "2"]),
     ("2", &["--parallel.fsdp", "2"]),
     ("2", &["--parallel.pp", "2"]),
     ("4", &["--parallel.pp", "2"]),
     ("4", &["--parallel.pp", "2", "--parallel.fsdp", "2"]),
+    ("2", &["--parallel.tp", "2"]),
+    ("4", &["--parallel.pp", "2", "--parallel.tp", "2"]),
 ];
 
 fn arguments<'a>((ranks, mesh): Mesh, dir: &'a str, more: &[&'a str]) -> Vec<&'a str> {
@@ -48,8 +50,8 @@ fn assert_close(found: &[f64], expected: &[f64], what: &str) {
 /// The last `step` event of a run.
 fn last_step(place: &Path, run: &str) -> Value {
     let text = fs::read_to_string(place.join("runs").join(run).join("metrics.jsonl")).unwrap();
-    let events = text.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
-    events.filter(|event| event["event"] == "step").next_back().unwrap()
+    let mut events = text.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
+    events.rfind(|event| event["event"] == "step").unwrap()
 }
 
 #[test]
@@ -127,7 +129,7 @@ fn resumed_under_the_same_mesh_a_run_repeats_its_bits_and_under_another_it_learn
     place.train(&whole);
     assert!(place.losses("a") == losses && place.final_bytes("a") == bytes);
 
-    for mesh in [("2", &[][..]), ("1", &[][..]), MESHES[1], MESHES[3]] {
+    for mesh in [("2", &[][..]), ("1", &[][..]), MESHES[1], MESHES[3], MESHES[7]] {
         forget_the_end(&place, "a");
         let other = arguments(mesh, "runs/a", &saving);
         let refused = place.run(&[&["train", "run.toml"], &other[..]].concat());

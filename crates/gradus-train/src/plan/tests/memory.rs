@@ -3,9 +3,11 @@
 use super::*;
 use crate::learner::{Learner, LearnerSettings};
 use crate::reduction::StagingSize;
-use crate::settings::{Accumulate, GradientFormat, OptimizerSettings};
+use crate::settings::Accumulate;
 use gradus_collective::run_as_threads;
-use gradus_compute::{CpuDevice, Device, Format};
+use gradus_compute::Format;
+use gradus_compute::{CpuDevice, Device};
+use gradus_model::Parameters;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -17,11 +19,7 @@ fn taken(work: &Work, split: &Split<'_>) -> Vec<(usize, bool)> {
     let learn = |world: gradus_collective::Communicator| {
         let device: Arc<dyn Device> = Arc::new(CpuDevice::new(1, work.train.precision, 1 << 22).unwrap());
         let settings = LearnerSettings {
-            optimizer: OptimizerSettings {
-                kind: work.optimizer,
-                masters: work.masters,
-                ..OptimizerSettings::default()
-            },
+            optimizer: work.optimizer.clone(),
             parallel: split.parallel.clone(),
             stages: split.parts(0).into_iter().map(|part| part.layers).collect(),
             rows: split.rows(),
@@ -52,12 +50,10 @@ fn check_split(split: &Split<'_>) {
         let planned = sizes.of_rank(split, at);
         let parts = split.parts(at.tp);
         let rounding = |stage: usize| {
-            let parameters = gradus_model::Parameters::of(&work.model, &parts[stage]);
-            let ranks = [split.mesh.dp, split.mesh.fsdp];
-            // What is shared is what is sent.
-            let rooms =
-                StagingSize::new(parallel.gradients, ranks, parameters.units(), work.train.bucket_bytes);
-            let len = rooms.map_or(parameters.layout.len(), StagingSize::len);
+            let parameters = Parameters::of(&work.model, &parts[stage]);
+            let (ranks, bucket_bytes) = ([split.mesh.dp, split.mesh.fsdp], work.train.bucket_bytes);
+            let staging = StagingSize::new(parallel.gradients, ranks, parameters.units(), bucket_bytes);
+            let len = staging.map_or(parameters.layout.len(), StagingSize::len);
             len.next_multiple_of(PAGE) + PAGE - len
         };
         let rounding: usize = if shared { split.stages_of(at.pp).map(rounding).sum() } else { 0 };
@@ -82,49 +78,36 @@ fn check_split(split: &Split<'_>) {
 fn plans_are_what_is_allocated() {
     use Kind::{GPipe, Interleaved, OneForwardOneBackward, ZeroBubble};
     for (family, tied) in [(Family::Llama, false), (Family::Llama, true), (Family::Gpt2, true)] {
-        for (optimizer, recompute, precision) in [
-            (OptimizerKind::AdamW, false, Precision::Bf16),
-            (OptimizerKind::Muon, false, Precision::F32),
-            (OptimizerKind::AdamW, true, Precision::Bf16),
+        use {
+            Format::F32 as Whole,
+            GradientFormat::F32 as Single,
+            OptimizerKind::{AdamW, Muon},
+        };
+        for (optimizer, recompute, precision, masters, gradients) in [
+            (AdamW, false, Precision::Bf16, Whole, Single),
+            (Muon, false, Precision::F32, Whole, Single),
+            (AdamW, true, Precision::Bf16, Format::Bf16, Single),
+            (AdamW, false, Precision::Bf16, Whole, GradientFormat::Bf16),
+            (Muon, true, Precision::F32, Format::Bf16, GradientFormat::Bf16),
         ] {
             let mut work = work(tiny(family, tied, 5), 24);
-            (work.optimizer, work.train.recompute, work.train.precision) = (optimizer, recompute, precision);
-            work.train.microbatch = 1;
-            for schedule in [GPipe, OneForwardOneBackward, Interleaved] {
-                check(&work, &parallel([2, 1, 2, 1], 3, schedule));
-            }
-            // Muon needs whole matrices.
-            let tp = if optimizer == OptimizerKind::Muon { 1 } else { 2 };
-            check(&work, &parallel([2, 1, 1, tp], 3, Interleaved));
-            check(&work, &parallel([3, 1, 2, 1], 1, ZeroBubble));
-            check(&work, &parallel([1, 1, 3, tp], 2, OneForwardOneBackward));
-            for zero in 1..=3 {
-                let full = parallel([1, 2, 2, 1], zero, OneForwardOneBackward);
-                check(&work, &ParallelSettings { accumulate: Accumulate::Full, ..full });
-            }
-        }
-    }
-}
-
-#[test]
-fn plans_of_what_is_kept_or_sent_in_halves_are_what_is_allocated() {
-    for (kind, precision) in [(OptimizerKind::AdamW, Precision::Bf16), (OptimizerKind::Muon, Precision::F32)]
-    {
-        for (masters, gradients) in [
-            (Format::Bf16, GradientFormat::F32),
-            (Format::F32, GradientFormat::Bf16),
-            (Format::Bf16, GradientFormat::Bf16),
-        ] {
-            let mut work = work(tiny(Family::Gpt2, true, 5), 24);
-            (work.optimizer, work.masters, work.train.precision) = (kind, masters, precision);
-            (work.train.microbatch, work.train.bucket_bytes) = (1, 1 << 12);
-            let check = |sizes, zero| {
-                check(&work, &ParallelSettings { gradients, ..parallel(sizes, zero, Kind::default()) });
+            (work.optimizer.kind, work.optimizer.masters) = (optimizer, masters);
+            (work.train.recompute, work.train.precision, work.train.microbatch) = (recompute, precision, 1);
+            let check = |sizes, zero, schedule, accumulate| {
+                let settings = parallel(sizes, zero, schedule);
+                check(&work, &ParallelSettings { gradients, accumulate, ..settings });
             };
-            check([1, 1, 1, 1], 1);
-            check([1, 2, 1, 1], 1);
-            (1..=3).for_each(|zero| check([1, 1, 3, 1], zero));
-            check([2, 2, 2, 1], 3);
+            check([2, 1, 2, 1], 3, GPipe, Accumulate::Scatter);
+            check([2, 1, 2, 1], 3, Interleaved, Accumulate::Scatter);
+            check([3, 1, 2, 1], 1, ZeroBubble, Accumulate::Scatter);
+            check([1, 4, 1, 1], 3, OneForwardOneBackward, Accumulate::Scatter);
+            if optimizer == AdamW {
+                check([2, 1, 1, 2], 3, Interleaved, Accumulate::Scatter);
+                check([1, 1, 3, 2], 2, OneForwardOneBackward, Accumulate::Scatter);
+            }
+            for zero in 1..=3 {
+                check([1, 2, 2, 1], zero, OneForwardOneBackward, Accumulate::Full);
+            }
         }
     }
 }

@@ -7,8 +7,8 @@ mod time;
 
 use super::*;
 use crate::pipeline::Kind;
-use crate::settings::{OptimizerKind, ParallelSettings, TrainSettings};
-use gradus_compute::{Format, Precision};
+use crate::settings::{GradientFormat, OptimizerKind, OptimizerSettings, ParallelSettings, TrainSettings};
+use gradus_compute::Precision;
 use gradus_model::{Family, ModelConfig, ModelSettings};
 
 /// A model of a few thousand parameters.
@@ -34,7 +34,7 @@ fn work(model: ModelConfig, global_batch: usize) -> Work {
         precision: Precision::F32,
         ..TrainSettings::default()
     };
-    Work { model, train, optimizer: OptimizerKind::AdamW, masters: Format::F32 }
+    Work { model, train, optimizer: OptimizerSettings::default() }
 }
 
 /// Sizes of Llama 2's models (Touvron et al. 2023).

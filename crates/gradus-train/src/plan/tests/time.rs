@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::mesh::Axis;
-use crate::settings::{Accumulate, GradientFormat};
+use crate::settings::Accumulate;
 use std::collections::BTreeMap;
 
 /// Bytes that a rank at a place of the pipeline sends, by axis, operation and what.

@@ -10,6 +10,7 @@ mod split;
 use super::open_device;
 use crate::launcher::{ExitStatusSummary, Membership, launch_local};
 use crate::logging;
+use crate::run_settings::ring_for;
 use account::Account;
 use anyhow::{Context, Result, bail};
 use batches::StoredBatches;
@@ -19,7 +20,10 @@ use gradus_fabric::{NetworkSettings, TransportKind, connect};
 use gradus_host::{Clock, RealClock, processors};
 use gradus_model::{ModelConfig, Parameters, hugging_face, logits_rows};
 use gradus_train::pipeline::Kind;
-use gradus_train::{FirstWeights, Learner, LearnerSettings, OptimizerSettings, ScheduleKind, stages};
+use gradus_train::plan::{Sizes, Split, Work};
+use gradus_train::{
+    FirstWeights, Learner, LearnerSettings, OptimizerSettings, ScheduleKind, TrainSettings, stages,
+};
 pub use shape::Shape;
 use split::SplitArguments;
 use std::io::BufRead;
@@ -70,7 +74,8 @@ pub fn run(arguments: &BenchTrainArguments) -> Result<()> {
     }
     let communicator = match &launch {
         Some(launch) => {
-            let transport = connect(launch, TransportKind::Auto, &NetworkSettings::default(), "bench")?;
+            let network = NetworkSettings { ring_bytes: ring_bytes(arguments)?, ..Default::default() };
+            let transport = connect(launch, TransportKind::Auto, &network, "bench")?;
             Communicator::new(transport, PATIENCE)
         }
         None => Communicator::alone(),
@@ -78,6 +83,16 @@ pub fn run(arguments: &BenchTrainArguments) -> Result<()> {
     let mut bench = Bench::new(arguments, communicator)?;
     bench.run(WARMUP_STEPS)?;
     bench.serve()
+}
+
+/// As a run would have them: stages hand each other a microbatch's rows.
+fn ring_bytes(arguments: &BenchTrainArguments) -> Result<usize> {
+    let (sizes, parallel) = (arguments.shape.sizes(), arguments.split.parallel());
+    if parallel.pp == 1 {
+        return Ok(0);
+    }
+    let rows = arguments.split.cut(sizes, arguments.ranks)?.each() * sizes.sequence;
+    Ok(ring_for(rows.div_ceil(parallel.tp) * sizes.width * size_of::<f32>()))
 }
 
 fn launch_ranks(ranks: usize) -> Result<()> {
@@ -100,6 +115,8 @@ struct Bench {
     schedule: Kind,
     /// What each rank's device has handed out.
     device_bytes: Vec<f64>,
+    /// What `gradus plan train` expects that of this rank to be.
+    planned_bytes: u64,
     resident_before: Option<u64>,
 }
 
@@ -112,20 +129,19 @@ impl Bench {
         let cut = arguments.split.cut(sizes, communicator.world_size())?;
         let batches = StoredBatches::open(sizes, arguments.batches.as_deref(), cut)?;
         let (config, first) = first(shape, arguments.init.clone())?;
+        let parallel = arguments.split.parallel();
+        let head = stages::head_in_blocks(&config, sizes.sequence);
         let settings = LearnerSettings {
             optimizer: optimizer(sizes.learning_rate),
-            parallel: arguments.split.parallel(),
-            stages: stages::cut(
-                config.layers,
-                arguments.split.parallel().stages(),
-                stages::head_in_blocks(&config, sizes.sequence),
-            ),
+            stages: stages::cut(config.layers, parallel.stages(), head),
+            parallel,
             rows: cut.each() * sizes.sequence,
             microbatches: cut.microbatches,
             recompute: false,
             bucket_bytes: 1 << 20,
         };
         let schedule = settings.parallel.schedule;
+        let planned_bytes = planned_bytes(arguments, &config, &settings, &device, &communicator)?;
         let (clock, any_device) = (RealClock::new(), Arc::clone(&device) as Arc<dyn Device>);
         let mut learner = Learner::new(config, &any_device, communicator, settings)?;
         learner.keep_account(Arc::new(clock));
@@ -141,6 +157,7 @@ impl Bench {
             device,
             schedule,
             device_bytes,
+            planned_bytes,
             resident_before,
         })
     }
@@ -169,7 +186,8 @@ impl Bench {
         })
     }
 
-    /// Bytes held: `device_bytes` all that each rank's device has handed out, planned once. Where every rank has the whole
+    /// Bytes held: `device_bytes` all that each rank's device has handed out, planned once, and `planned_bytes` what
+    /// `gradus plan train` says of rank 0. Where every rank has the whole
     /// model, of that `state` is weights (their own masters), gradients and moments, and `kept` the rest: what blocks leave
     /// for their backward pass, gradients between layers, a piece of logits (`logits`, counted in `kept`). `scratch` is what
     /// kernels work in; `peak` and `before` resident memory at its most and before there was a model.
@@ -182,6 +200,7 @@ impl Bench {
         let state = self.learner.whole_model().filter(|_| !shards).map(|_| 4 * 4 * elements);
         serde_json::json!({
             "device_bytes": self.device_bytes,
+            "planned_bytes": self.planned_bytes,
             "state_bytes": state,
             "kept_bytes": state.map(|state| held - state),
             "logits_bytes": 4 * logits_rows(vocabulary, rows) * vocabulary,
@@ -246,6 +265,31 @@ impl Bench {
         }
         Ok(0)
     }
+}
+
+/// What a rank's device will hand out, by the arithmetic of `gradus plan train`.
+fn planned_bytes(
+    arguments: &BenchTrainArguments,
+    config: &ModelConfig,
+    settings: &LearnerSettings,
+    device: &CpuDevice,
+    communicator: &Communicator,
+) -> Result<u64> {
+    let (sizes, ranks) = (arguments.shape.sizes(), communicator.world_size());
+    let cut = arguments.split.cut(sizes, ranks)?;
+    let train = TrainSettings {
+        sequence_length: sizes.sequence,
+        global_batch: cut.sequences,
+        microbatch: cut.each(),
+        precision: arguments.precision,
+        recompute: settings.recompute,
+        ..Default::default()
+    };
+    let work = Work { model: config.clone(), train, optimizer: settings.optimizer.clone() };
+    let split = Split::new(&work, &settings.parallel, ranks)?.with_stages(settings.stages.clone());
+    let prepared = |shape, usage| device.prepared_len(shape, usage);
+    let place = split.mesh.coordinates(communicator.rank());
+    Ok(Sizes::new(&work, &prepared).of_rank(&split, place).total())
 }
 
 /// The defaults, at one learning rate throughout.

@@ -21,7 +21,7 @@ pub enum Shape {
 #[serde(deny_unknown_fields)]
 pub(super) struct Sizes {
     vocabulary: usize,
-    width: usize,
+    pub width: usize,
     layers: usize,
     heads: usize,
     kv_heads: usize,

@@ -178,7 +178,7 @@ fn work(settings: &Settings) -> Result<Work, Error> {
     let tokens = vocabulary(settings)?;
     let model = settings.model_config(tokens)?;
     let train = TrainSettings { sequence_length: settings.sequence_length()?, ..settings.train.clone() };
-    Ok(Work { model, train, optimizer: settings.optimizer.kind, masters: settings.optimizer.masters })
+    Ok(Work { model, train, optimizer: settings.optimizer.clone() })
 }
 
 /// The tokens of a tokenizer that is not asked for them: as many as the model has, its preset had, or are to be learned.
