@@ -51,7 +51,15 @@ fn script(device: &dyn Device, [rows, inputs_len, outputs]: [usize; 3], format: 
         device.linear_forward(shape, x, weight.into(), Some(bias), None, epilogue, out);
         let values = get_matrix(device, out, len);
         let usage = Use::Forward { apart: apart(epilogue, outputs) };
-        device.linear_forward(shape, x, prepared(device, shape, usage), Some(bias), None, epilogue, out);
+        device.linear_forward(
+            shape,
+            x,
+            prepared(device, shape, usage, format),
+            Some(bias),
+            None,
+            epilogue,
+            out,
+        );
         // A few rows are multiplied another way unless the weight is prepared.
         if rows > 8 {
             assert_eq!(get_matrix(device, out, len), values, "prepared {usage:?} of {shape:?}");
@@ -82,11 +90,11 @@ fn apart(epilogue: Epilogue, outputs: usize) -> usize {
     }
 }
 
-/// The weight that all of these layers have, prepared.
-fn prepared(device: &dyn Device, shape: Linear, usage: Use) -> Weight {
-    let weight = put(device, &inputs(2, shape.outputs * shape.inputs));
+/// The weight that all of these layers have, prepared from how it is kept.
+fn prepared(device: &dyn Device, shape: Linear, usage: Use, format: Format) -> Weight {
+    let weight = kept(device, format, &inputs(2, shape.outputs * shape.inputs));
     let place = device.allocate(device.prepared_len(shape, usage)).unwrap();
-    device.prepare(shape, usage, weight.into(), place);
+    device.prepare(shape, usage, weight, place);
     Weight::Prepared(place)
 }
 
@@ -102,7 +110,13 @@ fn gradients(device: &dyn Device, shape: Linear, format: Format) -> Vec<Vec<f32>
             let d_x = room(device, format, len);
             device.linear_backward_input(shape, d_out, weight.into(), through, d_x);
             let values = get_matrix(device, d_x, len);
-            device.linear_backward_input(shape, d_out, prepared(device, shape, Use::Backward), through, d_x);
+            device.linear_backward_input(
+                shape,
+                d_out,
+                prepared(device, shape, Use::Backward, format),
+                through,
+                d_x,
+            );
             assert_eq!(get_matrix(device, d_x, len), values, "a prepared weight of {shape:?}");
             values
         })

@@ -179,21 +179,15 @@ impl Flows<'_> {
         (calls, bytes.div_ceil(self.split.mesh.fsdp as u64))
     }
 
-    /// The first and the last stage each have a gradient of a tied table.
+    /// The first and the last stage each have a gradient of a tied table; it stays f32.
     fn tied_table(&mut self, part: &Part, parameters: &Parameters) {
         let model = &self.split.work.model;
         if model.tied && self.split.shape().stages() > 1 && part.has_table(model) {
-            let (calls, bytes) = self.own(self.table(parameters));
+            let (calls, bytes) = self.own(buffers(parameters, |unit| unit == Unit::Embedding));
             let (axis, operation, phase) = (Axis::Pp, Operation::AllReduce, Phase::Update);
             let what = "gradients of the tied table";
             self.flows.push(Flow { axis, ranks: 2, what, operation, phase, calls, bytes });
         }
-    }
-
-    /// The embedding's table, as gradients travel.
-    fn table(&self, parameters: &Parameters) -> Buffers {
-        let table = buffers(parameters, |unit| unit == Unit::Embedding);
-        if self.split.parallel.gradients == GradientFormat::Bf16 { halved(table) } else { table }
     }
 
     /// Units whose weights each pass has for as long as it is in them.

@@ -5,7 +5,7 @@
 //! what they take depends on how long they wait for each other.
 
 use gradus_collective::Communicator;
-use gradus_compute::{CpuDevice, Device, IGNORED, Precision};
+use gradus_compute::{CpuDevice, Device, Format, IGNORED, Precision};
 use gradus_host::RealClock;
 use gradus_model::{Batch, Family, ModelConfig, PRESETS};
 use gradus_train::{
@@ -160,8 +160,10 @@ fn model(family: Family) -> ModelConfig {
 
 /// A learner on a world of one.
 fn learner(family: Family, device: &Arc<CpuDevice>, recompute: bool) -> Learner {
+    // Who has little memory has both.
+    let masters = if recompute { Format::Bf16 } else { Format::F32 };
     let settings = LearnerSettings {
-        optimizer: OptimizerSettings::default(),
+        optimizer: OptimizerSettings { masters, ..Default::default() },
         parallel: ParallelSettings::default(),
         stages: stages::cut(2, 1, 0.0),
         rows: SEQUENCES * SEQUENCE,
