@@ -320,10 +320,15 @@ impl Communicator {
     /// # Errors
     /// Those of [`Communicator::wait`], but that it never gives up.
     pub fn patient_barrier(&mut self) -> Result<()> {
+        self.patiently(Self::barrier)
+    }
+
+    /// Calls what waits, and lets it wait for as long as all others live.
+    pub fn patiently<T>(&mut self, call: impl FnOnce(&mut Self) -> T) -> T {
         let limit = std::mem::replace(&mut self.core().stall_limit, Duration::MAX);
-        let met = self.barrier();
+        let result = call(self);
         self.core().stall_limit = limit;
-        met
+        result
     }
 
     /// Tells all ranks that this one gives up and why; every further call fails. Without this they would only see it

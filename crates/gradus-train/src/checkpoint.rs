@@ -171,9 +171,8 @@ impl<'a> Collector<'a> {
 
     /// Lets the other ranks go on; what was written, or the first failure.
     fn conclude(&self, written: Result<()>) -> Result<()> {
-        self.failure.take()?;
-        self.learner.borrow_mut().end_service()?;
-        written
+        let ended = self.learner.borrow_mut().end_service();
+        written.and(self.failure.take()).and(ended)
     }
 }
 

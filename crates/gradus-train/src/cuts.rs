@@ -54,7 +54,8 @@ pub(crate) fn settle(
         let found = recorded.unwrap_or_else(cut);
         starts = found.iter().map(|run| run.start as i64).collect();
     }
-    communicator.broadcast(0, &mut starts)?;
+    // Rank 0 measures meanwhile.
+    communicator.patiently(|ranks| ranks.broadcast(0, &mut starts))?;
     let starts: Vec<usize> = starts.into_iter().map(|start| start as usize).collect();
     Ok(runs(&starts, layers))
 }

@@ -100,6 +100,8 @@ pub struct Learner {
     unproven: bool,
     /// How long this rank computes, if anybody asks.
     account: Option<Account>,
+    /// What ended it: after a failure memory may still be in others' hands, and nothing is begun any more.
+    over: Option<(Kind, String)>,
 }
 
 impl Learner {
@@ -125,15 +127,19 @@ impl Learner {
         let mesh = Mesh::from_settings(&parallel, world.world_size())?;
         mesh.check_model(&config, parallel.stages_per_rank)?;
         checks::check(&config, &mesh, &optimizer, &parallel)?;
+        if microbatches < mesh.data_ranks() {
+            return Err(Error::invalid(format!(
+                "parallel.dp {} x parallel.fsdp {} ranks share {microbatches} microbatches: give more of them (a smaller \
+                 train.microbatch, a larger train.global_batch), or fewer ranks",
+                mesh.dp, mesh.fsdp
+            )));
+        }
         let place = mesh.coordinates(world.rank());
         let data_rank = mesh.data_rank(world.rank());
         let share = passes::Share::new(microbatches, data_rank, &mesh, &parallel);
-        let shape = Shape {
-            ranks: mesh.pp,
-            chunks_per_rank: parallel.stages_per_rank,
-            microbatches: share.passes.max(1),
-        };
-        let program = lower(&parallel.schedule.generate(shape)?, Sharing::Chunk)?.swap_remove(place.pp);
+        let shape =
+            Shape { ranks: mesh.pp, chunks_per_rank: parallel.stages_per_rank, microbatches: share.passes };
+        let program = lower(&parallel.order().generate(shape)?, Sharing::Chunk)?.swap_remove(place.pp);
         let tied = tied_table(&mut world, &config, &mesh, place)?;
         let parts = stages::parts(&layers, (place.tp, mesh.tp));
         assert_eq!(parts.len(), shape.stages(), "each stage has its layers");
@@ -145,7 +151,7 @@ impl Learner {
             let parallel = parallel.clone();
             let kept = StageSettings { parallel, optimizer: optimizer.clone(), memory, bucket_bytes };
             let ranks = MeshRanks::new(again(&mut world)?, &mesh)?;
-            let own = StageRanks { dp: ranks.dp, fsdp: ranks.fsdp };
+            let own = StageRanks { dp: ranks.dp, fsdp: ranks.fsdp, world: ranks.world };
             stages.push(Stage::new(&config, part, device, own, &kept)?);
         }
         let ranks = MeshRanks::new(again(&mut world)?, &mesh)?;
@@ -170,6 +176,7 @@ impl Learner {
             untold_s: 0.0,
             unproven: optimizer.kind == OptimizerKind::Muon,
             account: None,
+            over: None,
         })
     }
 }
@@ -296,6 +303,26 @@ impl Learner {
     /// # Errors
     /// What the data say, and the communicator's: a lost peer, for one.
     pub fn step(
+        &mut self,
+        microbatches: &mut dyn Microbatches,
+        learning_rate: f64,
+        stop: bool,
+    ) -> Result<StepResult> {
+        self.unless_over(|learner| learner.take_step(microbatches, learning_rate, stop))
+    }
+
+    /// Does something, unless something has failed before; a failure is told to the other ranks, and is the last.
+    fn unless_over<T>(&mut self, act: impl FnOnce(&mut Self) -> Result<T>) -> Result<T> {
+        if let Some((kind, text)) = &self.over {
+            return Err(Error::new(kind.clone(), format!("this rank has failed before: {text}")));
+        }
+        act(self).inspect_err(|error| {
+            self.world.give_up(error);
+            self.over = Some((error.kind().clone(), error.to_string()));
+        })
+    }
+
+    fn take_step(
         &mut self,
         microbatches: &mut dyn Microbatches,
         learning_rate: f64,

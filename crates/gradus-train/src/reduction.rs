@@ -126,8 +126,7 @@ impl Reduction {
 
     /// Before a step: all sums are zero.
     pub fn clear(&self) {
-        // Of a step that was given up some may be left; its communicators have failed for good.
-        self.flights.borrow_mut().clear();
+        assert!(self.flights.borrow().is_empty(), "a step waits for all that it starts, or is the last");
         self.staging.iter().for_each(Staging::clear);
         self.started.set(0);
         self.memory.clear(self.device.as_ref());
@@ -201,6 +200,16 @@ impl Reduction {
             self.complete_oldest()?;
         }
         Ok(())
+    }
+
+    /// Waits for all scatters, so that all sums over replicas have begun.
+    pub fn settle(&self) {
+        self.failure.guard(|| {
+            while self.flights.borrow().iter().any(|flight| matches!(flight, Flight::Scatter { .. })) {
+                self.complete_oldest()?;
+            }
+            Ok(())
+        });
     }
 
     /// Of gradients that are kept whole: starts all ranges that are final.

@@ -26,7 +26,14 @@ impl Sharding {
         assert!(ranks > 0, "somebody owns what there is");
         let mut owned = vec![0; ranks];
         let cut = |unit: &Span| {
-            let shares = Unit::new(layout, *unit, kind).shares(ranks);
+            let unit = Unit::new(layout, *unit, kind);
+            let shares = unit.shares(ranks);
+            if unit.atoms.is_empty() {
+                // A table that two stages have is cut alike, whatever else they own.
+                let cuts = cuts(&shares, &mut vec![0; ranks]);
+                owned.iter_mut().zip(cuts.windows(2)).for_each(|(owned, cut)| *owned += cut[1] - cut[0]);
+                return cuts;
+            }
             cuts(&shares, &mut owned)
         };
         Self { units: units.to_vec(), cuts: units.iter().map(cut).collect(), ranks }

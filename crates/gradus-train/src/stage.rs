@@ -40,6 +40,8 @@ pub(crate) struct StageRanks {
     pub dp: Communicator,
     /// The ranks that shard it.
     pub fsdp: Communicator,
+    /// All ranks.
+    pub world: Communicator,
 }
 
 /// A part of the model on this rank.
@@ -273,12 +275,13 @@ fn gradient_memory(
     let sizes = [ranks.dp.world_size(), ranks.fsdp.world_size()];
     let (rank, len) = (ranks.fsdp.rank(), parameters.layout.len());
     let size = StagingSize::new(parallel.gradients, sizes, parameters.units(), *bucket_bytes);
-    let travels = if sizes[1] > 1 { &mut ranks.fsdp } else { &mut ranks.dp };
+    // All ranks share it or none does: stages and slices sum in the same memory among other ranks, too.
+    let travels = &mut ranks.world;
     let staging = size.map(|size| Staging::new(device, size, travels)).transpose()?;
     let memory = match (parallel.shards_gradients(), &staging) {
         (true, _) => GradientMemory::sharded(device, parameters, sharding, rank),
-        (false, Some(_)) => GradientMemory::private(device, len),
-        (false, None) => GradientMemory::kept(device, len, travels),
+        (false, None) if sizes != [1, 1] => GradientMemory::kept(device, len, travels),
+        (false, _) => GradientMemory::private(device, len),
     };
     Ok((memory?, staging))
 }

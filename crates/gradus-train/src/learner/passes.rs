@@ -140,7 +140,12 @@ impl Learner {
             return Ok(LossSum::default());
         };
         let gradients = stage.reduction.begin(microbatch + 1 == self.passes.share.passes);
-        stage.model.backward(workspace, batch, how, gradients, &seams)
+        let loss = stage.model.backward(workspace, batch, how, gradients, &seams)?;
+        if self.stages.len() > 1 && kind.ends() && microbatch + 1 == self.passes.share.passes {
+            // Chunks share their replicas: the sums of one begin before those of the next, on all of them.
+            stage.reduction.settle();
+        }
+        Ok(loss)
     }
 
     /// Waits for what a computation needs, where it comes from another rank.
@@ -235,6 +240,10 @@ impl Learner {
     /// # Errors
     /// What the data say, and the communicator's.
     pub fn evaluate(&mut self, microbatches: &mut dyn Microbatches) -> Result<LossSum> {
+        self.unless_over(|learner| learner.run_evaluation(microbatches))
+    }
+
+    fn run_evaluation(&mut self, microbatches: &mut dyn Microbatches) -> Result<LossSum> {
         let (data_rank, data_ranks) = (self.mesh.data_rank(self.world.rank()), self.mesh.data_ranks());
         let own = batches::share(microbatches.count(), data_rank, data_ranks);
         let in_step = self.stages.iter().any(|stage| stage.gathering.is_some());

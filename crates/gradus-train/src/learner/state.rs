@@ -135,7 +135,8 @@ impl Learner {
     pub fn serve(&mut self) -> Result<()> {
         while !self.is_whole_on_first() {
             let mut asked = DONE;
-            self.world.broadcast(0, &mut asked)?;
+            // Rank 0 writes meanwhile, to whatever disk it is.
+            self.world.patiently(|world| world.broadcast(0, &mut asked))?;
             let [number, start, len] = asked;
             let what = match number {
                 0 => Quantity::Weights,

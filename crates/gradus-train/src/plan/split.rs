@@ -99,7 +99,7 @@ impl<'a> Split<'a> {
 
     /// The schedule of its pipeline.
     pub fn kind(&self) -> Kind {
-        self.parallel.schedule
+        self.parallel.order()
     }
 
     /// Whether backward passes come in two halves.

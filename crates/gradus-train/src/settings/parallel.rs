@@ -96,6 +96,11 @@ impl ParallelSettings {
         self.pp * self.stages_per_rank
     }
 
+    /// In which order a rank computes: without a pipeline forward and backward in turn, whatever the schedule.
+    pub fn order(&self) -> Kind {
+        if self.pp > 1 { self.schedule } else { Kind::OneForwardOneBackward }
+    }
+
     /// Into how many microbatches a step's batch is to be cut at least, where it is as large: one for each data rank, and in
     /// a pipeline four for each of its ranks, so that at most a fifth of a rank's time is spent waiting.
     pub fn shares(&self, mesh: &Mesh) -> usize {

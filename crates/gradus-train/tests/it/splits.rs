@@ -3,7 +3,7 @@
 
 use gradus_collective::{Communicator, run_as_threads};
 use gradus_compute::{CpuDevice, Device, IGNORED, Precision};
-use gradus_error::Result;
+use gradus_error::{Error, Kind, Result};
 use gradus_host::Clock;
 use gradus_model::{Batch, Family, ModelConfig, PRESETS, Transformer};
 use gradus_train::pipeline::{ActionKind, Kind as Schedule};
@@ -104,16 +104,19 @@ impl Split {
 /// One rank of a split, all weights zero.
 pub fn learner(config: &ModelConfig, split: &Split, communicator: Communicator) -> Learner {
     let device: Arc<dyn Device> = Arc::new(CpuDevice::new(1, split.precision, 1 << 22).unwrap());
-    let settings = LearnerSettings {
+    Learner::new(config.clone(), &device, communicator, settings(config.layers, split)).unwrap()
+}
+
+fn settings(layers: usize, split: &Split) -> LearnerSettings {
+    LearnerSettings {
         optimizer: split.optimizer.clone(),
         parallel: split.parallel.clone(),
-        stages: stages::cut(config.layers, split.parallel.stages(), 0.5),
+        stages: stages::cut(layers, split.parallel.stages(), 0.5),
         rows: SEQUENCES * SEQUENCE,
         microbatches: split.microbatches,
         recompute: split.recompute,
         bucket_bytes: 1 << 12,
-    };
-    Learner::new(config.clone(), &device, communicator, settings).unwrap()
+    }
 }
 
 /// The losses of all steps on one rank of a split, and of an evaluation afterwards.
@@ -393,4 +396,65 @@ fn every_pass_and_update_is_on_the_account() {
     for rank in computed(halves) {
         assert_eq!(ActionKind::ALL.map(|kind| rank.of(0, kind).passes), [6, 0, 6, 6]);
     }
+}
+
+/// Chunks of one rank sum their shards over the same replicas.
+#[test]
+fn interleaved_chunks_with_shards_and_replicas_learn_the_same() {
+    let interleaved =
+        ParallelSettings { schedule: Schedule::Interleaved, stages_per_rank: 2, zero: 2, ..of(2, 2, 2, 1) };
+    assert_all_same(&[split(interleaved, 9)]);
+}
+
+#[test]
+fn without_a_pipeline_a_schedule_makes_no_difference() {
+    for schedule in [Schedule::GPipe, Schedule::ZeroBubble] {
+        assert_all_same(&[split(ParallelSettings { schedule, ..of(1, 2, 1, 1) }, 4)]);
+    }
+}
+
+/// Data of which one microbatch cannot be read, in one step.
+struct Unreadable(Data);
+
+impl Microbatches for Unreadable {
+    fn count(&self) -> usize {
+        self.0.count()
+    }
+
+    fn load(&mut self, index: usize) -> Result<Batch<'_>> {
+        if self.0.step == 1 && index == 1 {
+            return Err(Error::corrupt("a shard is damaged"));
+        }
+        self.0.load(index)
+    }
+}
+
+#[test]
+fn after_a_failure_no_rank_goes_on() {
+    let split = split(of(1, 2, 1, 1), 4);
+    let rank = |communicator: Communicator| {
+        let mut learner = learner(&model(Family::Llama, false), &split, communicator);
+        learner.begin_with(&FirstWeights::Seed(3)).unwrap();
+        let mut data = Unreadable(Data::new(4));
+        let mut step = |number| {
+            data.0.step = number;
+            learner.step(&mut data, RATE, false).map(|_| ()).map_err(|error| error.kind().clone())
+        };
+        [step(0), step(1), step(2)]
+    };
+    for steps in run_as_threads(2, Duration::from_secs(60), rank).unwrap() {
+        assert_eq!(steps, [Ok(()), Err(Kind::Corrupt), Err(Kind::Corrupt)]);
+    }
+}
+
+#[test]
+fn fewer_microbatches_than_ranks_are_refused() {
+    let split = split(of(1, 3, 1, 1), 2);
+    let rank = |communicator: Communicator| {
+        let device: Arc<dyn Device> = Arc::new(CpuDevice::new(1, Precision::F32, 1 << 22).unwrap());
+        let refused = Learner::new(model(Family::Llama, true), &device, communicator, settings(4, &split));
+        refused.err().map(|error| error.kind().clone())
+    };
+    let refused = run_as_threads(3, Duration::from_secs(60), rank).unwrap();
+    assert!(refused.iter().all(|kind| *kind == Some(Kind::Invalid)), "{refused:?}");
 }
