@@ -130,6 +130,13 @@ impl Parameters {
         &self.norms[from(range.start)..from(range.end())]
     }
 
+    /// Whether tensor ranks have columns of the tensor at this range, and not rows.
+    pub fn is_cut_by_columns(&self, range: Span) -> bool {
+        let tensors = self.layout.tensors().iter().zip(&self.slices);
+        let of = tensors.filter(|(tensor, _)| tensor.span().overlaps(&range));
+        of.take(1).any(|(_, slice)| slice.columns.len() < slice.whole_columns)
+    }
+
     /// Ranges of tensors that every tensor rank has whole, by growing place.
     pub fn whole_on_all_ranks(&self) -> Vec<Span> {
         let tensors = self.layout.tensors().iter().zip(&self.slices);

@@ -337,11 +337,6 @@ impl Transformer {
         self.units_of_head().iter().copied().filter(|unit| self.has(*unit)).collect()
     }
 
-    /// The rows of a microbatch's residual stream that this rank has, of so many.
-    pub fn own_rows(&self, rows: usize) -> std::ops::Range<usize> {
-        self.part.rows(rows)
-    }
-
     /// Units in the order in which a backward pass reads their weights.
     pub fn backward_visits(&self, how: Backward) -> Vec<Unit> {
         let head = if how == Backward::Weight { &[] } else { self.units_of_head() };

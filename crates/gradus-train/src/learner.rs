@@ -344,7 +344,8 @@ impl Learner {
         if !skipped {
             let scale = clip(self.clip_norm, gradient_norm) / targets;
             let begun = self.begin_work();
-            self.stages.iter_mut().try_for_each(|stage| stage.update(learning_rate, scale))?;
+            let (stages, tp) = (&mut self.stages, &self.tp);
+            stages.iter_mut().try_for_each(|stage| stage.update(tp, learning_rate, scale))?;
             self.end_work(begun, |computed, seconds| computed.update_s += seconds);
             self.check_first_update()?;
         }

@@ -12,6 +12,7 @@ pub mod batches;
 mod calibration;
 pub mod checkpoint;
 mod conditions;
+mod cut_matrices;
 mod cuts;
 mod evaluate;
 pub mod events;

@@ -4,8 +4,9 @@
 //! replicated, `tp` cuts each layer. Ranks count along the innermost first, so that those that say most to each other are
 //! neighbours. `dp` and `fsdp` together share out the microbatches: a rank's place on both is its data rank.
 
-use crate::settings::{OptimizerKind, ParallelSettings, no_ranks};
+use crate::settings::{OptimizerKind, OptimizerSettings, ParallelSettings, no_ranks};
 use gradus_collective::Communicator;
+use gradus_compute::Format;
 use gradus_error::{Error, Result};
 use gradus_model::ModelConfig;
 use serde::{Deserialize, Serialize};
@@ -214,12 +215,12 @@ impl Mesh {
     ///
     /// # Errors
     /// `Invalid`, naming the keys and what would do.
-    pub fn check_optimizer(&self, kind: OptimizerKind) -> Result<()> {
-        if kind == OptimizerKind::Muon && self.tp > 1 {
+    pub fn check_optimizer(&self, settings: &OptimizerSettings) -> Result<()> {
+        let is_cut = settings.kind == OptimizerKind::Muon && self.tp > 1;
+        if is_cut && settings.masters == Format::Bf16 {
             return Err(Error::invalid(format!(
-                "optimizer.kind is \"muon\" and parallel.tp {}: Muon makes the update of a whole matrix orthogonal, and of a \
-                 matrix that is cut a rank has a slice only: give optimizer.kind \"adamw\", or parallel.tp 1 with a larger \
-                 parallel.fsdp",
+                "optimizer.masters \"bf16\" with optimizer.kind \"muon\" and parallel.tp {}: matrices that are cut among ranks \
+                 are updated in f32 only; give masters \"f32\", kind \"adamw\", or parallel.tp 1",
                 self.tp
             )));
         }

@@ -74,6 +74,18 @@ pub struct Moments {
     pub place: Span,
 }
 
+/// A matrix, or what a rank has of one, that Muon updates.
+pub(crate) struct MatrixPart<'a> {
+    /// Its range of the layout.
+    pub span: Span,
+    pub rows: usize,
+    pub weights: Matrix,
+    pub gradients: Span,
+    pub moment: Span,
+    /// The update of a matrix of so many rows and columns.
+    pub update: &'a dyn Fn(usize, usize) -> Muon,
+}
+
 /// Moments of the parameters of some pieces, and how to update these.
 #[derive(Debug)]
 pub struct Optimizer {
@@ -145,6 +157,20 @@ impl Optimizer {
     /// Updates the weights of all pieces by their gradients times `gradient_scale`. Whoever keeps copies of weights has to be
     /// told apart: a model is, by asking for its weights before.
     pub fn update(&mut self, device: &dyn Device, learning_rate: f64, gradient_scale: f64) {
+        self.update_with(device, learning_rate, gradient_scale, &mut |part| {
+            let update = (part.update)(part.rows, part.span.len / part.rows);
+            device.muon(update, part.weights, part.gradients, part.moment);
+        });
+    }
+
+    /// The same, with Muon's matrices left to `matrix`.
+    pub(crate) fn update_with(
+        &mut self,
+        device: &dyn Device,
+        learning_rate: f64,
+        gradient_scale: f64,
+        matrix: &mut dyn FnMut(&MatrixPart),
+    ) {
         self.updates += 1;
         let (learning_rate, gradient_scale) = (learning_rate as f32, gradient_scale as f32);
         for part in &self.parts {
@@ -156,9 +182,12 @@ impl Optimizer {
                     device.adamw(update, weights, gradients, part.moment1, moment2);
                 }
                 Work::Matrix { rows } => {
-                    let update = self.muon(rows, span.len / rows, learning_rate, gradient_scale);
-                    let update = Muon { rounding, ..update };
-                    device.muon(update, weights, gradients, part.moment1);
+                    let update = |rows, columns| Muon {
+                        rounding,
+                        ..self.muon(rows, columns, learning_rate, gradient_scale)
+                    };
+                    let moment = part.moment1;
+                    matrix(&MatrixPart { span, rows, weights, gradients, moment, update: &update });
                 }
             }
         }

@@ -29,10 +29,9 @@ impl Sharding {
             let unit = Unit::new(layout, *unit, kind);
             let shares = unit.shares(ranks);
             if unit.atoms.is_empty() {
-                // A table that two stages have is cut alike, whatever else they own.
-                let cuts = cuts(&shares, &mut vec![0; ranks]);
-                owned.iter_mut().zip(cuts.windows(2)).for_each(|(owned, cut)| *owned += cut[1] - cut[0]);
-                return cuts;
+                // Who owns what of other units depends on matrices only: a table that two stages have is cut alike, and
+                // matrices are, however tensor ranks cut a vocabulary.
+                return cuts(&shares, &mut vec![0; ranks]);
             }
             cuts(&shares, &mut owned)
         };

@@ -4,11 +4,13 @@
 //! others: after the update where all keep all weights (ZeRO-1 and 2), or for each visit (ZeRO-3).
 
 use crate::axis::AxisRanks;
+use crate::cut_matrices::CutMatrices;
 use crate::gathering::{Gathering, gather};
-use crate::optimizer::{Moments, Optimizer, Piece};
+use crate::optimizer::{MatrixPart, Moments, Optimizer, Piece};
 use crate::reduction::{GradientMemory, Reduction, Staging, StagingSize};
-use crate::settings::{OptimizerSettings, ParallelSettings};
+use crate::settings::{OptimizerKind, OptimizerSettings, ParallelSettings};
 use crate::sharding::Sharding;
+use crate::tensor_parallel::TensorParallel;
 use gradus_collective::{Collective, Communicator, Memory};
 use gradus_compute::{Device, Format, Matrix};
 use gradus_error::Result;
@@ -53,6 +55,8 @@ pub(crate) struct Stage {
     pub model: Transformer,
     pub slots: Vec<Workspace>,
     pub optimizer: Optimizer,
+    /// Where Muon's matrices are cut among ranks.
+    cut_matrices: Option<CutMatrices>,
     sharding: Sharding,
     /// How each unit's weights come together after an update, where all ranks keep all.
     gathers: Vec<Collective>,
@@ -100,6 +104,11 @@ impl Stage {
             places.pieces(held, own).map(piece).collect()
         });
         let optimizer = Optimizer::new(device.as_ref(), &parameters.layout, &pieces, optimizer.clone())?;
+        let tensor = (part.tensor_rank, part.tensor_ranks);
+        let cut_matrices = match tensor.1 > 1 && optimizer.kind() == OptimizerKind::Muon {
+            true => Some(CutMatrices::new(device.as_ref(), &parameters.layout, tensor)?),
+            false => None,
+        };
         let slots = Workspace::for_stage(device.as_ref(), config, &part, *memory).map_err(|error| {
             error.within(format!(
                 "memory for {} microbatches of {} tokens (a smaller train.microbatch or train.recompute takes less)",
@@ -119,6 +128,7 @@ impl Stage {
             model,
             slots,
             optimizer,
+            cut_matrices,
             sharding,
         })
     }
@@ -160,9 +170,17 @@ impl Stage {
     ///
     /// # Errors
     /// The communicator's.
-    pub fn update(&mut self, learning_rate: f64, gradient_scale: f64) -> Result<()> {
+    pub fn update(&mut self, tp: &TensorParallel, learning_rate: f64, gradient_scale: f64) -> Result<()> {
         let device = Arc::clone(self.model.device());
-        self.optimizer.update(device.as_ref(), learning_rate, gradient_scale);
+        match &self.cut_matrices {
+            None => self.optimizer.update(device.as_ref(), learning_rate, gradient_scale),
+            Some(cut) => {
+                let parameters = self.model.parameters();
+                let matrix = &mut |part: &MatrixPart<'_>| cut.update(device.as_ref(), tp, parameters, part);
+                self.optimizer.update_with(device.as_ref(), learning_rate, gradient_scale, matrix);
+                tp.finish()?;
+            }
+        }
         if !self.keeps_weights() {
             return Ok(());
         }

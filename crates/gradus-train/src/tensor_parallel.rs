@@ -72,6 +72,16 @@ impl TensorParallel {
         self.run(device, values, &Collective::all_reduce(How::Sum));
     }
 
+    /// Brings what each rank has, as long on all of them, together: one after the other, by rank.
+    pub fn gather(&self, device: &dyn Device, own: Span, all: Span) {
+        self.failure.guard(|| {
+            let memory = Memory::Apart { input: device.raw(own).into(), output: device.raw(all).into() };
+            // SAFETY: as in `run`.
+            let handle = unsafe { self.ranks.start(&Collective::all_gather(), memory) }?;
+            self.ranks.wait(handle)
+        });
+    }
+
     fn exchange(&self, device: &dyn Device, span: Span, exchange: Exchange) {
         let mut known = self.exchanges.borrow_mut();
         let index = known.iter().position(|(other, _)| *other == exchange).unwrap_or_else(|| {

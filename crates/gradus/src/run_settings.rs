@@ -189,7 +189,7 @@ impl Settings {
         self.transport()?;
         self.stall_timeout()?;
         self.duration_s()?;
-        mesh.check_optimizer(self.optimizer.kind)?;
+        mesh.check_optimizer(&self.optimizer)?;
         mesh.check_model(&self.model_config(1)?, self.parallel.stages_per_rank)
     }
 

@@ -16,7 +16,7 @@ pub(crate) fn check(
     optimizer: &OptimizerSettings,
     parallel: &ParallelSettings,
 ) -> Result<()> {
-    mesh.check_optimizer(optimizer.kind)?;
+    mesh.check_optimizer(optimizer)?;
     if optimizer.masters == Format::Bf16 {
         check_pairs(config, mesh, "optimizer.masters \"bf16\"")?;
     }
@@ -66,13 +66,14 @@ mod tests {
     }
 
     #[test]
-    fn muon_needs_whole_matrices() {
-        let of = |optimizer: OptimizerSettings, tp| {
-            Mesh { pp: 1, dp: 1, fsdp: 2, tp }.check_optimizer(optimizer.kind)
-        };
-        of(muon(), 1).unwrap();
-        of(OptimizerSettings::default(), 2).unwrap();
-        assert_invalid(of(muon(), 2), ["optimizer.kind", "parallel.tp"]);
+    fn cut_matrices_are_updated_in_f32_only() {
+        let of =
+            |optimizer: OptimizerSettings, tp| Mesh { pp: 1, dp: 1, fsdp: 2, tp }.check_optimizer(&optimizer);
+        let halves = |optimizer| OptimizerSettings { masters: Format::Bf16, ..optimizer };
+        of(muon(), 2).unwrap();
+        of(halves(muon()), 1).unwrap();
+        of(halves(OptimizerSettings::default()), 2).unwrap();
+        assert_invalid(of(halves(muon()), 2), ["optimizer.masters", "parallel.tp"]);
     }
 
     #[test]

@@ -6,6 +6,7 @@
 
 use super::slots::{least_slots, slots};
 use super::split::{Split, Work};
+use crate::cut_matrices::scratch_len;
 use crate::gathering;
 use crate::mesh::Coordinates;
 use crate::optimizer::Optimizer;
@@ -255,8 +256,14 @@ impl<'a> Sizes<'a> {
             slots_of(scattered, reduction::slots(&sizes.parameters), sizes.largest) + staging,
             owned.moments,
             activations,
-            scratch,
+            scratch + self.cut_matrices(split, &sizes),
         ]
+    }
+
+    /// Elements in which matrices come together that Muon updates and tensor ranks cut.
+    fn cut_matrices(&self, split: &Split<'_>, sizes: &PartSizes) -> usize {
+        let is_cut = split.mesh.tp > 1 && self.work.optimizer.kind == OptimizerKind::Muon;
+        if is_cut { scratch_len(&sizes.parameters.layout, split.mesh.tp) } else { 0 }
     }
 
     /// Elements of f32 in whose place gradients travel that are rounded for it.

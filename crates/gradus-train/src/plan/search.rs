@@ -118,7 +118,7 @@ fn meshes(world_size: usize) -> impl Iterator<Item = Mesh> {
 fn ways<'a>(search: &Search<'a>, mesh: Mesh) -> impl Iterator<Item = Split<'a>> {
     let (work, base) = (search.work, search.parallel.clone());
     let schedules = schedules(mesh.pp).filter(move |(_, chunks)| {
-        mesh.check_model(&work.model, *chunks).is_ok() && mesh.check_optimizer(work.optimizer.kind).is_ok()
+        mesh.check_model(&work.model, *chunks).is_ok() && mesh.check_optimizer(&work.optimizer).is_ok()
     });
     schedules.flat_map(move |(schedule, stages_per_rank)| {
         let base = base.clone();

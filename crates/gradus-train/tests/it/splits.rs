@@ -339,7 +339,12 @@ fn matrices_that_muon_updates_whole_learn_the_same() {
         muon(sharded(2, of(1, 3, 1, 1)), 4),
         muon(sharded(3, of(2, 2, 1, 1)), 4),
         muon(sharded(3, of(1, 2, 2, 1)), 5),
+        muon(of(1, 1, 1, 2), 3),
+        muon(sharded(1, of(1, 2, 1, 2)), 4),
+        muon(sharded(3, of(1, 2, 2, 2)), 5),
     ]);
+    let gpt2 = model(Family::Gpt2, false);
+    assert_same(&gpt2, &muon(of(1, 1, 1, 4), 2));
 }
 
 #[test]
