@@ -103,6 +103,14 @@ impl AxisRanks {
     }
 }
 
+/// One more communicator of the same ranks.
+///
+/// # Errors
+/// As [`Communicator::group`].
+pub(crate) fn again(ranks: &mut Communicator) -> Result<Communicator> {
+    ranks.group(&(0..ranks.world_size()).collect::<Vec<_>>())
+}
+
 /// The first failure of a pass whose seams cannot fail: the pass runs out, and its end reports it.
 #[derive(Default)]
 pub(crate) struct Failure(RefCell<Option<Error>>);

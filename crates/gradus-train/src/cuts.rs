@@ -144,15 +144,20 @@ pub(crate) fn condition(layers: &[Range<usize>]) -> Conditions {
 fn recorded(folder: &Path, layers: usize, count: usize) -> Result<Option<Vec<Range<usize>>>> {
     let state = checkpoint::read_state(folder)?;
     let Some((_, text)) = state.conditions.iter().find(|(key, _)| key == STAGES) else { return Ok(None) };
-    let damaged =
-        || Error::corrupt(format!("{}: {text:?} are no stages of {layers} layers", folder.display()));
-    let starts: Vec<usize> =
-        text.split(' ').map(str::parse).collect::<Result<_, _>>().map_err(|_| damaged())?;
-    let grows = starts.first() == Some(&0) && starts.windows(2).all(|pair| pair[0] < pair[1]);
-    if !grows || starts.last().is_some_and(|last| *last >= layers) {
-        return Err(damaged());
-    }
+    let Some(starts) = starts_in(text, layers) else {
+        return Err(Error::corrupt(format!(
+            "{}: {text:?} are no stages of {layers} layers",
+            folder.display()
+        )));
+    };
     Ok((starts.len() == count).then(|| runs(&starts, layers)))
+}
+
+/// The first layers of stages, as a condition says them; `None` for what no run has written.
+fn starts_in(text: &str, layers: usize) -> Option<Vec<usize>> {
+    let starts: Vec<usize> = text.split(' ').map(str::parse).collect::<Result<_, _>>().ok()?;
+    let grows = starts.first() == Some(&0) && starts.windows(2).all(|pair| pair[0] < pair[1]);
+    (grows && starts.last().is_some_and(|last| *last < layers)).then_some(starts)
 }
 
 /// Ranges that begin there, the last up to the end.
@@ -200,11 +205,13 @@ mod tests {
     }
 
     #[test]
-    fn cuts_are_recorded_and_read_again() {
+    fn cuts_are_recorded_and_read_again_and_others_are_refused() {
         let layers = stages::cut(7, 3, 1.5);
         let [(key, text)] = condition(&layers).try_into().unwrap();
-        let starts: Vec<usize> = text.split(' ').map(|start| start.parse().unwrap()).collect();
-        assert_eq!((key.as_str(), runs(&starts, 7)), (STAGES, layers));
+        assert_eq!((key.as_str(), runs(&starts_in(&text, 7).unwrap(), 7)), (STAGES, layers));
         assert_eq!(condition(&stages::cut(7, 1, 0.0)), []);
+        for text in ["", "0 x", "1 2", "0 3 3", "0 7", "0 -1", "0  3", "0 99999999999999999999"] {
+            assert_eq!(starts_in(text, 7), None, "{text:?}");
+        }
     }
 }

@@ -5,6 +5,7 @@ use crate::learner::Microbatches;
 use gradus_error::Result;
 use gradus_model::Batch;
 use gradus_store::TokenSplit;
+use std::ops::Range;
 
 /// What an evaluation reads.
 pub(crate) struct Evaluation<'a> {
@@ -26,14 +27,27 @@ impl Microbatches for Evaluation<'_> {
 
     fn load(&mut self, index: usize) -> Result<Batch<'_>> {
         let (samples, all) = (self.samples(), self.split.samples());
-        let first = (index * self.batch) as u64;
-        let chosen = first..(first + self.batch as u64).min(samples);
-        self.buffer.load(self.split, chosen.map(|index| spread(index, samples, all)), self.rule)?;
+        self.buffer.load(
+            self.split,
+            self.chosen(index).map(|index| spread(index, samples, all)),
+            self.rule,
+        )?;
         Ok(self.buffer.batch())
+    }
+
+    fn tokens(&mut self, index: usize) -> Result<usize> {
+        let chosen = self.chosen(index);
+        Ok((chosen.end - chosen.start) as usize * self.sequence)
     }
 }
 
 impl Evaluation<'_> {
+    /// The samples of a microbatch, of those that are chosen.
+    fn chosen(&self, index: usize) -> Range<u64> {
+        let first = (index * self.batch) as u64;
+        first..(first + self.batch as u64).min(self.samples())
+    }
+
     fn samples(&self) -> u64 {
         let limit = if self.tokens == 0 { u64::MAX } else { self.tokens.div_ceil(self.sequence as u64) };
         self.split.samples().min(limit)

@@ -10,7 +10,7 @@ mod vote;
 pub use account::{Computed, Spent};
 pub use state::FirstWeights;
 
-use crate::axis::AxisRanks;
+use crate::axis::{AxisRanks, again};
 use crate::exposed::Exposed;
 use crate::mesh::{Coordinates, Mesh, MeshRanks};
 use crate::pipeline::{Program, Shape, Sharing, lower};
@@ -39,6 +39,13 @@ pub trait Microbatches {
     /// # Errors
     /// What the data say.
     fn load(&mut self, index: usize) -> Result<Batch<'_>>;
+    /// How many tokens one has: asked more often than it is loaded, by stages that hand each other its rows.
+    ///
+    /// # Errors
+    /// As [`Microbatches::load`].
+    fn tokens(&mut self, index: usize) -> Result<usize> {
+        Ok(self.load(index)?.tokens.len())
+    }
 }
 
 /// What one step gave, the same on every rank.
@@ -179,11 +186,6 @@ impl Learner {
             over: None,
         })
     }
-}
-
-/// One more communicator of the same ranks.
-fn again(ranks: &mut Communicator) -> Result<Communicator> {
-    ranks.group(&(0..ranks.world_size()).collect::<Vec<_>>())
 }
 
 /// The ranks of the first and the last stage that have the same part of a tied table as this one, if it is one of them.

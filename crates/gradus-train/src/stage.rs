@@ -3,7 +3,7 @@
 //! Shards are those of `fsdp`: each rank owns a range of each unit of the part's layout, updates it, and brings it to the
 //! others: after the update where all keep all weights (ZeRO-1 and 2), or for each visit (ZeRO-3).
 
-use crate::axis::AxisRanks;
+use crate::axis::{AxisRanks, again};
 use crate::cut_matrices::CutMatrices;
 use crate::gathering::{Gathering, gather};
 use crate::optimizer::{MatrixPart, Moments, Optimizer, Piece};
@@ -86,7 +86,7 @@ impl Stage {
             gradient_memory(device.as_ref(), &parameters, &sharding, &mut ranks, settings)?;
         let gathering = match parallel.shards_parameters() {
             true => {
-                let axis = axis_of_all(&mut ranks.fsdp)?;
+                let axis = AxisRanks::new(again(&mut ranks.fsdp)?);
                 Some(Gathering::new(device, &parameters, (&sharding, &places), axis)?)
             }
             false => None,
@@ -115,7 +115,7 @@ impl Stage {
                 memory.slots, memory.rows
             ))
         })?;
-        let axes = (AxisRanks::new(ranks.dp), axis_of_all(&mut ranks.fsdp)?);
+        let axes = (AxisRanks::new(ranks.dp), AxisRanks::new(again(&mut ranks.fsdp)?));
         let units = parameters.units();
         let reduction = Reduction::new(device, units, &sharding, axes, (gradients, staging), *bucket_bytes);
         let gather = |unit| gather(&sharding, &places, unit);
@@ -273,12 +273,6 @@ impl Stage {
         let index = self.model.parameters().units().iter().position(|(known, _)| *known == unit)?;
         Some(self.sharding.own(index, self.fsdp.rank()))
     }
-}
-
-/// One more communicator of the same ranks.
-fn axis_of_all(ranks: &mut Communicator) -> Result<AxisRanks> {
-    let all: Vec<usize> = (0..ranks.world_size()).collect();
-    Ok(AxisRanks::new(ranks.group(&all)?))
 }
 
 /// Memory for gradients, and what they travel in where that is another: then the others reach that one.

@@ -98,6 +98,8 @@ struct StepBatches<'a> {
     count: usize,
     /// Sequences of a microbatch, and of the whole step.
     sizes: (usize, usize),
+    /// `T`.
+    sequence: usize,
 }
 
 impl Microbatches for StepBatches<'_> {
@@ -110,6 +112,11 @@ impl Microbatches for StepBatches<'_> {
         let samples = batches::shuffled(self.seed, self.split.samples(), positions);
         self.buffer.load(self.split, samples, self.rule)?;
         Ok(self.buffer.batch())
+    }
+
+    fn tokens(&mut self, index: usize) -> Result<usize> {
+        let positions = batches::positions(self.step, index, self.sizes.0, self.sizes.1);
+        Ok((positions.end - positions.start) as usize * self.sequence)
     }
 }
 
@@ -194,6 +201,7 @@ impl Trainer {
             step,
             count: train.microbatches(shares),
             sizes: (train.microbatch_sequences(shares), train.global_batch),
+            sequence: self.sequence,
         };
         let result = self.learner.step(&mut microbatches, learning_rate, stop)?;
         self.state.tokens += result.loss.targets;

@@ -32,6 +32,12 @@ impl Share {
         Self { own, passes }
     }
 
+    /// Which one is passed through as the microbatch of this number.
+    fn index(&self, number: usize, microbatches: &dyn Microbatches) -> usize {
+        let index = self.own.start + number;
+        if self.own.contains(&index) { index } else { self.own.start.min(microbatches.count() - 1) }
+    }
+
     /// Loads what is passed through as the microbatch of this number. One beyond what this rank learns from is one of its own
     /// again, of which no target counts: all gradients are zero.
     fn load<'a>(
@@ -40,12 +46,11 @@ impl Share {
         microbatches: &'a mut dyn Microbatches,
         ignored: &'a mut Vec<u32>,
     ) -> Result<Batch<'a>> {
-        let index = self.own.start + number;
-        if self.own.contains(&index) {
-            return microbatches.load(index);
+        let index = self.index(number, microbatches);
+        let batch = microbatches.load(index)?;
+        if self.own.contains(&(self.own.start + number)) {
+            return Ok(batch);
         }
-        let last = microbatches.count() - 1;
-        let batch = microbatches.load(self.own.start.min(last))?;
         ignored.resize(batch.tokens.len(), IGNORED);
         Ok(Batch { targets: ignored, ..batch })
     }
@@ -168,9 +173,8 @@ impl Learner {
     }
 
     /// Tokens of a microbatch.
-    fn rows(&mut self, microbatch: usize, microbatches: &mut dyn Microbatches) -> Result<usize> {
-        let batch = self.passes.share.load(microbatch, microbatches, &mut self.passes.ignored)?;
-        Ok(batch.tokens.len())
+    fn rows(&self, microbatch: usize, microbatches: &mut dyn Microbatches) -> Result<usize> {
+        microbatches.tokens(self.passes.share.index(microbatch, microbatches))
     }
 
     /// Where a message lies that a chunk of this rank receives.

@@ -130,3 +130,21 @@ fn ranks_take_turns_where_matrices_are_few() {
     let totals = (0..4).map(|rank| sharding.owned(rank).iter().map(|span| span.len).sum::<usize>());
     assert_eq!(totals.collect::<Vec<_>>(), [192; 4], "three matrices each");
 }
+
+/// The first and the last stage of a pipeline have one table, behind other units: the gradients of both are added up shard by
+/// shard.
+#[test]
+fn a_unit_without_matrices_is_cut_alike_whatever_comes_before_it() {
+    let table: Vec<Shape> = vec![(vec![], 16 * 5)];
+    for kind in [OptimizerKind::AdamW, OptimizerKind::Muon] {
+        let cut = |before: Vec<Vec<Shape>>| {
+            let number = before.len();
+            let (layout, units) = layout(&[before, vec![table.clone()]].concat());
+            Sharding::new(&layout, &units, 7, kind).counts(number)
+        };
+        let alone = cut(Vec::new());
+        assert_eq!(alone.iter().sum::<usize>(), 16 * 5);
+        assert_eq!(cut(vec![vec![(vec![3, 2], 30)], vec![(vec![], 40)]]), alone, "{kind:?}");
+        assert_eq!(cut(vec![vec![(vec![], 100)], vec![(vec![1], 59), (vec![4], 7)]]), alone, "{kind:?}");
+    }
+}

@@ -202,16 +202,21 @@ fn a_damaged_checkpoint_is_refused_and_a_half_written_one_is_not_seen() {
 
 #[test]
 fn a_disk_that_fills_up_while_saving_keeps_the_last_checkpoint() {
-    let place = Place::new();
-    place.train(&["--train.steps", "4", "--checkpoint.every", "4"]);
-    let before = fs::read(place.checkpoint("a", 4).join("model.safetensors")).unwrap();
-    // A limit on file sizes, whose signal is ignored, makes writes fail as a full disk does, in the middle of a file.
-    let script = "trap '' XFSZ; ulimit -f 40; exec \"$0\" train run.toml --resume --train.steps 6";
-    let mut limited = place.foreign_command("/bin/sh");
-    limited.args(["-c", script, env!("CARGO_BIN_EXE_gradus")]);
-    let output = limited.output().unwrap();
-    assert_eq!(output.status.code(), Some(1), "{}", String::from_utf8_lossy(&output.stderr));
-    assert!(!place.checkpoint("a", 6).exists());
-    assert_eq!(fs::read(place.checkpoint("a", 4).join("model.safetensors")).unwrap(), before);
-    place.train(&["--resume"]);
+    // Shared memory is files, too: two ranks of a pipeline, who bring rank 0 their parts, go over TCP.
+    let pipeline = ["--nproc-per-node", "2", "--parallel.pp", "2", "--launch.transport", "tcp"];
+    for mesh in [&[][..], &pipeline] {
+        let place = Place::new();
+        place.train(&[mesh, &["--train.steps", "4", "--checkpoint.every", "4"]].concat());
+        let before = fs::read(place.checkpoint("a", 4).join("model.safetensors")).unwrap();
+        // A limit on file sizes, whose signal is ignored, makes writes fail as a full disk does, in the middle of a file.
+        let script = "trap '' XFSZ; ulimit -f 40; exec \"$0\" train run.toml --resume --train.steps 6 \"$@\"";
+        let mut limited = place.foreign_command("/bin/sh");
+        limited.args(["-c", script, env!("CARGO_BIN_EXE_gradus")]).args(mesh);
+        let output = limited.output().unwrap();
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.code() == Some(1) && said.contains("saving a checkpoint"), "{said}");
+        assert!(!place.checkpoint("a", 6).exists());
+        assert_eq!(fs::read(place.checkpoint("a", 4).join("model.safetensors")).unwrap(), before);
+        place.train(&[mesh, &["--resume"]].concat());
+    }
 }

@@ -102,6 +102,10 @@ impl Microbatches for StoredBatches {
         let (tokens, targets) = (&self.inputs, &self.targets);
         Ok(Batch { batch: each, sequence, tokens, targets, documents: None })
     }
+
+    fn tokens(&mut self, _index: usize) -> gradus_error::Result<usize> {
+        Ok(self.cut.each() * self.sizes.sequence)
+    }
 }
 
 #[cfg(test)]
