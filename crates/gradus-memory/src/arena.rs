@@ -1,6 +1,6 @@
 //! The memory of a host device: one reserved region, handed out from its start.
 
-use crate::{HeapRange, RawRange, SharedHeap, Span};
+use crate::{HeapRange, RawRange, SharedHeap, Span, red_zone};
 use gradus_error::{Error, IoContext, Result};
 use rustix::mm::{self, Advice, MapFlags, ProtFlags};
 use std::ffi::c_void;
@@ -139,36 +139,6 @@ impl Drop for Region {
         red_zone::open(self.start.as_ptr(), self.capacity);
         // SAFETY: the mapping was made by reserve with this size; slices borrow the arena, ranges hold the region: both are gone.
         let _ = unsafe { mm::munmap(self.start.as_ptr().cast::<c_void>(), bytes) };
-    }
-}
-
-/// For AddressSanitizer (`cargo x sanitize`), which knows nothing of what is handed out here: all that is not handed out, up
-/// to the next cache line behind each range too, is poison.
-mod red_zone {
-    #[cfg(gradus_asan)]
-    unsafe extern "C" {
-        fn __asan_poison_memory_region(start: *const std::ffi::c_void, bytes: usize);
-        fn __asan_unpoison_memory_region(start: *const std::ffi::c_void, bytes: usize);
-    }
-
-    /// Nobody may touch these elements.
-    pub(super) fn poison(start: *const f32, len: usize) {
-        #[cfg(gradus_asan)]
-        // SAFETY: the sanitizer only takes note of it.
-        unsafe {
-            __asan_poison_memory_region(start.cast(), len * size_of::<f32>());
-        }
-        let _ = (start, len);
-    }
-
-    /// These may be touched from now on.
-    pub(super) fn open(start: *const f32, len: usize) {
-        #[cfg(gradus_asan)]
-        // SAFETY: as above.
-        unsafe {
-            __asan_unpoison_memory_region(start.cast(), len * size_of::<f32>());
-        }
-        let _ = (start, len);
     }
 }
 

@@ -8,6 +8,7 @@
 mod arena;
 mod heap;
 mod layout;
+pub mod red_zone;
 mod segment;
 mod span;
 
