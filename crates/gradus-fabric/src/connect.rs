@@ -154,7 +154,7 @@ impl Links<'_> {
 }
 
 /// The same launch; ranks that are all on this host and have no secret meet on loopback, whatever name the host has.
-fn at_home(launch: &Launch) -> Launch {
+pub(crate) fn at_home(launch: &Launch) -> Launch {
     let mut launch = launch.clone();
     let alone = launch.local_world_size == launch.world_size && launch.rendezvous_fd.is_none();
     if launch.secret.is_empty() && alone && !launch.meets_on_loopback() {

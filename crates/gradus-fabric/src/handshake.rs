@@ -51,6 +51,8 @@ pub(crate) enum Purpose {
     Memory = 3,
     /// Between a member and the coordinator of its group.
     Membership = 4,
+    /// Between two processes that serve each other, such as the caches of two nodes ([`crate::service`]).
+    Service = 5,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

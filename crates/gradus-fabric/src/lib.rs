@@ -9,6 +9,8 @@
 //! - A [`Transport`] is ordered streams of bytes from each rank to each other, one for each level of priority, over shared
 //!   memory, TCP or both, moved without blocking, so that one executor serves all of them.
 //!
+//! - [`service`] is connections beside those of ranks, proven alike: caches of nodes ask each other for blocks over them.
+//!
 //! [`connect`] goes the whole way once; a [`Session`] goes it anew for every epoch of a group. Invariants: nothing that comes from outside is believed or waited for without bound;
 //! a rank that dies is noticed by all others in bounded time and named; one interface is listened on, beyond loopback only
 //! when told and with a secret; no end of a process leaves anything behind, in whatever way it comes.
@@ -21,6 +23,7 @@ mod connect;
 mod control;
 mod credentials;
 mod dial;
+mod door;
 mod doors;
 mod etcd;
 mod frame;
@@ -40,10 +43,12 @@ mod neighbours;
 mod node;
 mod nodes;
 mod private;
+mod reach;
 mod rendezvous;
 mod ring;
 mod seat;
 mod secret;
+pub mod service;
 mod session;
 mod settings;
 mod shm;

@@ -16,14 +16,14 @@ const LONGEST_ID: usize = 64;
 ///
 /// # Errors
 /// `Invalid`, naming the key.
-pub(crate) fn check_id(id: &str) -> Result<()> {
+pub(crate) fn check_id(key: &str, id: &str) -> Result<()> {
     let plain = |c: char| c.is_ascii_alphanumeric() || ".-_".contains(c);
     if id.len() <= LONGEST_ID && id.chars().all(plain) {
         return Ok(());
     }
     let start: String = id.chars().take(LONGEST_ID).collect();
     Err(Error::invalid(format!(
-        "network.node_id is {start:?}, of {} characters: give at most {LONGEST_ID} letters, digits, `.`, `-` and `_`",
+        "{key} is {start:?}, of {} characters: give at most {LONGEST_ID} letters, digits, `.`, `-` and `_`",
         id.chars().count()
     )))
 }
@@ -41,7 +41,7 @@ impl Launch {
                 "launch.logical_nodes is {logical_nodes}: give 1 to {ranks}, the number of ranks on this host"
             )));
         }
-        check_id(named)?;
+        check_id("network.node_id", named)?;
         if logical_nodes == 1 {
             return Ok(named.to_owned());
         }
@@ -91,7 +91,7 @@ mod tests {
     fn impossible_nodes_name_their_key() {
         let rank = Launch::local(0, 4, 1);
         let long = "x".repeat(LONGEST_ID);
-        check_id(&long).unwrap();
+        check_id("network.node_id", &long).unwrap();
         let cases = [
             ("", 0, "launch.logical_nodes"),
             ("", 5, "launch.logical_nodes"),
@@ -103,6 +103,6 @@ mod tests {
             let error = rank.node_id(named, nodes).unwrap_err();
             assert!(*error.kind() == Kind::Invalid && error.to_string().contains(key), "{error}");
         }
-        assert!(check_id(&"x".repeat(LONGEST_ID + 1)).is_err());
+        assert!(check_id("network.node_id", &"x".repeat(LONGEST_ID + 1)).is_err());
     }
 }

@@ -74,6 +74,9 @@ pub struct NetworkSettings {
     /// The node that this rank lies on, as letters, digits, `.`, `-` and `_`, 64 at most; empty: its host. Ranks share memory
     /// inside a node only. May differ from rank to rank.
     pub node_id: String,
+    /// The rack that this rank's node stands in, named like a node; empty: all that name none stand in one. Nodes that share
+    /// data ask those of their rack first. May differ from rank to rank.
+    pub rack: String,
     /// TLS on every TCP connection.
     pub tls: TlsSettings,
 }
@@ -89,6 +92,7 @@ impl Default for NetworkSettings {
             socket_buffer_bytes: 1 << 20,
             interface: String::new(),
             node_id: String::new(),
+            rack: String::new(),
             tls: TlsSettings::default(),
         }
     }
@@ -127,7 +131,8 @@ impl NetworkSettings {
         if !self.interface.is_empty() {
             Wish::parse(&self.interface, INTERFACE)?;
         }
-        check_id(&self.node_id)?;
+        check_id("network.node_id", &self.node_id)?;
+        check_id("network.rack", &self.rack)?;
         self.tls.check()
     }
 
@@ -188,6 +193,7 @@ mod tests {
             ("failure_detection", NetworkSettings { failure_detection: Duration::MAX, ..default() }),
             ("network.interface", NetworkSettings { interface: "^".into(), ..default() }),
             ("network.node_id", NetworkSettings { node_id: "a node".into(), ..default() }),
+            ("network.rack", NetworkSettings { rack: "a/rack".into(), ..default() }),
             ("network.tls.certificate", NetworkSettings { tls, ..default() }),
             ("rendezvous_timeout_s", NetworkSettings { rendezvous_timeout_s: 0, ..default() }),
             ("rendezvous_timeout_s", NetworkSettings { rendezvous_timeout_s: u64::MAX, ..default() }),

@@ -24,7 +24,7 @@ const BINDING_LABEL: &[u8] = b"EXPORTER-Channel-Binding";
 
 /// What came of a try to move bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Moved {
+pub enum Moved {
     /// So many were moved, at least one.
     Bytes(usize),
     /// It would have blocked.
@@ -296,4 +296,4 @@ fn is_end(error: &io::Error) -> bool {
 
 #[cfg(test)]
 #[path = "stream_tests.rs"]
-mod tests;
+pub(crate) mod tests;

@@ -11,22 +11,27 @@ use std::sync::OnceLock;
 fn identity() -> &'static Identity {
     static MADE: OnceLock<Identity> = OnceLock::new();
     MADE.get_or_init(|| {
-        let (root_key, key) = (KeyPair::generate().unwrap(), KeyPair::generate().unwrap());
-        let mut root = CertificateParams::new(Vec::new()).unwrap();
-        root.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        let authority = root.self_signed(&root_key).unwrap().pem();
-        let member = CertificateParams::new(Vec::new()).unwrap();
-        let certificate = member.signed_by(&key, &Issuer::new(root, root_key)).unwrap().pem();
         let folder = tempfile::tempdir().unwrap();
-        let [certificate, key, authority] =
-            [("c", certificate), ("k", key.serialize_pem()), ("a", authority)].map(|(name, text)| {
-                let path = folder.path().join(name);
-                std::fs::write(&path, text).unwrap();
-                std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600)).unwrap();
-                path.to_str().unwrap().to_owned()
-            });
-        Identity::read(&TlsSettings { certificate, key, authority }).unwrap().unwrap()
+        Identity::read(&member_files(folder.path())).unwrap().unwrap()
     })
+}
+
+/// Files of a member's certificate and its authority's, made anew in `folder`.
+pub(crate) fn member_files(folder: &std::path::Path) -> TlsSettings {
+    let (root_key, key) = (KeyPair::generate().unwrap(), KeyPair::generate().unwrap());
+    let mut root = CertificateParams::new(Vec::new()).unwrap();
+    root.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    let authority = root.self_signed(&root_key).unwrap().pem();
+    let member = CertificateParams::new(Vec::new()).unwrap();
+    let certificate = member.signed_by(&key, &Issuer::new(root, root_key)).unwrap().pem();
+    let [certificate, key, authority] = [("c", certificate), ("k", key.serialize_pem()), ("a", authority)]
+        .map(|(name, text)| {
+            let path = folder.join(name);
+            std::fs::write(&path, text).unwrap();
+            std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600)).unwrap();
+            path.to_str().unwrap().to_owned()
+        });
+    TlsSettings { certificate, key, authority }
 }
 
 /// Two ends of a session that has begun.

@@ -246,7 +246,7 @@ impl Drop for Tcp {
 }
 
 /// For bulk: no waiting for more, and buffers of the size asked for, if one is (the system may grant less).
-fn tune(socket: &Stream, buffer_bytes: usize) -> Result<()> {
+pub(crate) fn tune(socket: &Stream, buffer_bytes: usize) -> Result<()> {
     let describe = || "cannot prepare a connection".to_owned();
     sockopt::set_tcp_nodelay(socket, true).context(describe)?;
     if stays_at_home(socket) {

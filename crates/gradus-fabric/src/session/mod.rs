@@ -32,13 +32,13 @@ use crate::settings::{NetworkSettings, TransportKind};
 use crate::tls::{self, TlsSettings};
 use crate::transport::{Alone, Transport};
 use crate::trust::Trust;
-use crate::{dial, host, interface, settings};
-use gradus_error::{Error, IoContext, Kind, Result};
+use crate::{dial, host, reach};
+use gradus_error::{Error, Kind, Result};
 use gradus_host::machine::{Action, Event, EventOf, Machine};
 use gradus_host::{Clock, RealClock};
 use passage::{Passage, Step, Turn};
 use std::collections::VecDeque;
-use std::net::{IpAddr, SocketAddr, TcpListener, UdpSocket};
+use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
 use std::time::Duration;
 use watch::Watch;
@@ -125,7 +125,8 @@ impl Session {
         let timeouts = settings.network.timeouts()?;
         let clock = RealClock::new();
         let until = clock.now().saturating_add(limit);
-        let door = door(&settings, &settings.coordinator.place_now(limit, &timeouts, &clock)?)?;
+        let place = settings.coordinator.place_now(limit, &timeouts, &clock)?;
+        let door = reach::listen(&settings.network, &settings.interfaces, &settings.secret, &place)?;
         let identity = Identity {
             name: settings.name.clone(),
             // A process that comes back has started later.
@@ -354,60 +355,4 @@ const FENCED: &str = "which was silent for too long, or whose name another proce
 fn fenced(group: &str) -> Error {
     let message = format!("group {group} goes on without this process, {FENCED}");
     Error::new(Kind::Fenced, message)
-}
-
-/// Where this process is met when it is rank 0: at the address from which it reaches the coordinator, which is at `place`, or
-/// that of the interface that is wished for.
-fn door(settings: &SessionSettings, place: &str) -> Result<TcpListener> {
-    let way = way_to(place)?;
-    let here = match settings.network.wish(&settings.interfaces, way.is_loopback())? {
-        Some((wish, source)) => {
-            let here = wish.choose(&interface::of_this_host()?, way, source)?.address;
-            check_reachable(here, way, source)?;
-            here
-        }
-        None => way,
-    };
-    settings.secret.permits(here, "the address to be reached at")?;
-    TcpListener::bind((here, 0)).context(|| format!("cannot listen on {here}"))
-}
-
-/// Whose coordinator is beyond loopback has members there too, unless a person has said otherwise for this run.
-fn check_reachable(here: IpAddr, way: IpAddr, source: &str) -> Result<()> {
-    if way.is_loopback() || !here.is_loopback() || source == settings::INTERFACE {
-        return Ok(());
-    }
-    Err(Error::invalid(format!(
-        "by {source} this process would be reached at {here}, by nobody on other hosts, but its coordinator is beyond \
-         loopback: name the interface to be reached at in {}",
-        settings::INTERFACE
-    )))
-}
-
-/// The address from which `place` is reached: the kernel's routes know it, and nothing is sent.
-fn way_to(place: &str) -> Result<IpAddr> {
-    let describe = || format!("cannot find the way to the coordinator at {place}");
-    let probe = |any: &str| -> std::io::Result<IpAddr> {
-        let socket = UdpSocket::bind((any, 0))?;
-        socket.connect(place)?;
-        Ok(socket.local_addr()?.ip())
-    };
-    probe("0.0.0.0").or_else(|_| probe("::")).context(describe)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn who_would_be_reached_on_loopback_beside_a_far_coordinator_is_refused_unless_a_person_says_so() {
-        let [near, far] = ["127.0.0.1", "10.0.0.1"].map(|address| address.parse::<IpAddr>().unwrap());
-        let listed = crate::launch::INTERFACES;
-        assert_eq!(*check_reachable(near, far, listed).unwrap_err().kind(), Kind::Invalid);
-        for (here, way, source) in
-            [(near, far, settings::INTERFACE), (near, near, listed), (far, far, listed)]
-        {
-            check_reachable(here, way, source).unwrap();
-        }
-    }
 }

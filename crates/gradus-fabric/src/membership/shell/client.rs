@@ -288,7 +288,7 @@ impl Keeper {
 
 #[cfg(test)]
 mod tests {
-    use super::super::door::Door;
+    use super::super::door;
     use super::*;
     use std::net::TcpListener;
 
@@ -296,7 +296,7 @@ mod tests {
     fn who_is_let_in_and_dropped_calls_again_with_the_next_heartbeat_only() {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap().to_string();
-        let mut door = Door::open(listener, trust(Secret::default(), None, 0)).unwrap();
+        let mut door = door::open(listener, trust(Secret::default(), None, 0)).unwrap();
         let timeouts = Timeouts::from(Duration::from_millis(800)).unwrap();
         let identity = Identity { name: "a".into(), incarnation: 1, host: "h".into(), address: "a".into() };
         let clock = RealClock::new();

@@ -2,7 +2,7 @@
 
 use super::super::coordinator::{Coordinator, CoordinatorNote};
 use super::super::timeouts::Timeouts;
-use super::door::{Door, listen, trust};
+use super::door::{self, listen, trust};
 use super::hall::Hall;
 use super::leadership::Candidate;
 use super::office::{Engine, Office, Opened};
@@ -61,7 +61,7 @@ impl CoordinatorServer {
         let listener = listen(&place, &secret)?;
         let address = listener.local_addr().context(|| "cannot read a socket's own address".to_owned())?;
         let engine = engine.open(address, timeouts, clock)?;
-        let hall = Hall::new(Door::open(listener, trust)?, timeouts.detection * 4, clock);
+        let hall = Hall::new(door::open(listener, trust)?, timeouts.detection * 4, clock);
         Ok(Self { engine, hall, address, timeouts, clock })
     }
 

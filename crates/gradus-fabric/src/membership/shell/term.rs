@@ -127,7 +127,7 @@ impl<'a, O: FnMut(&CoordinatorNote), C: Clock + Clone> Term<'a, O, C> {
 #[cfg(test)]
 mod tests {
     use super::super::super::timeouts::Timeouts;
-    use super::super::door::{Door, trust};
+    use super::super::door::{self, trust};
     use super::*;
     use crate::secret::Secret;
     use gradus_host::simulation::SimulatedClock;
@@ -136,7 +136,7 @@ mod tests {
     #[test]
     fn time_in_which_it_stores_does_not_count() {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let door = Door::open(listener, trust(Secret::default(), None, 0)).unwrap();
+        let door = door::open(listener, trust(Secret::default(), None, 0)).unwrap();
         let mut hall = Hall::new(door, Duration::MAX, RealClock::new());
         let clock = SimulatedClock::new();
         let machine = Coordinator::open(None, Timeouts::from(Duration::from_secs(1)).unwrap()).unwrap();
