@@ -7,13 +7,14 @@ use base64::engine::general_purpose::STANDARD;
 use gradus_memory::Span;
 use gradus_model::hugging_face::{SpecialTokens, read_model, write_model_folder};
 use gradus_model::{Family, ModelConfig, Parameters};
+use gradus_store::cache::{FolderContent, verify_folder};
 use gradus_store::{Dataset, MANIFEST, PrepareSettings, Tokenizer, prepare, seal, verify_sealed};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
 /// All of them.
-pub const TARGETS: [Target; 8] = [
+pub const TARGETS: [Target; 11] = [
     ("model-config", model_config, || folder_seeds(model(), "config.json")),
     ("model-weights", model_weights, || folder_seeds(model(), "model.safetensors")),
     ("model-index", model_index, index_seeds),
@@ -21,6 +22,9 @@ pub const TARGETS: [Target; 8] = [
     ("store-tokenizer", store_tokenizer, tokenizer_seeds),
     ("store-json-lines", json_lines, || vec![lines()]),
     ("store-token-file", token_file, token_files),
+    ("store-peers", gradus_store::peers::is_understood, gradus_store::peers::understood),
+    ("store-cache", cache, || vec![records()]),
+    ("store-credentials", gradus_store::bucket::is_understood, gradus_store::bucket::understood),
     ("store-checksums", store_checksums, || folder_seeds(sealed(), CHECKSUMS)),
 ];
 
@@ -136,7 +140,7 @@ fn index_seeds() -> Vec<Vec<u8>> {
 
 // Data.
 
-fn data() -> &'static Path {
+pub(crate) fn data() -> &'static Path {
     static MADE: OnceLock<PathBuf> = OnceLock::new();
     MADE.get_or_init(|| {
         let corpus = make("corpus", |folder| {
@@ -244,4 +248,59 @@ fn sealed() -> &'static Path {
 
 fn store_checksums(data: &[u8]) -> bool {
     with_file(sealed(), CHECKSUMS, data, |folder| verify_sealed(folder).is_ok())
+}
+
+// The folder of a cache: its records, as a disk may give them back.
+
+/// Bytes of a record, and of a block.
+const RECORD: usize = 64;
+const BLOCK: usize = 4096;
+
+/// A header and three records; the second is none, and the data of the third are others.
+fn records() -> Vec<u8> {
+    let word = |number: usize| (number as u32).to_le_bytes();
+    let mut bytes = vec![0; 4 * RECORD];
+    bytes[..16].copy_from_slice(b"gradus blocks\0\0\x01");
+    bytes[16..20].copy_from_slice(&word(BLOCK));
+    for slot in [1, 3] {
+        let record = &mut bytes[slot * RECORD..][..RECORD];
+        record[16] = slot as u8;
+        record[24..28].copy_from_slice(&word(BLOCK));
+        record[28..32].copy_from_slice(&word(if slot == 1 { crc32c(&[7; BLOCK]) as usize } else { 0 }));
+    }
+    sealed_records(&bytes)
+}
+
+fn crc32c(bytes: &[u8]) -> u32 {
+    crc_fast::checksum(crc_fast::CrcAlgorithm::Crc32Iscsi, bytes) as u32
+}
+
+/// The same records, with the checksums that they should have: what is altered is then also taken for whole.
+fn sealed_records(bytes: &[u8]) -> Vec<u8> {
+    let mut sealed = bytes.to_vec();
+    for record in sealed.as_chunks_mut::<RECORD>().0 {
+        let checksum = crc32c(&record[..RECORD - 4]).to_le_bytes();
+        record[RECORD - 4..].copy_from_slice(&checksum);
+    }
+    sealed
+}
+
+fn cache_folder() -> &'static Path {
+    static MADE: OnceLock<PathBuf> = OnceLock::new();
+    MADE.get_or_init(|| make("cache", |_| {}))
+}
+
+fn cache(data: &[u8]) -> bool {
+    let read = |data: &[u8]| {
+        // Whoever opens a cache cuts its blocks to what it may have.
+        fs::write(cache_folder().join("gradus-cache.blocks"), [7; 3 * BLOCK])
+            .expect("a file for fuzzing can be written");
+        with_file(cache_folder(), "gradus-cache.records", data, |folder| {
+            let Ok(content) = FolderContent::read(folder) else { return false };
+            let verified = verify_folder(folder, &mut |done, all| assert!(done <= all));
+            verified
+                .is_ok_and(|verified| verified.blocks == content.blocks && verified.damaged < verified.blocks)
+        })
+    };
+    [read(data), read(&sealed_records(data))] == [true; 2]
 }

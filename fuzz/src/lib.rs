@@ -6,6 +6,7 @@
 //! stands in that crate's `fuzzing` module; files that any caller can name are read here, in [`mod@files`], and what the
 //! program alone takes in `program`.
 
+pub mod datasets;
 pub mod files;
 pub mod mutate;
 pub mod place;
@@ -26,7 +27,7 @@ pub type Target = (&'static str, fn(&[u8]) -> bool, fn() -> Vec<Vec<u8>>);
 
 /// All targets.
 pub fn targets() -> Vec<Target> {
-    let own = files::TARGETS.into_iter().chain(program::TARGETS);
+    let own = files::TARGETS.into_iter().chain(datasets::TARGETS).chain(program::TARGETS);
     own.chain(gradus_fabric::fuzzing::TARGETS)
         .chain(gradus_collective::fuzzing::TARGETS)
         .chain(gradus_train::fuzzing::TARGETS)

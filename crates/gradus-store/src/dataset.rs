@@ -1,12 +1,15 @@
 //! Prepared tokens, read.
 //!
-//! A [`Dataset`] maps its shards into memory; a sample is `T + 1` consecutive tokens of one shard. Opening checks the
-//! size of every file and, where a file was touched since it was prepared or the data are small, its SHA-256; so a cut
-//! or altered shard is `Corrupt`, not a strange loss. Invariant: no token that is read is at or beyond the vocabulary.
+//! A [`Dataset`] says what was prepared; [`TokenFiles`] are the shards of one part of it in a folder, open for reading. A
+//! sample is `T + 1` consecutive tokens of one shard. Opening a folder checks the size of every file and, where a file was
+//! touched since it was prepared or the data are small, its SHA-256; so a cut or altered shard is `Corrupt`, not a strange
+//! loss. Invariant: no token that is read is at or beyond the vocabulary.
 
-use crate::digest::{digest_file, digest_part, finish};
-use crate::manifest::{Manifest, SOURCES, Shard, Split, SplitManifest, TokenType};
-use crate::tokenizer::{TOKENIZER, Tokenizer};
+use crate::digest::{digest_bytes, digest_file, digest_part, finish};
+use crate::index::{Objects, read_whole};
+use crate::manifest::{MANIFEST, Manifest, SOURCES, Shard, Split, SplitManifest, TokenType};
+use crate::sample_form::SampleForm;
+use crate::tokenizer::{TOKENIZER, TOKENIZER_FILES, Tokenizer};
 use gradus_error::{Error, IoContext, Result};
 use gradus_host::disk;
 use sha2::{Digest, Sha256};
@@ -22,17 +25,30 @@ const ALWAYS_DIGESTED_BYTES: u64 = 256 << 20;
 /// Largest list of document starts that is read: a hundred million documents in one shard.
 const DOCUMENT_STARTS_LIMIT_BYTES: u64 = 1 << 30;
 
+/// Largest file beside the shards that is read from a store; manifests and tokenizers have some tens of megabytes at most.
+const BESIDE_LIMIT_BYTES: u64 = 256 << 20;
+
 /// Modification time, nanoseconds since 1970.
 pub(crate) fn modified_ns(metadata: &Metadata) -> u64 {
     (metadata.mtime() as u64).wrapping_mul(1_000_000_000).wrapping_add(metadata.mtime_nsec() as u64)
 }
 
-/// Prepared data, open for reading. Any number of threads may read at once.
+/// Prepared data, found whole.
 pub struct Dataset {
-    folder: PathBuf,
+    home: Home,
     manifest: Manifest,
     train: TokenSplit,
     held_out: TokenSplit,
+}
+
+/// Where prepared data are.
+enum Home {
+    Folder(PathBuf),
+    /// In a store, from which the files of its tokenizer were read.
+    Store {
+        address: String,
+        tokenizer: Vec<(String, Vec<u8>)>,
+    },
 }
 
 impl Dataset {
@@ -52,9 +68,48 @@ impl Dataset {
         }
         check_beside(folder, &manifest)?;
         Ok(Self {
-            folder: folder.to_owned(),
-            train: TokenSplit::open(folder, &manifest, Split::Train)?,
-            held_out: TokenSplit::open(folder, &manifest, Split::HeldOut)?,
+            home: Home::Folder(folder.to_owned()),
+            train: TokenSplit::of(&manifest, Split::Train),
+            held_out: TokenSplit::of(&manifest, Split::HeldOut),
+            manifest,
+        })
+    }
+
+    /// Finds what was prepared at an address of a store. Its shards are read by way of an [`Index`](crate::Index); whether
+    /// they are what was prepared is theirs to show, by size here and by ETag whenever they are read.
+    ///
+    /// # Errors
+    /// `Invalid` when nothing was prepared there; `Corrupt`, naming the object, when the manifest contradicts itself or the
+    /// tokenizer is not what was prepared; what the store says.
+    pub fn find(objects: &dyn Objects, address: &str) -> Result<Self> {
+        let address = address.trim_end_matches('/');
+        let listed = objects.list(address)?;
+        let read = |name: &str| -> Result<Option<Vec<u8>>> {
+            let wanted = format!("{address}/{name}");
+            let found = listed.iter().find(|object| object.address == wanted);
+            found.map(|object| read_whole(objects, object, BESIDE_LIMIT_BYTES)).transpose()
+        };
+        let Some(text) = read(MANIFEST)? else {
+            return Err(Error::invalid(format!(
+                "there are no prepared data at {address}: it has no {MANIFEST}"
+            )));
+        };
+        let manifest = Manifest::parse(&text, &format!("{address}/{MANIFEST}"))?;
+        let mut tokenizer = Vec::new();
+        for name in TOKENIZER_FILES {
+            tokenizer.extend(read(name)?.map(|bytes| (name.to_owned(), bytes)));
+        }
+        let found =
+            tokenizer.iter().find(|(name, _)| name == TOKENIZER).map(|(_, bytes)| digest_bytes(bytes));
+        if found.unwrap_or_default() != manifest.tokenizer_sha256 {
+            return Err(Error::corrupt(format!(
+                "{address}/{TOKENIZER} is not the one that was prepared; copy the prepared data again"
+            )));
+        }
+        Ok(Self {
+            home: Home::Store { address: address.to_owned(), tokenizer },
+            train: TokenSplit::of(&manifest, Split::Train),
+            held_out: TokenSplit::of(&manifest, Split::HeldOut),
             manifest,
         })
     }
@@ -62,18 +117,27 @@ impl Dataset {
     /// Compares every byte with the digests of the manifest, however large the data are.
     ///
     /// # Errors
-    /// `Corrupt`, naming the file.
+    /// `Corrupt`, naming the file; `Invalid` where they are in no folder.
     pub fn verify(&self) -> Result<()> {
+        let folder = self.folder()?;
         for shard in self.manifest.shards() {
-            check_size(&self.folder, shard)?;
-            check_digest(&self.folder, shard, self.manifest.token_type)?;
+            check_size(folder, shard)?;
+            check_digest(folder, shard, self.manifest.token_type)?;
         }
-        check_beside(&self.folder, &self.manifest)
+        check_beside(folder, &self.manifest)
     }
 
-    /// Where it lies.
-    pub fn folder(&self) -> &Path {
-        &self.folder
+    /// The folder in which it lies.
+    ///
+    /// # Errors
+    /// `Invalid` where it lies in none.
+    pub fn folder(&self) -> Result<&Path> {
+        match &self.home {
+            Home::Folder(folder) => Ok(folder),
+            Home::Store { address, .. } => {
+                Err(Error::invalid(format!("{address} is no folder of this machine")))
+            }
+        }
     }
 
     /// What it holds.
@@ -87,6 +151,14 @@ impl Dataset {
             Split::Train => &self.train,
             Split::HeldOut => &self.held_out,
         }
+    }
+
+    /// Opens the shards of one part of it.
+    ///
+    /// # Errors
+    /// The system's failure to open one; `Invalid` where they are in no folder.
+    pub fn files(&self, split: Split) -> Result<TokenFiles> {
+        TokenFiles::open(self.folder()?, &self.manifest, split)
     }
 
     /// `T`: a sample has one token more.
@@ -113,7 +185,11 @@ impl Dataset {
             return Ok(None);
         }
         let end_of_text = self.manifest.end_of_text.map(|token| token.to_string()).unwrap_or_default();
-        Tokenizer::load_with(&self.folder, &end_of_text).map(Some)
+        match &self.home {
+            Home::Folder(folder) => Tokenizer::load_with(folder, &end_of_text),
+            Home::Store { address, tokenizer } => Tokenizer::from_files(tokenizer, &end_of_text, address),
+        }
+        .map(Some)
     }
 
     /// A digest of the samples: two data sets with the same digest hold the same tokens in the same windows.
@@ -176,42 +252,18 @@ fn altered(path: &Path) -> Error {
     Error::corrupt(format!("{} was altered after it was prepared; prepare the data again", path.display()))
 }
 
-/// The tokens of one part of a corpus, cut into samples.
+/// One part of a corpus, cut into samples.
+#[derive(Debug, Clone)]
 pub struct TokenSplit {
     manifest: SplitManifest,
-    shards: Vec<OpenShard>,
     samples: u64,
-    sequence_length: usize,
-    token_type: TokenType,
-    vocabulary: usize,
-}
-
-/// Samples are read, not mapped: they are copied out anyway, and a file that somebody cuts short while it is in use is
-/// then an error and not the end of the process.
-struct OpenShard {
-    file: File,
-    path: PathBuf,
-    offset: u64,
-    document_starts: PathBuf,
-    /// The number of its first sample.
-    first: u64,
 }
 
 impl TokenSplit {
-    fn open(folder: &Path, manifest: &Manifest, split: Split) -> Result<Self> {
-        let mut opened = Self {
-            manifest: manifest.split(split).clone(),
-            shards: Vec::new(),
-            samples: 0,
-            sequence_length: manifest.sequence_length,
-            token_type: manifest.token_type,
-            vocabulary: manifest.vocabulary,
-        };
-        for shard in &manifest.split(split).shards {
-            opened.shards.push(open_shard(folder, shard, opened.samples)?);
-            opened.samples += (shard.tokens - 1) / manifest.sequence_length as u64;
-        }
-        Ok(opened)
+    fn of(manifest: &Manifest, split: Split) -> Self {
+        let split = manifest.split(split).clone();
+        let samples = split.shards.iter().map(|shard| samples_of(shard, manifest.sequence_length)).sum();
+        Self { manifest: split, samples }
     }
 
     /// Number of samples.
@@ -235,6 +287,45 @@ impl TokenSplit {
         let known = self.manifest.text_bytes > 0 && self.manifest.encoded_tokens > 0;
         known.then(|| self.manifest.text_bytes as f64 / self.manifest.encoded_tokens as f64)
     }
+}
+
+/// Samples of a shard: each begins where the one before has its last token.
+fn samples_of(shard: &Shard, sequence_length: usize) -> u64 {
+    (shard.tokens - 1) / sequence_length as u64
+}
+
+/// The shards of one part of a corpus in a folder. Any number of threads may read at once.
+pub struct TokenFiles {
+    shards: Vec<OpenShard>,
+    samples: u64,
+    form: SampleForm,
+}
+
+/// Samples are read, not mapped: they are copied out anyway, and a file that somebody cuts short while it is in use is
+/// then an error and not the end of the process.
+struct OpenShard {
+    file: File,
+    path: PathBuf,
+    offset: u64,
+    document_starts: PathBuf,
+    /// The number of its first sample.
+    first: u64,
+}
+
+impl TokenFiles {
+    fn open(folder: &Path, manifest: &Manifest, split: Split) -> Result<Self> {
+        let mut opened = Self { shards: Vec::new(), samples: 0, form: SampleForm::of(manifest) };
+        for shard in &manifest.split(split).shards {
+            opened.shards.push(open_shard(folder, shard, opened.samples)?);
+            opened.samples += samples_of(shard, manifest.sequence_length);
+        }
+        Ok(opened)
+    }
+
+    /// Number of samples.
+    pub fn samples(&self) -> u64 {
+        self.samples
+    }
 
     /// Reads sample `sample` into `out[T + 1]`: inputs are all but its last token, targets all but its first.
     ///
@@ -242,31 +333,24 @@ impl TokenSplit {
     /// `Invalid` when there is no such sample or `out` has another length; `Corrupt` when a token is beyond the
     /// vocabulary.
     pub fn read(&self, sample: u64, out: &mut [u32]) -> Result<()> {
-        if sample >= self.samples || out.len() != self.sequence_length + 1 {
+        let wanted = self.form.tokens();
+        if sample >= self.samples || out.len() != wanted {
+            let all = self.samples;
             return Err(Error::invalid(format!(
-                "sample {sample} of {} into {} tokens instead of {}",
-                self.samples,
-                out.len(),
-                self.sequence_length + 1
+                "sample {sample} of {all} into {} tokens instead of {wanted}",
+                out.len()
             )));
         }
         let shard = &self.shards[self.shards.partition_point(|shard| shard.first <= sample) - 1];
-        let width = self.token_type.bytes() as usize;
-        let start = shard.offset + (sample - shard.first) * (self.sequence_length * width) as u64;
-        let mut bytes = vec![0; out.len() * width];
+        let start = shard.offset + (sample - shard.first) * self.form.stride_bytes();
+        let mut bytes = vec![0; self.form.bytes()];
         shard
             .file
             .read_exact_at(&mut bytes, start)
             .context(|| format!("cannot read {}", shard.path.display()))?;
-        decode(&bytes, self.token_type, out);
-        match out.iter().find(|token| **token as usize >= self.vocabulary) {
-            None => Ok(()),
-            Some(token) => Err(Error::corrupt(format!(
-                "{}: token {token} in sample {sample} is beyond the vocabulary of {}",
-                shard.path.display(),
-                self.vocabulary
-            ))),
-        }
+        self.form
+            .decode([&bytes[..]], out)
+            .map_err(|error| error.within(format!("{}: sample {sample}", shard.path.display())))
     }
 
     /// Where documents begin in shard `shard`, in tokens from its start; empty for token files used as they are.
@@ -295,20 +379,4 @@ fn open_shard(folder: &Path, shard: &Shard, first: u64) -> Result<OpenShard> {
     let list = &shard.document_starts;
     let document_starts = if list.is_empty() { PathBuf::new() } else { folder.join(list) };
     Ok(OpenShard { file, path, offset: shard.offset_bytes, document_starts, first })
-}
-
-/// Tokens from their stored form. `bytes` holds as many as `out`.
-pub(crate) fn decode(bytes: &[u8], token_type: TokenType, out: &mut [u32]) {
-    match token_type {
-        TokenType::U16 => {
-            for (token, pair) in out.iter_mut().zip(bytes.as_chunks::<2>().0) {
-                *token = u32::from(u16::from_le_bytes(*pair));
-            }
-        }
-        TokenType::U32 => {
-            for (token, four) in out.iter_mut().zip(bytes.as_chunks::<4>().0) {
-                *token = u32::from_le_bytes(*four);
-            }
-        }
-    }
 }

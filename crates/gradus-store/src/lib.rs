@@ -1,24 +1,43 @@
 //! Corpora, tokenizing, dataset shards, the order of samples, atomic objects.
 //!
 //! [`prepare()`] turns a corpus into a folder of token shards, once; a [`Dataset`] reads samples from it; a
-//! [`SampleOrder`] says which sample stands at which position of which epoch; a [`Tokenizer`] turns text into tokens
+//! an [`Order`] says which sample stands at which position, and when it comes next; a [`Tokenizer`] turns text into tokens
 //! and back; [`atomic`] writes folders that are either the old one or the new one, and checks them.
 //!
 //! Invariants: nothing in a finished folder is changed in place; the same corpus and settings give the same bytes,
 //! whatever the number of threads; memory is bounded whatever the size of the corpus.
 
 pub mod atomic;
+mod blocks;
+pub mod bucket;
+pub mod cache;
 mod dataset;
 mod digest;
+mod feed;
+pub mod index;
 mod manifest;
 pub mod order;
+pub mod peers;
 mod prepare;
+mod sample_form;
 mod tokenizer;
+mod tokens;
 
 pub use atomic::{recover_folder, seal, verify_sealed, write_folder_atomically};
-pub use dataset::{Dataset, TokenSplit};
+pub use blocks::{Block, BlockKey, BlockMap, ObjectInfo};
+pub use bucket::{Address, Bucket, BucketCounters, BucketSettings};
+pub use cache::{CacheCounters, CacheSettings};
+pub use dataset::{Dataset, TokenFiles, TokenSplit};
 pub use digest::digest_file;
+pub use feed::{
+    Asker, Brought, Cause, Fallbacks, Feed, FeedCounters, Joining, Keeper, Readers, Reading, Sample, Source,
+    Stalls, Warmed, warm,
+};
+pub use index::{Index, IndexSettings, Objects};
 pub use manifest::{InputStamp, Inputs, MANIFEST, Manifest, Shard, Split, SplitManifest, TokenType};
-pub use order::SampleOrder;
-pub use prepare::{PreparePhase, PrepareProgress, PrepareSettings, Prepared, prepare};
+pub use order::{Order, OrderSettings, SampleOrder, Shuffle};
+pub use prepare::{
+    OpenBucket, PreparePhase, PrepareProgress, PrepareSettings, Prepared, prepare, prepare_with_buckets,
+};
 pub use tokenizer::{END_OF_TEXT, Encoder, LEAST_VOCABULARY, StreamDecoder, Tokenizer, train};
+pub use tokens::{FeedTokens, FileTokens, Tokens};

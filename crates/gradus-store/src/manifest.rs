@@ -20,7 +20,7 @@ pub(crate) const SOURCES: &str = "sources.json";
 pub const FORMAT: u32 = 2;
 
 /// Largest manifest that is read; one entry for each shard.
-const LIMIT_BYTES: u64 = 64 << 20;
+pub(crate) const LIMIT_BYTES: u64 = 64 << 20;
 
 /// The two parts of a corpus.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -108,7 +108,7 @@ pub struct SplitManifest {
 /// An input file as it was when it was read.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct InputStamp {
-    /// Absolute path.
+    /// Absolute path, or address of an object.
     pub path: String,
     /// Size.
     pub bytes: u64,
@@ -116,6 +116,9 @@ pub struct InputStamp {
     pub modified_ns: u64,
     /// For a `Cargo.lock`, whose sources cannot change: its digest. Else empty.
     pub sha256: String,
+    /// For an object of a bucket: its ETag. Else empty.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub etag: String,
 }
 
 /// What the input was.
@@ -170,7 +173,6 @@ impl Manifest {
     /// `Invalid` when there is none: prepare the data first. `Corrupt` when it is damaged or of another format.
     pub fn read(folder: &Path) -> Result<Self> {
         let path = folder.join(MANIFEST);
-        let damaged = |why: &str| Error::corrupt(format!("{} {why}; prepare the data again", path.display()));
         let describe = || format!("there are no prepared data: cannot read {}", path.display());
         let mut text = Vec::new();
         disk::open_regular(&path)
@@ -178,8 +180,17 @@ impl Manifest {
             .take(LIMIT_BYTES)
             .read_to_end(&mut text)
             .context(describe)?;
+        Self::parse(&text, &path.display().to_string())
+    }
+
+    /// A manifest from its text; `name` says where that is from.
+    ///
+    /// # Errors
+    /// `Corrupt` when it is damaged or of another format.
+    pub(crate) fn parse(text: &[u8], name: &str) -> Result<Self> {
+        let damaged = |why: &str| Error::corrupt(format!("{name} {why}; prepare the data again"));
         let manifest: Self =
-            serde_json::from_slice(&text).map_err(|error| damaged("is damaged").with_source(error))?;
+            serde_json::from_slice(text).map_err(|error| damaged("is damaged").with_source(error))?;
         if manifest.format != FORMAT {
             return Err(damaged("was written by another version"));
         }

@@ -6,7 +6,7 @@ use std::path::Path;
 
 /// The floors, lowest first: the ground below floor 0, then floors 0 to 4.
 const FLOORS: [&[&str]; 6] = [
-    &["gradus-error"],
+    &["gradus-error", "gradus-testbed"],
     &["gradus-host", "gradus-memory"],
     &["gradus-compute", "gradus-fabric"],
     &["gradus-model", "gradus-collective", "gradus-store"],

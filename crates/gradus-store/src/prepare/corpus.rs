@@ -3,6 +3,8 @@
 use super::cut::parting_of_file;
 use super::inputs::{Format, InputFile};
 use super::json_lines::JsonLines;
+use super::rows::{self, Rows};
+use super::unpack;
 use crate::manifest::Split;
 use gradus_error::{Error, Result};
 use gradus_host::random::{Stream, philox};
@@ -14,14 +16,15 @@ const PURPOSE: u64 = 0x0068_656c_645f_6f75;
 #[derive(Debug, Clone)]
 pub(crate) struct CorpusFile {
     pub(crate) file: InputFile,
-    /// Bytes from its start.
+    /// Bytes from its start, unpacked; of Parquet, bytes of the texts of its first rows.
     pub(crate) used_bytes: u64,
+    cut: bool,
 }
 
 impl CorpusFile {
     /// Whether the file goes on after what is used.
     pub(crate) fn is_cut(&self) -> bool {
-        self.used_bytes < self.file.bytes
+        self.cut
     }
 }
 
@@ -31,20 +34,23 @@ pub(crate) struct Corpus {
 }
 
 impl Corpus {
-    /// The files up to the limit (0: none). A text is cut at a line end; a JSON line is in or out.
-    pub(crate) fn new(files: Vec<InputFile>, limit_bytes: u64) -> Result<Self> {
+    /// The files up to the limit (0: none). A text is cut at a line end; a JSON line or a row is in or out. Packed files are
+    /// unpacked once to know their sizes.
+    pub(crate) fn new(files: Vec<InputFile>, limit_bytes: u64, text_field: &str) -> Result<Self> {
         let mut left = if limit_bytes == 0 { u64::MAX } else { limit_bytes };
         let mut used = Vec::new();
         for file in files.into_iter().filter(|file| file.bytes > 0) {
-            let used_bytes = match file.format {
-                _ if file.bytes <= left => file.bytes,
-                Format::Text if left > 0 => parting_of_file(&file.path, left)?,
-                _ => left,
+            let (used_bytes, whole) = match file.format {
+                Format::Parquet => rows::size(&file, text_field, left)?,
+                format => match unpack::size(&file, left)? {
+                    bytes if bytes <= left => (bytes, true),
+                    _ if format == Format::Text && left > 0 => (parting_of_file(&file, left)?, false),
+                    _ => (left, false),
+                },
             };
             left -= used_bytes;
-            let whole = used_bytes == file.bytes;
             if used_bytes > 0 {
-                used.push(CorpusFile { file, used_bytes });
+                used.push(CorpusFile { file, used_bytes, cut: !whole });
             }
             if !whole {
                 break;
@@ -62,15 +68,24 @@ impl Corpus {
     }
 
     /// Sizes of the first documents, `most` at the most; of JSON lines, the size of the line.
-    fn first_documents(&self, most: usize) -> Result<Vec<u64>> {
+    fn first_documents(&self, most: usize, text_field: &str) -> Result<Vec<u64>> {
         let mut sizes = Vec::new();
         for file in &self.files {
-            if file.file.format == Format::Text {
-                sizes.push(file.used_bytes);
-            } else {
-                let mut lines = JsonLines::open(file)?;
-                while sizes.len() < most && lines.next_line()?.is_some() {
-                    sizes.push(lines.line_bytes());
+            match file.file.format {
+                Format::Text => sizes.push(file.used_bytes),
+                Format::Parquet => {
+                    let mut rows = Rows::open(&file.file, text_field, file.used_bytes)?;
+                    while sizes.len() < most
+                        && let Some(row) = rows.next_row()?
+                    {
+                        sizes.push(row.len() as u64);
+                    }
+                }
+                _ => {
+                    let mut lines = JsonLines::open(file)?;
+                    while sizes.len() < most && lines.next_line()?.is_some() {
+                        sizes.push(lines.line_bytes());
+                    }
                 }
             }
             if sizes.len() >= most {
@@ -97,12 +112,12 @@ pub(crate) enum HeldOut {
 impl HeldOut {
     /// The rule for a part of a corpus (see `PrepareSettings::held_out`). Reads no more documents than one over the
     /// part.
-    pub(crate) fn choose(corpus: &Corpus, part: f64, seed: u64) -> Result<Self> {
+    pub(crate) fn choose(corpus: &Corpus, part: f64, seed: u64, text_field: &str) -> Result<Self> {
         if part == 0.0 {
             return Ok(Self::None);
         }
         let every = (1.0 / part).round() as u64;
-        let sizes = corpus.first_documents(every as usize)?;
+        let sizes = corpus.first_documents(every as usize, text_field)?;
         let wanted = sizes.iter().sum::<u64>() as f64 * part;
         // With fewer documents than `every`, the largest is larger than the wanted part: there is always one.
         let smallest = (0..sizes.len()).filter(|at| sizes[*at] as f64 >= wanted).min_by_key(|at| sizes[*at]);
@@ -139,13 +154,14 @@ mod tests {
             std::fs::write(&path, "ab cd\n".repeat(size.div_ceil(6)).split_at(*size).0).unwrap();
             files.push(InputFile::new(&path).unwrap());
         }
-        Corpus::new(files, limit_bytes).unwrap()
+        Corpus::new(files, limit_bytes, "text").unwrap()
     }
 
     #[test]
     fn few_documents_give_the_smallest_that_is_enough() {
         let folder = tempfile::tempdir().unwrap();
-        let choose = |sizes: &[usize]| HeldOut::choose(&corpus(folder.path(), sizes, 0), 0.1, 0).unwrap();
+        let choose =
+            |sizes: &[usize]| HeldOut::choose(&corpus(folder.path(), sizes, 0), 0.1, 0, "text").unwrap();
         assert_eq!(choose(&[500]), HeldOut::Tail);
         assert_eq!(choose(&[500, 10, 70, 60]), HeldOut::One(2));
         assert_eq!(choose(&[500, 400]), HeldOut::One(1));
@@ -154,7 +170,7 @@ mod tests {
     #[test]
     fn many_documents_give_one_of_every_so_many() {
         let folder = tempfile::tempdir().unwrap();
-        let rule = HeldOut::choose(&corpus(folder.path(), &[5; 10], 0), 0.1, 3).unwrap();
+        let rule = HeldOut::choose(&corpus(folder.path(), &[5; 10], 0), 0.1, 3, "text").unwrap();
         let held: Vec<u64> = (0..1000).filter(|index| rule.split_of(*index) == Split::HeldOut).collect();
         assert_eq!(held.len(), 100);
         assert!((0..100).all(|block| held[block as usize] / 10 == block));

@@ -1,9 +1,9 @@
 //! Where a long text may be cut.
 
+use super::inputs::InputFile;
+use super::unpack::open;
 use gradus_error::{IoContext, Result};
-use gradus_host::disk;
-use std::os::unix::fs::FileExt;
-use std::path::Path;
+use std::io::Read;
 
 /// Bytes before a wished-for cut among which a good one is looked for.
 const WINDOW_BYTES: u64 = 64 << 10;
@@ -33,12 +33,12 @@ pub(crate) fn parting(text: &[u8], at: usize) -> usize {
     if text.get(cut) == Some(&b'\n') { cut + 1 } else { cut }
 }
 
-/// The same for a file, of which only a window is read.
-pub(crate) fn parting_of_file(path: &Path, at: u64) -> Result<u64> {
+/// The same for a file, of which only a window is kept.
+pub(crate) fn parting_of_file(file: &InputFile, at: u64) -> Result<u64> {
     let start = at.saturating_sub(WINDOW_BYTES);
     let mut window = vec![0; (at - start) as usize];
-    let describe = || format!("cannot read {}", path.display());
-    disk::open_regular(path).context(describe)?.read_exact_at(&mut window, start).context(describe)?;
+    let describe = || format!("cannot read {}", file.path.display());
+    open(file, start)?.read_exact(&mut window).context(describe)?;
     Ok(start + parting(&window, window.len()) as u64)
 }
 
@@ -63,6 +63,6 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("a");
         std::fs::write(&path, text).unwrap();
-        assert_eq!(parting_of_file(&path, 15).unwrap(), 14);
+        assert_eq!(parting_of_file(&InputFile::new(&path).unwrap(), 15).unwrap(), 14);
     }
 }

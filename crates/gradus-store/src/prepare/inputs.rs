@@ -1,9 +1,12 @@
 //! Finding the input: from what was written in `data.input` to a list of files.
 
 use super::cargo_sources::CargoSources;
+use super::objects::{Buckets, GLOB, InBucket, OpenBucket};
 use super::settings::PrepareSettings;
+use crate::bucket::Address;
 use crate::dataset::modified_ns;
 use crate::digest::digest_file;
+use crate::index::INDEX_FILE;
 use crate::manifest::{InputStamp, Inputs};
 use gradus_error::{Error, IoContext, Result};
 use gradus_host::disk;
@@ -11,12 +14,13 @@ use sha2::{Digest, Sha256};
 use std::collections::HashSet;
 use std::io::Read;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 /// What begins the name of a `Cargo.lock` whose packages' sources are meant.
 const CARGO_SCHEME: &str = "cargo:";
 
 /// A file with a zero byte among its first 8,000 is not text (as git decides).
-const TEXT_PROBE_BYTES: u64 = 8000;
+pub(crate) const TEXT_PROBE_BYTES: u64 = 8000;
 
 /// How a file is read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -25,17 +29,34 @@ pub(crate) enum Format {
     Text,
     /// One document a line.
     JsonLines,
+    /// One document a row, in a column of text.
+    Parquet,
     /// Tokens as they are.
     Tokens,
+}
+
+/// How a file is packed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Packing {
+    /// Not at all.
+    None,
+    /// Gzip.
+    Gzip,
+    /// Zstandard.
+    Zstd,
 }
 
 /// A file to read.
 #[derive(Debug, Clone)]
 pub(crate) struct InputFile {
+    /// Absolute; of an object, its address.
     pub(crate) path: PathBuf,
     pub(crate) bytes: u64,
     pub(crate) modified_ns: u64,
     pub(crate) format: Format,
+    pub(crate) packing: Packing,
+    /// Where it lies if that is in a bucket.
+    pub(crate) object: Option<Arc<InBucket>>,
 }
 
 impl InputFile {
@@ -43,24 +64,46 @@ impl InputFile {
     pub(crate) fn new(path: &Path) -> Result<Self> {
         let describe = || format!("cannot read {} (data.input)", path.display());
         let metadata = disk::open_regular(path).and_then(|file| file.metadata()).context(describe)?;
-        let format = match path.extension().and_then(|extension| extension.to_str()) {
-            Some("jsonl") => Format::JsonLines,
-            Some("bin") => Format::Tokens,
-            Some(packed) if PACKED.contains(&packed) => {
-                return Err(Error::invalid(format!(
-                    "{} is packed ({packed}), which cannot be read yet: unpack it first",
-                    path.display()
-                )));
-            }
-            _ => Format::Text,
-        };
+        let (format, packing) = kind_of(path)?;
         let path = path.canonicalize().context(describe)?;
-        Ok(Self { path, bytes: metadata.len(), modified_ns: modified_ns(&metadata), format })
+        let (bytes, modified_ns) = (metadata.len(), modified_ns(&metadata));
+        Ok(Self { path, bytes, modified_ns, format, packing, object: None })
     }
 }
 
+/// What a file holds by the end of its name, and how it is packed.
+pub(crate) fn kind_of(path: &Path) -> Result<(Format, Packing)> {
+    let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+    let (stem, ending) = name.rsplit_once('.').unwrap_or((name, ""));
+    let packing = match ending {
+        "gz" => Packing::Gzip,
+        "zst" | "zstd" => Packing::Zstd,
+        _ => Packing::None,
+    };
+    let within = if packing == Packing::None {
+        ending
+    } else {
+        stem.rsplit_once('.').map_or("", |(_, within)| within)
+    };
+    let format = match within {
+        "jsonl" => Format::JsonLines,
+        "txt" => Format::Text,
+        "bin" if packing == Packing::None => Format::Tokens,
+        "parquet" if packing == Packing::None => Format::Parquet,
+        _ if packing != Packing::None || PACKED.contains(&ending) => {
+            return Err(Error::invalid(format!(
+                "{} is packed in a way that cannot be read: .jsonl and .txt can be, packed as .gz or .zst, and .parquet; \
+                 unpack it first",
+                path.display()
+            )));
+        }
+        _ => Format::Text,
+    };
+    Ok((format, packing))
+}
+
 /// Endings of files that are no text whatever they hold: training on their bytes would be a silent mistake.
-const PACKED: [&str; 8] = ["gz", "zst", "xz", "bz2", "zip", "tar", "parquet", "tgz"];
+const PACKED: [&str; 5] = ["xz", "bz2", "zip", "tar", "tgz"];
 
 /// What one entry of `data.input` came to.
 pub(crate) enum Source {
@@ -77,15 +120,16 @@ pub(crate) struct Found {
 }
 
 /// Finds what `data.input` names. Reads names, sizes and times, a little of files found in folders, but no corpus.
-pub(crate) fn find(settings: &PrepareSettings) -> Result<Found> {
+pub(crate) fn find(settings: &PrepareSettings, open: OpenBucket) -> Result<Found> {
     let mut sources = Vec::new();
+    let mut buckets = Buckets::new(open);
     let mut known = HashSet::new();
     for input in &settings.input {
         if let Some(lock) = input.strip_prefix(CARGO_SCHEME) {
             sources.push(Source::Cargo(CargoSources::new(Path::new(lock))?));
             continue;
         }
-        let mut files = files_of(input)?;
+        let mut files = files_of(input, &mut buckets)?;
         // A file that two entries name is read once.
         files.retain(|file| known.insert(file.path.clone()));
         sources.push(Source::Files(files));
@@ -94,12 +138,23 @@ pub(crate) fn find(settings: &PrepareSettings) -> Result<Found> {
     Ok(Found { sources, stamp })
 }
 
-fn files_of(input: &str) -> Result<Vec<InputFile>> {
+fn files_of(input: &str, buckets: &mut Buckets) -> Result<Vec<InputFile>> {
+    if !input.contains("://") {
+        return files_at(input);
+    }
+    match Address::parse(input).map_err(|error| error.within("data.input"))? {
+        Address::S3 { bucket, key } => buckets.files(&bucket, &key),
+        // It was text, and is still.
+        Address::File(path) => files_at(&path.to_string_lossy()),
+    }
+}
+
+fn files_at(input: &str) -> Result<Vec<InputFile>> {
     let path = Path::new(input);
     if path.is_dir() {
         return files_in_folder(path);
     }
-    if path.exists() || !input.contains(['*', '?', '[']) {
+    if path.exists() || !input.contains(GLOB) {
         return Ok(vec![InputFile::new(path)?]);
     }
     let paths = glob::glob(input).map_err(|error| {
@@ -155,7 +210,14 @@ fn collect_text(folder: &Path, files: &mut Vec<InputFile>) -> Result<()> {
     Ok(())
 }
 
+/// Whether a file found in a folder is part of a corpus: text, plain or packed. The index of a dataset is none.
 fn is_text(path: &Path) -> Result<bool> {
+    let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+    if let Ok((format, packing)) = kind_of(path)
+        && (format == Format::Parquet || packing != Packing::None)
+    {
+        return Ok(name != INDEX_FILE);
+    }
     let describe = || format!("cannot read {} (data.input)", path.display());
     let mut start = Vec::new();
     disk::open_regular(path)
@@ -188,6 +250,11 @@ fn stamp(sources: &[Source]) -> Result<Inputs> {
         hasher.update(&stamp.sha256);
         hasher.update(stamp.bytes.to_le_bytes());
         hasher.update(stamp.modified_ns.to_le_bytes());
+        // Only objects have one, and their addresses are no paths: the digest of files is what it was.
+        if !stamp.etag.is_empty() {
+            hasher.update((stamp.etag.len() as u64).to_le_bytes());
+            hasher.update(&stamp.etag);
+        }
         inputs.files += 1;
         inputs.list.push(stamp);
         // One more than is listed is enough to know that there are too many.
@@ -208,12 +275,19 @@ fn stamp(sources: &[Source]) -> Result<Inputs> {
 
 fn stamp_of(file: &InputFile) -> InputStamp {
     let path = file.path.display().to_string();
-    InputStamp { path, bytes: file.bytes, modified_ns: file.modified_ns, sha256: String::new() }
+    let etag = file.object.as_ref().map_or_else(String::new, |object| object.info.etag.clone());
+    InputStamp { path, bytes: file.bytes, modified_ns: file.modified_ns, sha256: String::new(), etag }
 }
 
 /// The packages that a `Cargo.lock` names never change: its content says all.
 fn stamp_of_lock(cargo: &CargoSources) -> Result<InputStamp> {
     let file = InputFile::new(&cargo.lock)?;
     let path = format!("{CARGO_SCHEME}{}", file.path.display());
-    Ok(InputStamp { path, bytes: file.bytes, modified_ns: 0, sha256: digest_file(&file.path)? })
+    Ok(InputStamp {
+        path,
+        bytes: file.bytes,
+        modified_ns: 0,
+        sha256: digest_file(&file.path)?,
+        etag: String::new(),
+    })
 }

@@ -1,13 +1,12 @@
 //! Files of one JSON object a line.
 
 use super::corpus::CorpusFile;
+use super::unpack::{Stream, open, skip};
 use gradus_error::{Error, IoContext, Result};
-use gradus_host::disk;
 use serde::de::{DeserializeSeed, Deserializer, IgnoredAny, MapAccess, Visitor};
 use serde_json::Value;
 use std::fmt;
-use std::fs::File;
-use std::io::{BufRead, BufReader, Read, Seek, SeekFrom, Take};
+use std::io::{BufRead, Read, Take};
 use std::path::PathBuf;
 
 /// Longest line that is read: a line is held in memory as a whole.
@@ -15,7 +14,7 @@ const LINE_BYTES: u64 = 64 << 20;
 
 /// The lines of a file, blank ones left out.
 pub(crate) struct JsonLines {
-    reader: Take<BufReader<File>>,
+    reader: Take<Stream>,
     path: PathBuf,
     line: Vec<u8>,
     number: u64,
@@ -31,15 +30,23 @@ impl JsonLines {
     /// The lines from byte `start` on; unless that is the first, the rest of the line in which it falls is passed over.
     pub(crate) fn open_at(file: &CorpusFile, start: u64) -> Result<Self> {
         let path = file.file.path.clone();
-        let describe = || format!("cannot read {} (data.input)", path.display());
-        let mut opened = disk::open_regular(&path).context(describe)?;
-        opened.seek(SeekFrom::Start(start)).context(describe)?;
-        let reader = BufReader::with_capacity(1 << 18, opened).take(file.used_bytes.saturating_sub(start));
+        let reader = open(&file.file, start)?.take(file.used_bytes.saturating_sub(start));
         let mut lines = Self { reader, path, line: Vec::new(), number: 0, is_cut: file.is_cut() };
         if start > 0 {
             lines.read_line()?;
         }
         Ok(lines)
+    }
+
+    /// Goes on to the first line that begins after byte `start` of what is used of the file, unless it is there already.
+    pub(crate) fn skip_to(&mut self, start: u64, used_bytes: u64) -> Result<()> {
+        let position = used_bytes - self.left_bytes();
+        if position < start {
+            skip(&mut self.reader, start - position)
+                .context(|| format!("cannot read {} (data.input)", self.path.display()))?;
+            self.read_line()?;
+        }
+        Ok(())
     }
 
     /// The next line that is not blank. A last line that the limit of the corpus cuts is left out.

@@ -1,6 +1,6 @@
-//! From a corpus to a folder of token shards.
+//! From a corpus to a folder of token shards, on this machine or in a bucket (see `uploaded`).
 //!
-//! The folder is written under `<prepared>.partial` and put in place as a whole (see `atomic`), its manifest last; a
+//! A folder is written under `<prepared>.partial` and put in place as a whole (see `atomic`), its manifest last; a
 //! lock beside it keeps two processes apart. Preparing again finds by the manifest that nothing changed and returns.
 //! Memory is bounded whatever the size of the corpus, and the same corpus and settings give the same bytes on any
 //! number of threads.
@@ -10,18 +10,25 @@ mod corpus;
 mod cut;
 mod inputs;
 mod json_lines;
+mod objects;
 mod pipeline;
 mod reader;
+mod rows;
 mod sample;
 mod settings;
 mod shards;
 mod token_files;
+mod unpack;
+mod uploaded;
 
+pub use objects::OpenBucket;
 pub use settings::PrepareSettings;
 
 use crate::atomic::{recover_folder, write_folder_atomically};
+use crate::bucket::{Address, Bucket};
 use crate::dataset::Dataset;
 use crate::digest::digest_bytes;
+use crate::index::INDEX_FILE;
 use crate::manifest::{FORMAT, Manifest, SOURCES, Split, SplitManifest, TokenType};
 use crate::tokenizer::{Tokenizer, train};
 use cargo_sources::ChosenSource;
@@ -48,6 +55,8 @@ pub enum PreparePhase {
     Encoding,
     /// Making sure that all of it is on disk.
     Finishing,
+    /// Writing it to a bucket.
+    Uploading,
 }
 
 /// How far it is.
@@ -64,7 +73,7 @@ pub struct PrepareProgress {
 /// Prepared data.
 #[derive(Debug, Clone)]
 pub struct Prepared {
-    /// Where they are.
+    /// Where they are: a folder of this machine, or the address of one in a bucket.
     pub folder: PathBuf,
     /// What they are.
     pub manifest: Manifest,
@@ -82,20 +91,47 @@ type Observer<'a> = &'a mut dyn FnMut(PrepareProgress);
 /// tokenizer, a corpus too small for one sequence); `Denied` for what must not be read or written; `Exhausted` for a
 /// full disk; `Unavailable` when an input became shorter while it was read. What was prepared before stays as it was.
 pub fn prepare(settings: &PrepareSettings, observer: Observer) -> Result<Prepared> {
-    prepare_with_threads(settings, processors::available(), observer)
+    prepare_with_threads(settings, &no_bucket, processors::available(), observer)
 }
 
-fn prepare_with_threads(settings: &PrepareSettings, threads: usize, observer: Observer) -> Result<Prepared> {
+/// As [`prepare()`], where inputs may lie in buckets and what is prepared may go to one; `open` opens them. What is
+/// prepared into a bucket is built in a folder of this machine's temporary one first.
+///
+/// # Errors
+/// As of [`prepare()`]; `Corrupt` when an object was changed while it was read; what buckets say.
+pub fn prepare_with_buckets(
+    settings: &PrepareSettings,
+    open: OpenBucket,
+    observer: Observer,
+) -> Result<Prepared> {
+    prepare_with_threads(settings, open, processors::available(), observer)
+}
+
+fn no_bucket(address: &Address) -> Result<Bucket> {
+    Err(Error::invalid(format!(
+        "{address} lies in a bucket, and only files of this machine can be used here"
+    )))
+}
+
+fn prepare_with_threads(
+    settings: &PrepareSettings,
+    open: OpenBucket,
+    threads: usize,
+    observer: Observer,
+) -> Result<Prepared> {
     settings.validate()?;
     if settings.prepared.is_empty() {
         return Err(Error::invalid("data.prepared is empty: name the folder to prepare into"));
     }
-    let folder = PathBuf::from(&settings.prepared);
+    let folder = match place(&settings.prepared)? {
+        Address::File(folder) => folder,
+        address => return uploaded::prepare(settings, &address, open, threads, observer),
+    };
     if folder.exists() && !folder.is_dir() {
         return Err(Error::invalid(format!("{} is no folder (data.prepared)", folder.display())));
     }
     phase(observer, PreparePhase::Finding);
-    let request = Request::find(settings)?;
+    let request = Request::find(settings, open)?;
     if let Some(manifest) = request.done_in(&folder) {
         return Ok(Prepared { folder, manifest, changed: false });
     }
@@ -114,6 +150,14 @@ fn prepare_with_threads(settings: &PrepareSettings, threads: usize, observer: Ob
     Ok(Prepared { manifest: Manifest::read(&folder)?, folder, changed: true })
 }
 
+/// Where `data.prepared` is; a path stays as it was given.
+fn place(prepared: &str) -> Result<Address> {
+    if prepared.contains("://") {
+        return Address::parse(prepared).map_err(|error| error.within("data.prepared"));
+    }
+    Ok(Address::File(PathBuf::from(prepared)))
+}
+
 fn phase(observer: Observer, phase: PreparePhase) {
     observer(PrepareProgress { phase, done_bytes: 0, total_bytes: 0 });
 }
@@ -126,8 +170,8 @@ struct Request {
 }
 
 impl Request {
-    fn find(settings: &PrepareSettings) -> Result<Self> {
-        let found = inputs::find(settings)?;
+    fn find(settings: &PrepareSettings, open: OpenBucket) -> Result<Self> {
+        let found = inputs::find(settings, open)?;
         let path = Path::new(&settings.tokenizer);
         let given = !settings.tokenizer.is_empty();
         let load = || Tokenizer::load_with(path, &settings.end_of_text);
@@ -195,8 +239,14 @@ fn check_replaceable(folder: &Path) -> Result<()> {
 fn is_ours(name: &str) -> bool {
     let stem = name.strip_suffix(".partial").unwrap_or(name);
     let shard = ["train-", "held_out-"].iter().any(|start| stem.starts_with(start));
-    let other =
-        ["manifest.json", SOURCES, "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"];
+    let other = [
+        "manifest.json",
+        SOURCES,
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "special_tokens_map.json",
+        INDEX_FILE,
+    ];
     (shard && (stem.ends_with(".bin") || stem.ends_with(".documents.json"))) || other.contains(&stem)
 }
 
@@ -215,7 +265,7 @@ fn build(
         0 => build_from_text(
             settings,
             request,
-            Corpus::new(files, settings.limit_bytes)?,
+            Corpus::new(files, settings.limit_bytes, &settings.text_field)?,
             threads,
             folder,
             observer,

@@ -46,7 +46,7 @@ pub(crate) fn encode(
     writers: &mut Writers,
     progress: &mut dyn FnMut(u64),
 ) -> Result<()> {
-    let held_out = HeldOut::choose(corpus, settings.held_out, settings.seed)?;
+    let held_out = HeldOut::choose(corpus, settings.held_out, settings.seed, &settings.text_field)?;
     thread::scope(|scope| {
         let (mut batches, mut encoded) = (Vec::new(), Vec::new());
         for _ in 0..threads {

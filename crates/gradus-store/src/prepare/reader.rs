@@ -8,9 +8,10 @@ use super::corpus::{Corpus, CorpusFile, HeldOut};
 use super::cut::{parting, parting_of_file, safe_cut};
 use super::inputs::Format;
 use super::json_lines::JsonLines;
+use super::rows::Rows;
+use super::unpack::open;
 use crate::manifest::Split;
 use gradus_error::{Error, IoContext, Result};
-use gradus_host::disk;
 use std::io::Read;
 use std::ops::Range;
 
@@ -61,6 +62,7 @@ impl<S: FnMut(Batch) -> Result<()>> Reader<S> {
             match file.file.format {
                 Format::Text => self.read_text(file)?,
                 Format::JsonLines => self.read_json_lines(file)?,
+                Format::Parquet => self.read_rows(file)?,
                 Format::Tokens => return Err(Error::internal("tokens are not read as text")),
             }
         }
@@ -70,10 +72,13 @@ impl<S: FnMut(Batch) -> Result<()>> Reader<S> {
     fn read_text(&mut self, file: &CorpusFile) -> Result<()> {
         let path = &file.file.path;
         let describe = || format!("cannot read {} (data.input)", path.display());
-        let mut opened = disk::open_regular(path).context(describe)?;
+        let mut opened = open(&file.file, 0)?;
         let all = file.used_bytes;
-        let first =
-            if self.held_out == HeldOut::Tail { parting_of_file(path, self.train_part(all))? } else { all };
+        let first = if self.held_out == HeldOut::Tail {
+            parting_of_file(&file.file, self.train_part(all))?
+        } else {
+            all
+        };
         let mut buffer = vec![0; BATCH_BYTES.min(all as usize)];
         for (index, bytes) in [first, all - first].into_iter().enumerate().filter(|(_, bytes)| *bytes > 0) {
             self.begin(index == 1);
@@ -107,6 +112,15 @@ impl<S: FnMut(Batch) -> Result<()>> Reader<S> {
             self.read_document(text.as_bytes())?;
         }
         self.batch.input_bytes += left;
+        Ok(())
+    }
+
+    fn read_rows(&mut self, file: &CorpusFile) -> Result<()> {
+        let mut rows = Rows::open(&file.file, &self.text_field, file.used_bytes)?;
+        while let Some(text) = rows.next_row()? {
+            self.batch.input_bytes += text.len() as u64;
+            self.read_document(text)?;
+        }
         Ok(())
     }
 
@@ -189,8 +203,8 @@ mod tests {
             std::fs::write(&path, text).unwrap();
             files.push(InputFile::new(&path).unwrap());
         }
-        let corpus = Corpus::new(files, 0).unwrap();
-        let rule = HeldOut::choose(&corpus, part, 0).unwrap();
+        let corpus = Corpus::new(files, 0, "text").unwrap();
+        let rule = HeldOut::choose(&corpus, part, 0, "text").unwrap();
         let mut batches = Vec::new();
         let send = |batch| {
             batches.push(batch);

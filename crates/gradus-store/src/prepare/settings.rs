@@ -18,11 +18,13 @@ const LEAST_HELD_OUT: f64 = 1e-6;
 #[serde(default, deny_unknown_fields)]
 pub struct PrepareSettings {
     /// Where the corpus is: files, folders (searched through for text), globs, and `cargo:PATH/Cargo.lock` for the
-    /// Rust sources of the packages named there. `*.jsonl` is one JSON object a line, `*.bin` is tokens.
+    /// Rust sources of the packages named there. `*.jsonl` is one JSON object a line, `*.parquet`
+    /// one text a row, `*.bin` is tokens. Lines and texts (`*.txt`) may be packed as `.gz` or `.zst`. Also
+    /// `s3://BUCKET/KEY` for an object, a folder of them or a glob.
     pub input: Vec<String>,
-    /// The folder to prepare into; empty: chosen by the program.
+    /// The folder to prepare into, or `s3://BUCKET/KEY` for one in a bucket; empty: chosen by the program.
     pub prepared: String,
-    /// The field of a JSON line that holds its text.
+    /// The field of a JSON line, or the column of Parquet, that holds the text.
     pub text_field: String,
     /// A `tokenizer.json`, or the folder that holds one; empty: a byte-level BPE is trained on the corpus.
     pub tokenizer: String,
@@ -36,7 +38,7 @@ pub struct PrepareSettings {
     pub vocabulary: usize,
     /// Bytes of text, from all over the corpus, on which the tokenizer is trained.
     pub tokenizer_sample_bytes: u64,
-    /// Bytes of the input that are used; 0: all.
+    /// Bytes of the input that are used, counted unpacked; 0: all.
     pub limit_bytes: u64,
     /// The part that is held out for evaluation, 0 to 0.5. One document of every `1 / held_out` is held out, chosen by
     /// the seed; where there are fewer, the smallest that is this part of the whole; a single document gives its end.

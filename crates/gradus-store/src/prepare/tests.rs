@@ -25,7 +25,7 @@ fn the_number_of_threads_does_not_change_a_byte() {
         .into_iter()
         .map(|threads| {
             let settings = settings(home.path(), &threads.to_string());
-            let prepared = prepare_with_threads(&settings, threads, &mut |_| ()).unwrap();
+            let prepared = prepare_with_threads(&settings, &no_bucket, threads, &mut |_| ()).unwrap();
             assert!(prepared.manifest.train.shards.len() > 3);
             (prepared.manifest.tokenizer_sha256.clone(), Dataset::open(&prepared.folder).unwrap().digest())
         })
@@ -41,7 +41,7 @@ fn a_long_document_gives_the_tokens_of_its_whole_text() {
     let text = std::fs::read(home.path().join("a.txt")).unwrap();
     assert!(text.len() > 4 * reader::BATCH_BYTES);
     let expected = dataset.tokenizer().unwrap().unwrap().encode_bytes(&text).unwrap();
-    let split = dataset.split(Split::Train);
+    let split = dataset.files(Split::Train).unwrap();
     assert_eq!(split.samples(), expected.len() as u64 / 16);
     let mut sample = [0; 17];
     for index in 0..split.samples() {

@@ -6,8 +6,8 @@
 
 use super::inputs::InputFile;
 use super::settings::PrepareSettings;
-use crate::dataset::decode;
 use crate::manifest::{Shard, Split, SplitManifest, TokenType};
+use crate::sample_form::decode;
 use crate::tokenizer::Tokenizer;
 use gradus_error::{Error, IoContext, Result};
 use gradus_host::disk;
@@ -182,7 +182,7 @@ impl<'a> TokenFile<'a> {
             let (tokens, bytes) = (&mut tokens[..count as usize], &mut bytes[..(count * width) as usize]);
             opened.read_exact_at(bytes, part.offset_bytes + done * width).context(describe)?;
             hasher.update(&*bytes);
-            decode(bytes, self.token_type, tokens);
+            decode([&*bytes], self.token_type, tokens);
             self.check_range(tokens, vocabulary, part.offset_bytes + done * width)?;
             if let Some(tokenizer) = tokenizer {
                 documents += tokens.iter().filter(|token| **token == tokenizer.end_of_text()).count() as u64;

@@ -13,6 +13,10 @@ pub(crate) const TOKENIZER_CONFIG: &str = "tokenizer_config.json";
 const SPECIAL_TOKENS_MAP: &str = "special_tokens_map.json";
 const GENERATION_CONFIG: &str = "generation_config.json";
 
+/// All that are read.
+pub(crate) const TOKENIZER_FILES: [&str; 4] =
+    [TOKENIZER, TOKENIZER_CONFIG, SPECIAL_TOKENS_MAP, GENERATION_CONFIG];
+
 /// Largest file that is read; the largest published tokenizers have some 30 MB.
 const LIMIT_BYTES: u64 = 256 << 20;
 
@@ -66,6 +70,22 @@ impl Beside {
             config: read_object(folder, TOKENIZER_CONFIG)?,
             special: read_object(folder, SPECIAL_TOKENS_MAP)?,
             generation: read_object(folder, GENERATION_CONFIG)?,
+        })
+    }
+
+    /// What was read of them before.
+    pub(crate) fn of(files: &[(String, Vec<u8>)], culprit: &str) -> Result<Self> {
+        let object = |name: &str| -> Result<Option<Value>> {
+            let Some((_, text)) = files.iter().find(|(found, _)| found == name) else { return Ok(None) };
+            let value = serde_json::from_slice(text);
+            value
+                .map(Some)
+                .map_err(|error| Error::invalid(format!("{culprit}/{name} is not JSON")).with_source(error))
+        };
+        Ok(Self {
+            config: object(TOKENIZER_CONFIG)?,
+            special: object(SPECIAL_TOKENS_MAP)?,
+            generation: object(GENERATION_CONFIG)?,
         })
     }
 

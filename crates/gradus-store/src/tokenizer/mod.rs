@@ -18,7 +18,7 @@ pub use train::{END_OF_TEXT, LEAST_VOCABULARY, PreTokenizer, train};
 use crate::digest::digest_bytes;
 use byte_level::{ALPHABET, WordCache, bytes_of};
 use files::Beside;
-pub(crate) use files::{TOKENIZER, TOKENIZER_CONFIG};
+pub(crate) use files::{TOKENIZER, TOKENIZER_CONFIG, TOKENIZER_FILES};
 use gradus_error::{Error, IoContext, Result};
 use gradus_host::disk::write_atomically;
 use serde_json::{Value, json};
@@ -61,6 +61,13 @@ impl Tokenizer {
         let path = files::locate(path);
         let json = files::read(&path).map_err(|error| error.within("tokenizer"))?;
         Self::build(json, Beside::read(&path)?, end_of_text, &path.display().to_string())
+    }
+
+    /// The tokenizer whose files, named as they are in a folder, were read before from `culprit`.
+    pub(crate) fn from_files(files: &[(String, Vec<u8>)], end_of_text: &str, culprit: &str) -> Result<Self> {
+        let json = files.iter().find(|(name, _)| name == TOKENIZER).map(|(_, json)| json.clone());
+        let json = json.ok_or_else(|| Error::invalid(format!("{culprit} has no {TOKENIZER}")))?;
+        Self::build(json, Beside::of(files, culprit)?, end_of_text, culprit)
     }
 
     pub(crate) fn from_parts(

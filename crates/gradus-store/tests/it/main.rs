@@ -3,7 +3,15 @@
 #![allow(clippy::unwrap_used, reason = "helpers of tests, which clippy does not know for tests")]
 
 mod bad_input;
+mod bucket;
+mod cache;
 mod cargo;
+mod feed;
+mod index;
+mod nodes;
+mod packed;
+mod peers;
+mod prepare_buckets;
 mod recovery;
 mod round_trip;
 mod token_files;
@@ -38,11 +46,12 @@ fn prepared(settings: &PrepareSettings) -> Prepared {
 
 /// All tokens of a split, put together from its samples.
 fn tokens(dataset: &Dataset, split: Split) -> Vec<u32> {
+    let files = dataset.files(split).unwrap();
     let split = dataset.split(split);
     let mut sample = vec![0; dataset.sequence_length() + 1];
     let mut tokens = Vec::new();
     for index in 0..split.samples() {
-        split.read(index, &mut sample).unwrap();
+        files.read(index, &mut sample).unwrap();
         if let Some(last) = tokens.last() {
             assert_eq!(*last, sample[0], "consecutive samples share one token");
         }

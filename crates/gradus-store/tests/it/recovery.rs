@@ -109,11 +109,11 @@ fn a_token_beyond_the_vocabulary_is_never_given_out() {
     manifest["vocabulary"] = 5.into();
     fs::write(&path, manifest.to_string()).unwrap();
     let dataset = Dataset::open(&folder).unwrap();
-    let error = dataset.split(Split::Train).read(0, &mut [0; 9]).unwrap_err();
+    let error = dataset.files(Split::Train).unwrap().read(0, &mut [0; 9]).unwrap_err();
     assert_eq!(*error.kind(), Kind::Corrupt);
-    let error = dataset.split(Split::Train).read(u64::MAX, &mut [0; 9]).unwrap_err();
+    let error = dataset.files(Split::Train).unwrap().read(u64::MAX, &mut [0; 9]).unwrap_err();
     assert_eq!(*error.kind(), Kind::Invalid);
-    assert_eq!(*dataset.split(Split::Train).read(0, &mut [0; 8]).unwrap_err().kind(), Kind::Invalid);
+    assert_eq!(*dataset.files(Split::Train).unwrap().read(0, &mut [0; 8]).unwrap_err().kind(), Kind::Invalid);
 }
 
 #[test]

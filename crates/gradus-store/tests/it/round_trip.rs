@@ -61,7 +61,7 @@ fn documents_stay_apart_and_their_starts_are_listed() {
     assert!(prepared.manifest.train.shards.len() > 3);
     let (mut base, mut listed) = (0, Vec::new());
     for (index, shard) in prepared.manifest.train.shards.iter().enumerate() {
-        let starts = dataset.split(Split::Train).document_starts(index).unwrap();
+        let starts = dataset.files(Split::Train).unwrap().document_starts(index).unwrap();
         assert_eq!(starts.len() as u64, shard.documents);
         assert!(starts.iter().all(|start| *start < shard.tokens - 1));
         listed.extend(starts.iter().map(|start| start + base));

@@ -1,0 +1,138 @@
+//! Credentials: where they come from, and how long they are good.
+
+use super::chain::Search;
+use super::environment::Environment;
+use super::settings::BucketSettings;
+use futures_util::future::BoxFuture;
+use gradus_error::{Error, Kind, Result};
+use gradus_host::clock::{Clock, RealClock};
+use object_store::CredentialProvider;
+use object_store::aws::AwsCredential;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+/// Credentials are renewed this long before they expire.
+const MARGIN: Duration = Duration::from_secs(300);
+
+/// Times that a service which gives credentials is asked, and the pause in between.
+const ATTEMPTS: u32 = 3;
+const PAUSE: Duration = Duration::from_millis(200);
+
+/// Keys, where they came from, and until when they are good.
+#[derive(Debug, Clone)]
+pub(super) struct Found {
+    pub(super) keys: Arc<AwsCredential>,
+    /// For messages: `the credentials of profile ...`.
+    pub(super) who: String,
+    /// Time since 1970.
+    pub(super) expires: Option<Duration>,
+}
+
+/// Credentials of a bucket, found when they are first needed and renewed before they expire.
+#[derive(Debug)]
+pub(super) struct Credentials {
+    anonymous: bool,
+    profile: String,
+    environment: Environment,
+    region: String,
+    client: reqwest::Client,
+    found: Mutex<Option<Found>>,
+    /// One search at a time.
+    searching: tokio::sync::Mutex<()>,
+    clock: RealClock,
+}
+
+impl Credentials {
+    pub(super) fn new(
+        settings: &BucketSettings,
+        environment: Environment,
+        region: String,
+        client: reqwest::Client,
+    ) -> Self {
+        Self {
+            anonymous: settings.anonymous,
+            profile: settings.profile.clone(),
+            environment,
+            region,
+            client,
+            found: Mutex::new(None),
+            searching: tokio::sync::Mutex::new(()),
+            clock: RealClock::new(),
+        }
+    }
+
+    /// Who signs, for messages.
+    pub(super) fn who(&self) -> String {
+        if self.anonymous {
+            return "requests without credentials (bucket.anonymous)".to_owned();
+        }
+        self.lock().as_ref().map_or_else(|| "the credentials".to_owned(), |found| found.who.clone())
+    }
+
+    /// Finds credentials, where none are known that are good for a while.
+    ///
+    /// # Errors
+    /// That of the link of the chain which failed; `Denied` when no link has any.
+    pub(super) async fn ready(&self) -> Result<()> {
+        if self.anonymous || self.good().is_some() {
+            return Ok(());
+        }
+        let _one = self.searching.lock().await;
+        let mut failures = 0;
+        while self.good().is_none() {
+            match super::chain::find(&self.profile, &self.search()).await {
+                Ok(found) => {
+                    *self.lock() = Some(found);
+                    return Ok(());
+                }
+                Err(error) if *error.kind() == Kind::Unavailable && failures < ATTEMPTS - 1 => {
+                    failures += 1;
+                    tokio::time::sleep(PAUSE).await;
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+
+    /// Lets the next request find credentials anew.
+    pub(super) fn forget(&self) {
+        if let Some(found) = &mut *self.lock() {
+            found.expires = Some(Duration::ZERO);
+        }
+    }
+
+    fn search(&self) -> Search<'_> {
+        Search { environment: &self.environment, region: &self.region, client: &self.client }
+    }
+
+    fn good(&self) -> Option<Arc<AwsCredential>> {
+        let now = self.clock.calendar();
+        let found = self.lock();
+        let found = found.as_ref()?;
+        found.expires.is_none_or(|expires| now + MARGIN < expires).then(|| Arc::clone(&found.keys))
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Option<Found>> {
+        self.found.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl CredentialProvider for Credentials {
+    type Credential = AwsCredential;
+
+    fn get_credential<'s, 'a>(&'s self) -> BoxFuture<'a, object_store::Result<Arc<AwsCredential>>>
+    where
+        's: 'a,
+        Self: 'a,
+    {
+        // `ready` went before; keys that it found and that are short-lived are used to their end.
+        let keys = self.lock().as_ref().map(|found| Arc::clone(&found.keys));
+        Box::pin(async move {
+            keys.ok_or_else(|| object_store::Error::Generic {
+                store: "S3",
+                source: Box::new(Error::internal("a request was to be signed before credentials were found")),
+            })
+        })
+    }
+}

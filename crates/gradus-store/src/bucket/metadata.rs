@@ -1,0 +1,149 @@
+//! Credentials that a machine is given: by its container's service, or by the metadata service of its instance (IMDSv2).
+
+use super::chain::Search;
+use super::credentials::Found;
+use super::failure::innermost;
+use super::issued;
+use gradus_error::{Error, Result};
+use reqwest::RequestBuilder;
+use std::time::Duration;
+
+/// Where containers on ECS ask.
+const CONTAINER_HOST: &str = "http://169.254.170.2";
+
+/// Where instances ask.
+const INSTANCE_HOST: &str = "http://169.254.169.254";
+
+/// The services are a hop away: where they do not answer in this time, there are none.
+const PATIENCE: Duration = Duration::from_secs(2);
+
+/// Most bytes of an answer.
+const ANSWER_BYTES: usize = 64 << 10;
+
+/// What a container is given; `None` where no variable says that there is a service.
+///
+/// # Errors
+/// `Invalid` for an address to which keys must not go in the clear; `Denied` for an answer without keys; `Unavailable`.
+pub(super) async fn of_container(search: &Search<'_>) -> Result<Option<Found>> {
+    let environment = search.environment;
+    let url = match (
+        environment.get("AWS_CONTAINER_CREDENTIALS_RELATIVE_URI"),
+        environment.get("AWS_CONTAINER_CREDENTIALS_FULL_URI"),
+    ) {
+        (Some(path), _) => format!("{CONTAINER_HOST}/{}", path.trim_start_matches('/')),
+        (None, Some(url)) => {
+            check_container(url)?;
+            url.to_owned()
+        }
+        (None, None) => return Ok(None),
+    };
+    let mut request = search.client.get(&url).timeout(PATIENCE);
+    if let Some(file) = environment.get("AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE") {
+        let token = std::fs::read_to_string(file).map_err(|error| {
+            Error::io(format!("cannot read {file} (AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE)"), error)
+        })?;
+        request = request.header("authorization", token.trim());
+    } else if let Some(token) = environment.get("AWS_CONTAINER_AUTHORIZATION_TOKEN") {
+        request = request.header("authorization", token);
+    }
+    let who = format!("the container's credentials from {url}");
+    let answer = ask(request, &who).await?;
+    issued::read(&answer, who).map(Some)
+}
+
+/// Tokens and keys go over plain HTTP only to this machine and to Amazon's link-local services.
+fn check_container(url: &str) -> Result<()> {
+    let bad = |why: &str| Error::invalid(format!("AWS_CONTAINER_CREDENTIALS_FULL_URI: `{url}` {why}"));
+    let parsed = reqwest::Url::parse(url).map_err(|_| bad("is no URL"))?;
+    let host = parsed.host_str().unwrap_or_default().trim_start_matches('[').trim_end_matches(']');
+    let near = ["localhost", "169.254.170.2", "169.254.170.23", "fd00:ec2::23"].contains(&host)
+        || host.parse::<std::net::IpAddr>().is_ok_and(|address| address.is_loopback());
+    match parsed.scheme() {
+        "https" => Ok(()),
+        "http" if near => Ok(()),
+        _ => Err(bad("would send keys in the clear: use https://, or a service of this machine")),
+    }
+}
+
+/// What the role of this instance is given; `None` where there is no such service.
+///
+/// # Errors
+/// `Denied` for a service that answers without keys.
+pub(super) async fn of_instance(search: &Search<'_>) -> Result<Option<Found>> {
+    let environment = search.environment;
+    if environment.get("AWS_EC2_METADATA_DISABLED").is_some_and(|value| value.eq_ignore_ascii_case("true")) {
+        return Ok(None);
+    }
+    let set = environment.get("AWS_EC2_METADATA_SERVICE_ENDPOINT");
+    let host = set.unwrap_or(INSTANCE_HOST).trim_end_matches('/');
+    let who = format!("the credentials of this instance's role from {host}");
+    let token = search
+        .client
+        .put(format!("{host}/latest/api/token"))
+        .header("x-aws-ec2-metadata-token-ttl-seconds", "21600")
+        .timeout(PATIENCE);
+    let token = match ask(token, &who).await {
+        Ok(token) => String::from_utf8_lossy(&token).into_owned(),
+        // Not an instance, unless somebody says where the service is.
+        Err(_) if set.is_none() => return Ok(None),
+        Err(error) => return Err(error),
+    };
+    let get = |path: String| {
+        let request = search.client.get(format!("{host}/latest/meta-data/iam/security-credentials/{path}"));
+        request.header("x-aws-ec2-metadata-token", token.as_str()).timeout(PATIENCE)
+    };
+    let role =
+        ask(get(String::new()), &who).await.map_err(|error| error.within("this instance has no role"))?;
+    let role = String::from_utf8_lossy(&role).lines().next().unwrap_or_default().trim().to_owned();
+    let who = format!("the credentials of this instance's role `{role}` from {host}");
+    let answer = ask(get(role), &who).await?;
+    issued::read(&answer, who).map(Some)
+}
+
+/// The body of a successful answer.
+///
+/// # Errors
+/// `Unavailable` when there is none; `Denied` for another status.
+pub(super) async fn ask(request: RequestBuilder, who: &str) -> Result<Vec<u8>> {
+    let failed = |error: reqwest::Error| {
+        Error::unavailable(format!("{who} cannot be had: {}", innermost(&error.without_url())))
+    };
+    let mut response = request.send().await.map_err(failed)?;
+    let status = response.status();
+    let mut body = Vec::new();
+    while let Some(chunk) = response.chunk().await.map_err(failed)? {
+        if body.len() + chunk.len() > ANSWER_BYTES {
+            return Err(Error::denied(format!("{who} cannot be had: the answer is too long")));
+        }
+        body.extend_from_slice(&chunk);
+    }
+    if status.is_success() {
+        return Ok(body);
+    }
+    let text = String::from_utf8_lossy(&body);
+    let message = super::transport::element(&text, "Message").unwrap_or_default();
+    let text = format!("{who} cannot be had: status {} {message}", status.as_u16());
+    let passing = status.is_server_error() && status.as_u16() != 501;
+    Err(if passing { Error::unavailable(text) } else { Error::denied(text) })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn keys_do_not_go_far_in_the_clear() {
+        for fine in [
+            "http://127.0.0.1:1/a",
+            "http://localhost/",
+            "http://169.254.170.23/v1",
+            "http://[::1]/",
+            "https://a.b/",
+        ] {
+            check_container(fine).unwrap();
+        }
+        for bad in ["http://10.0.0.1/", "ftp://localhost/", "nonsense", "http://localhost.evil.org/"] {
+            assert!(check_container(bad).is_err(), "{bad}");
+        }
+    }
+}

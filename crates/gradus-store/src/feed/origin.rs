@@ -1,0 +1,169 @@
+//! Where the bytes come from that a node does not have: files of this host, or a bucket.
+
+use super::buffers::{Buffer, Buffers};
+use super::depth::Depth;
+use super::stalls::Cause;
+use super::unit::Origin;
+use crate::blocks::BlockMap;
+use crate::bucket::{Bucket, BucketCounters, Destination, OpenFile, Read};
+use crate::cache::Fill;
+use gradus_error::{Error, Kind, Result};
+use gradus_host::Clock;
+use std::ops::Range;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::time::Duration;
+
+/// Where a dataset's objects are.
+#[derive(Debug, Clone)]
+pub enum Source {
+    /// In files of this host. They are read where they are: the system keeps in memory what was read.
+    Files,
+    /// In a bucket.
+    Bucket(Bucket),
+}
+
+impl Source {
+    pub(super) fn origin(
+        &self,
+        map: Arc<BlockMap>,
+        depth: Arc<Mutex<Depth>>,
+        clock: Arc<dyn Clock>,
+    ) -> Arc<dyn Origin> {
+        let buffers = Arc::new(Buffers::default());
+        match self {
+            Self::Files => {
+                let files = map.objects().iter().map(|_| OnceLock::new()).collect();
+                Arc::new(Files { map, files, buffers })
+            }
+            Self::Bucket(bucket) => Arc::new(Remote { bucket: bucket.clone(), map, buffers, depth, clock }),
+        }
+    }
+}
+
+/// Objects that are files.
+struct Files {
+    map: Arc<BlockMap>,
+    /// Of each object, once it is open.
+    files: Vec<OnceLock<OpenFile>>,
+    buffers: Arc<Buffers>,
+}
+
+impl Files {
+    fn file(&self, object: u32) -> Result<&OpenFile> {
+        let place = &self.files[object as usize];
+        if let Some(file) = place.get() {
+            return Ok(file);
+        }
+        let opened = OpenFile::open(&self.map.objects()[object as usize])?;
+        // Whoever was faster has opened the same.
+        Ok(place.get_or_init(|| opened))
+    }
+}
+
+impl Origin for Files {
+    fn begin(&self, fills: Vec<Fill>) {
+        for fill in fills {
+            fill.fail(Error::internal("what lies in files is read where it is"));
+        }
+    }
+
+    fn read(&self, object: u32, range: Range<u64>) -> Result<Buffer> {
+        let mut buffer = self.buffers.take((range.end - range.start) as usize);
+        self.file(object)?.read_at(range.start, buffer.space())?;
+        Ok(buffer)
+    }
+
+    fn expect(&self, object: u32, range: Range<u64>) {
+        // Whoever reads it finds out what is wrong with it.
+        if let Ok(file) = self.file(object) {
+            file.expect(range);
+        }
+    }
+
+    fn cause(&self) -> Cause {
+        Cause::Disk
+    }
+
+    fn counters(&self) -> BucketCounters {
+        BucketCounters::default()
+    }
+}
+
+/// Objects of a bucket.
+struct Remote {
+    bucket: Bucket,
+    map: Arc<BlockMap>,
+    buffers: Arc<Buffers>,
+    depth: Arc<Mutex<Depth>>,
+    clock: Arc<dyn Clock>,
+}
+
+impl Origin for Remote {
+    fn begin(&self, fills: Vec<Fill>) {
+        let Some((first, last)) = fills.first().map(Fill::block).zip(fills.last().map(Fill::block)) else {
+            return;
+        };
+        let object = &self.map.objects()[self.map.object_of(first)];
+        let range = self.map.range_of(first).start..self.map.range_of(last).end;
+        let (depth, clock, begun) = (self.depth.clone(), self.clock.clone(), self.clock.now());
+        let done = move |fills: Fills, outcome: Result<()>| match outcome {
+            Ok(()) => {
+                let latency = clock.now().saturating_sub(begun);
+                fetched(&depth, latency);
+                fills.0.into_iter().for_each(Fill::complete);
+            }
+            Err(error) => fail(fills, &error),
+        };
+        self.bucket.begin_read(Read { object, range, into: Fills(fills), done });
+    }
+
+    fn read(&self, object: u32, range: Range<u64>) -> Result<Buffer> {
+        let mut buffer = self.buffers.take((range.end - range.start) as usize);
+        self.bucket.read_at(&self.map.objects()[object as usize], range.start, buffer.space())?;
+        Ok(buffer)
+    }
+
+    fn expect(&self, _: u32, _: Range<u64>) {}
+
+    fn cause(&self) -> Cause {
+        Cause::Bucket
+    }
+
+    fn counters(&self) -> BucketCounters {
+        self.bucket.counters()
+    }
+}
+
+fn fetched(depth: &Mutex<Depth>, latency: Duration) {
+    depth.lock().unwrap_or_else(PoisonError::into_inner).fetched(latency);
+}
+
+/// Blocks that follow one another.
+struct Fills(Vec<Fill>);
+
+impl Destination for Fills {
+    fn room(&self) -> usize {
+        self.0.iter().map(Fill::room).sum()
+    }
+
+    fn put(&mut self, mut offset: usize, mut bytes: &[u8]) {
+        for fill in &mut self.0 {
+            let space = fill.space();
+            let Some(place) = space.get_mut(offset..) else {
+                offset -= space.len();
+                continue;
+            };
+            let (now, later) = bytes.split_at(place.len().min(bytes.len()));
+            place[..now.len()].copy_from_slice(now);
+            (offset, bytes) = (0, later);
+        }
+    }
+}
+
+/// Each block's readers are told what kept it from coming.
+fn fail(fills: Fills, error: &Error) {
+    let (kind, text): (Kind, String) = (error.kind().clone(), error.to_string());
+    for fill in fills.0 {
+        fill.fail(Error::new(kind.clone(), text.clone()));
+    }
+}

@@ -1,0 +1,194 @@
+//! When blocks are used next.
+//!
+//! What: for a block, the next position after a given one at which a sample that needs the block stands, among the
+//! positions that count here. How: for each block asked about, the next position of each of its samples waits in a heap;
+//! as the run goes on, a sample whose position has passed is asked for its next one. Why: a cache that lets go of what is
+//! used last of all needs this number at every access, and finding it anew means to ask for every sample of the block.
+//!
+//! Cost: one inverse of the order, or two, for each sample and epoch, however many nodes share the positions, and 8 bytes
+//! for each sample of the blocks that are remembered. A block that was forgotten pays for all its samples again.
+//!
+//! Invariant: the answer depends on the order, the samples and the position alone, not on what was asked before.
+
+use super::Order;
+use crate::Block;
+use std::cmp::Reverse;
+use std::collections::binary_heap::PeekMut;
+use std::collections::{BTreeMap, BinaryHeap};
+use std::fmt;
+use std::ops::Range;
+use std::sync::Arc;
+
+/// How often the samples of a block come round before it counts as not used: what is further off than everything that a
+/// cache may keep needs no order among its kind.
+const ROUNDS: u32 = 8;
+
+/// Says which positions count.
+pub type Mine = Arc<dyn Fn(u64) -> bool + Send + Sync>;
+
+/// The next uses of blocks.
+pub struct Uses {
+    order: Arc<dyn Order>,
+    mine: Mine,
+    end: u64,
+    blocks: BTreeMap<Block, Upcoming>,
+}
+
+/// The next positions of a block's samples.
+struct Upcoming {
+    /// No position before this one is waiting that should not be.
+    from: u64,
+    /// How far ahead a use counts.
+    ahead: u64,
+    positions: BinaryHeap<Reverse<u64>>,
+}
+
+impl Uses {
+    /// The uses at the positions of `order` that are `mine`, up to and without `end`.
+    pub fn new(order: Arc<dyn Order>, mine: Mine, end: Option<u64>) -> Self {
+        Self { order, mine, end: end.unwrap_or(u64::MAX), blocks: BTreeMap::new() }
+    }
+
+    /// The first position after `after` at which one of `samples`, which are those that need `block`, is used.
+    ///
+    /// None if there is none for very long: not before the end, or not before the samples have come round about eight
+    /// times, which happens where most positions are others'. A later `after` may then have a use again.
+    ///
+    /// The samples of a block must be the same each time. Asked with growing `after`, as a run does, this costs little;
+    /// an earlier `after` costs as much as a new block.
+    pub fn next(&mut self, block: Block, samples: Range<u64>, after: u64) -> Option<u64> {
+        let from = after.checked_add(1)?;
+        let upcoming = self
+            .blocks
+            .entry(block)
+            .and_modify(|upcoming| {
+                if upcoming.from > from {
+                    *upcoming = Upcoming::new(self.order.as_ref(), samples.clone(), from);
+                }
+            })
+            .or_insert_with(|| Upcoming::new(self.order.as_ref(), samples, from));
+        upcoming.next(self.order.as_ref(), &*self.mine, from, self.end)
+    }
+
+    /// Forgets a block of which nobody will ask for a while.
+    pub fn forget(&mut self, block: Block) {
+        self.blocks.remove(&block);
+    }
+}
+
+impl Upcoming {
+    fn new(order: &dyn Order, samples: Range<u64>, from: u64) -> Self {
+        let ends = [samples.start, samples.end.saturating_sub(1)];
+        // Samples that never come are in no heap, and need no horizon.
+        let ahead = ends.into_iter().filter_map(|sample| rounds(order, sample)).max().unwrap_or(0);
+        let positions = samples.filter_map(|sample| order.next_position(sample, from)).map(Reverse).collect();
+        Self { from, ahead, positions }
+    }
+
+    fn next(&mut self, order: &dyn Order, mine: impl Fn(u64) -> bool, from: u64, end: u64) -> Option<u64> {
+        self.from = from;
+        let horizon = from.saturating_add(self.ahead).min(end);
+        loop {
+            let mut first = self.positions.peek_mut()?;
+            let position = first.0;
+            if position >= horizon {
+                return None;
+            }
+            if position >= from && mine(position) {
+                return Some(position);
+            }
+            match order.next_position(order.sample_at(position), from.max(position + 1)) {
+                Some(next) => *first = Reverse(next),
+                None => drop(PeekMut::pop(first)),
+            }
+        }
+    }
+}
+
+/// How many positions the rounds of a sample take, which is the same wherever they begin, or nearly so; none if it never
+/// comes.
+fn rounds(order: &dyn Order, sample: u64) -> Option<u64> {
+    let mut end = order.next_position(sample, 0)?.saturating_add(1);
+    for _ in 0..ROUNDS {
+        end = order.next_position(sample, end).map_or(u64::MAX, |position| position.saturating_add(1));
+    }
+    Some(end)
+}
+
+impl fmt::Debug for Uses {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Uses")
+            .field("order", &self.order)
+            .field("blocks", &self.blocks.len())
+            .finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::order::tests::{Case, any_case};
+    use gradus_host::random::philox;
+    use proptest::prelude::*;
+
+    /// One of `nodes` of equal parts, at random.
+    fn one_of(nodes: u32) -> Mine {
+        Arc::new(move |position| philox(5, u128::from(position))[0].is_multiple_of(nodes))
+    }
+
+    fn uses(case: &Case, nodes: u32, end: Option<u64>) -> Uses {
+        Uses::new(case.order().into(), one_of(nodes), end)
+    }
+
+    #[test]
+    fn a_run_that_ends_uses_nothing_behind_its_end() {
+        let order = Arc::new(crate::order::Sequential::new(10));
+        let mut uses = Uses::new(order, one_of(1), Some(14));
+        let next: Vec<_> = [0, 3, 12, 13].map(|after| uses.next(Block(0), 3..5, after)).to_vec();
+        assert_eq!(next, [Some(3), Some(4), Some(13), None]);
+        assert_eq!(uses.next(Block(0), 3..5, u64::MAX), None);
+    }
+
+    #[test]
+    fn positions_of_others_are_searched_within_bounds() {
+        let mut uses = Uses::new(Arc::new(crate::order::Sequential::new(10)), Arc::new(|_| false), None);
+        assert_eq!((0..1000).find_map(|after| uses.next(Block(0), 0..10, after)), None);
+        // The search stands where the horizon was at the last question.
+        assert!(uses.blocks[&Block(0)].positions.iter().all(|position| position.0 < 1200));
+    }
+
+    proptest! {
+        #[test]
+        fn the_next_use_is_the_first(
+            case in any_case(), nodes in 1u32..4, start: u64, samples in 0u64..20, steps in prop::collection::vec(0u64..50, 1..60),
+            end in prop::option::of(0u64..3000),
+        ) {
+            let order = case.order();
+            let start = start % order.samples();
+            let range = start..(start + samples).min(order.samples());
+            let mut kept = uses(&case, nodes, end);
+            let mut after = 0;
+            for step in steps {
+                after += step;
+                let next = kept.next(Block(3), range.clone(), after);
+                prop_assert_eq!(next, uses(&case, nodes, end).next(Block(3), range.clone(), after));
+                let is_use = |position: &u64| range.contains(&order.sample_at(*position)) && one_of(nodes)(*position);
+                let searched = next.map_or(after + 3 * order.samples(), |next| next + 1).min(end.unwrap_or(u64::MAX));
+                prop_assert_eq!((after + 1..searched).find(is_use), next);
+            }
+        }
+
+        #[test]
+        fn going_back_and_forgetting_change_nothing(case in any_case(), afters in prop::collection::vec((0u64..500, any::<bool>()), 1..20)) {
+            let mut kept = uses(&case, 2, None);
+            let range = 0..case.order().samples().min(7);
+            for (after, forget) in afters {
+                if forget {
+                    kept.forget(Block(1));
+                }
+                let expected = uses(&case, 2, None).next(Block(1), range.clone(), after);
+                prop_assert_eq!(kept.next(Block(1), range.clone(), after), expected);
+            }
+        }
+    }
+}

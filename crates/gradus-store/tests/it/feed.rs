@@ -1,0 +1,332 @@
+//! Samples by way of a feed: out of files and out of a real S3 server, in any order, whatever is small or goes wrong.
+
+use super::bucket::{keys, noise, quick};
+use gradus_error::Kind;
+use gradus_host::RealClock;
+use gradus_store::bucket::{Address, Bucket};
+use gradus_store::order::{Selection, Shuffled};
+use gradus_store::{
+    Asker, CacheSettings, Cause, Feed, Index, IndexSettings, Keeper, Order, Readers, Reading, Source, Stalls,
+    Warmed, warm,
+};
+use gradus_testbed::S3Server;
+use std::sync::Arc;
+use std::time::Duration;
+use tempfile::TempDir;
+
+/// JSON lines of many lengths in three objects of a bucket.
+struct Home {
+    server: S3Server,
+    _folder: TempDir,
+    lines: Vec<Vec<u8>>,
+    bytes: u64,
+}
+
+const PATIENCE: Duration = Duration::from_secs(60);
+
+fn home(samples: usize) -> Home {
+    let folder = tempfile::tempdir().unwrap();
+    let server = S3Server::start(folder.path()).unwrap();
+    server.make_bucket("data").unwrap();
+    let length = |number: usize| 20 + number * 7919 % 3000;
+    let line = |number| format!("[\"{number:06}{}\"]", "x".repeat(length(number))).into_bytes();
+    let lines: Vec<Vec<u8>> = (0..samples).map(line).collect();
+    let mut bytes = 0;
+    for (number, part) in lines.chunks(samples.div_ceil(3)).enumerate() {
+        let text = part.join(&b'\n');
+        bytes += text.len() as u64;
+        server.put("data", &format!("set/{number}.jsonl"), &text).unwrap();
+    }
+    Home { server, _folder: folder, lines, bytes }
+}
+
+impl Home {
+    fn bucket(&self) -> Bucket {
+        Bucket::open(&Address::parse("s3://data/set").unwrap(), &quick(&self.server), &keys).unwrap()
+    }
+
+    fn index(&self, bucket: &Bucket) -> Arc<Index> {
+        let address = bucket.address().to_string();
+        Arc::new(Index::build(bucket, &address, &IndexSettings::default(), &|_| ()).unwrap())
+    }
+
+    fn order(&self) -> Arc<dyn Order> {
+        Arc::new(Shuffled::new(5, self.lines.len() as u64))
+    }
+
+    fn feed(&self, cache: &CacheSettings) -> Feed {
+        let bucket = self.bucket();
+        let end = Some(3 * self.lines.len() as u64);
+        let reading =
+            Reading { index: self.index(&bucket), order: self.order(), readers: Readers::alone(), end };
+        let feed = Feed::open(reading, &Source::Bucket(bucket), cache, Arc::new(RealClock::new())).unwrap();
+        self.server.faults().reset_counts();
+        feed
+    }
+
+    /// Reads all epochs and compares each sample.
+    fn check(&self, feed: &Feed) {
+        let order = self.order();
+        feed.begin(0);
+        for position in 0..3 * self.lines.len() as u64 {
+            let sample = feed.sample(position).unwrap().to_vec();
+            assert_eq!(sample, self.lines[order.sample_at(position) as usize], "position {position}");
+        }
+    }
+}
+
+fn small(memory_bytes: u64) -> CacheSettings {
+    CacheSettings { block_bytes: 4096, memory_bytes, ..CacheSettings::default() }
+}
+
+#[test]
+fn where_all_is_kept_every_byte_leaves_the_bucket_once() {
+    let home = home(300);
+    let feed = home.feed(&small(64 << 20));
+    home.check(&feed);
+    assert_eq!(home.server.faults().counts().bytes(), home.bytes);
+    let counters = feed.counters();
+    assert_eq!(counters.samples, 900);
+    assert_eq!(counters.waiting_bytes, 0);
+    let brought = counters.brought;
+    assert_eq!(brought.total(), counters.bytes);
+    assert!(0 < brought.bucket && brought.bucket <= home.bytes && (brought.disk, brought.peer) == (0, 0));
+    assert_eq!(counters.stalls.of(Cause::Peer) + counters.stalls.of(Cause::Disk), 0.0);
+}
+
+#[test]
+fn where_little_is_kept_every_byte_is_right() {
+    let home = home(300);
+    for memory_bytes in [8192, 65_536, 200_000] {
+        let feed = home.feed(&small(memory_bytes));
+        home.check(&feed);
+        assert!(home.server.faults().counts().bytes() > home.bytes);
+    }
+}
+
+#[test]
+fn what_is_on_disk_is_there_after_a_restart_and_damage_is_fetched_again() {
+    let home = home(300);
+    let folder = tempfile::tempdir().unwrap();
+    let cache = CacheSettings {
+        folder: folder.path().join("tier0").to_str().unwrap().to_owned(),
+        disk_bytes: 64 << 20,
+        ..small(1 << 20)
+    };
+    home.check(&home.feed(&cache));
+    assert_eq!(home.server.faults().counts().bytes(), home.bytes);
+    let feed = home.feed(&cache);
+    home.check(&feed);
+    assert_eq!(home.server.faults().counts().bytes(), 0, "{:?}", feed.counters());
+    drop(feed);
+    damage(folder.path());
+    let feed = home.feed(&cache);
+    home.check(&feed);
+    let fetched = home.server.faults().counts().bytes();
+    assert!(fetched > 0 && fetched < home.bytes, "{fetched} of {}", home.bytes);
+}
+
+fn warmed(home: &Home, cache: &CacheSettings) -> Warmed {
+    let bucket = home.bucket();
+    let (index, order) = (home.index(&bucket), home.order());
+    home.server.faults().reset_counts();
+    let (mut last, mut all) = (0, 0);
+    let warmed =
+        warm((&index, order.as_ref()), &bucket, cache, Arc::new(RealClock::new()), &mut |done, of| {
+            assert!(last <= done && done <= of);
+            (last, all) = (done, of);
+        });
+    let warmed = warmed.unwrap();
+    assert!(warmed.is_full || last == all, "{last} of {all}");
+    warmed
+}
+
+#[test]
+fn a_folder_that_is_filled_ahead_leaves_nothing_to_fetch() {
+    let home = home(300);
+    let folder = tempfile::tempdir().unwrap();
+    // Pages for few blocks: the writer must give them back.
+    let cache = CacheSettings {
+        folder: folder.path().join("tier0").to_str().unwrap().to_owned(),
+        disk_bytes: 64 << 20,
+        ..small(32_768)
+    };
+    let first = warmed(&home, &cache);
+    assert_eq!((first.cache.fetched_bytes, first.is_full), (home.bytes, false));
+    assert_eq!(first.cache.disk_blocks, first.wanted);
+    let feed = home.feed(&cache);
+    home.check(&feed);
+    assert_eq!(home.server.faults().counts().bytes(), 0);
+    assert_eq!(feed.counters().brought.bucket, 0);
+    drop(feed);
+    damage(folder.path());
+    let again = warmed(&home, &cache);
+    assert!(again.cache.damaged_blocks > 0 && again.cache.fetched_blocks == again.cache.damaged_blocks);
+    home.check(&home.feed(&cache));
+    assert_eq!(home.server.faults().counts().bytes(), 0);
+}
+
+#[test]
+fn a_small_folder_is_filled_with_what_is_needed_first() {
+    let home = home(300);
+    let folder = tempfile::tempdir().unwrap();
+    let cache = CacheSettings {
+        folder: folder.path().to_str().unwrap().to_owned(),
+        disk_bytes: 10 * 4096,
+        ..small(1 << 20)
+    };
+    let found = warmed(&home, &cache);
+    assert_eq!((found.wanted, found.cache.disk_blocks, found.is_full), (10, 10, true));
+    assert!(home.server.faults().counts().bytes() <= 10 * 4096);
+    let feed = home.feed(&cache);
+    feed.begin(0);
+    feed.sample(0).unwrap();
+    assert!(feed.counters().cache.disk_hits >= 1);
+    drop(feed);
+    let bucket = home.bucket();
+    let (index, order) = (home.index(&bucket), home.order());
+    let clock = Arc::new(RealClock::new());
+    let without = warm((&index, order.as_ref()), &bucket, &small(1 << 20), clock, &mut |_, _| ());
+    assert_eq!(without.unwrap_err().kind(), &Kind::Invalid);
+}
+
+#[test]
+fn each_reader_counts_its_own_waits() {
+    let home = home(120);
+    let feed = home.feed(&small(8192));
+    feed.begin(0);
+    let mut waits = [Stalls::default(); 2];
+    for position in 0..240 {
+        feed.sample_waited(position, &mut waits[position as usize % 2]).unwrap();
+    }
+    let all = feed.counters().stalls;
+    let sum = |cause: Cause| waits[0].times[cause as usize] + waits[1].times[cause as usize];
+    assert!(all.times[Cause::Bucket as usize] > 0);
+    assert!(waits.iter().all(|own| own.times[Cause::Bucket as usize] > 0));
+    assert_eq!(Cause::ALL.map(sum), all.times);
+}
+
+/// Alters a byte in every large file below a folder, in its middle.
+fn damage(folder: &std::path::Path) {
+    for entry in std::fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            damage(&path);
+        } else if std::fs::metadata(&path).unwrap().len() > 100_000 {
+            let mut bytes = std::fs::read(&path).unwrap();
+            let middle = bytes.len() / 4;
+            bytes[middle] ^= 1;
+            std::fs::write(&path, bytes).unwrap();
+        }
+    }
+}
+
+#[test]
+fn files_are_read_where_they_are() {
+    let home = home(200);
+    let address = Address::File(home.server.root().join("data/set"));
+    let bucket = Bucket::open(&address, &quick(&home.server), &keys).unwrap();
+    let reading = Reading {
+        index: home.index(&bucket),
+        order: home.order(),
+        readers: Readers::alone(),
+        end: Some(3 * home.lines.len() as u64),
+    };
+    let feed = Feed::open(reading, &Source::Files, &small(8192), Arc::new(RealClock::new())).unwrap();
+    home.check(&feed);
+    std::fs::write(home.server.root().join("data/set/0.jsonl"), noise(10)).unwrap();
+    feed.begin(0);
+    let failed = (0..600).find_map(|position| feed.sample(position).err()).unwrap();
+    assert_eq!(failed.kind(), &Kind::Corrupt);
+}
+
+#[test]
+fn a_changed_object_is_an_error_and_never_mixed_bytes() {
+    let home = home(200);
+    let feed = home.feed(&small(16_384));
+    feed.begin(0);
+    home.server.put("data", "set/1.jsonl", &noise(100_000)).unwrap();
+    let order = home.order();
+    let (mut right, mut changed) = (0, 0);
+    for position in 0..600 {
+        match feed.sample(position) {
+            Ok(sample) => {
+                assert_eq!(sample.to_vec(), home.lines[order.sample_at(position) as usize]);
+                right += 1;
+            }
+            Err(error) => {
+                assert_eq!(error.kind(), &Kind::Corrupt);
+                changed += 1;
+            }
+        }
+    }
+    assert!(right > 300 && changed > 100, "{right} right, {changed} changed");
+}
+
+#[test]
+fn some_requests_fail_and_every_sample_is_right() {
+    let home = home(200);
+    for refused in [0.01, 0.3] {
+        let feed = home.feed(&small(32_768));
+        home.server.faults().set(|plan| plan.refused = refused);
+        home.check(&feed);
+        home.server.faults().set(|plan| plan.refused = 0.0);
+        assert!(feed.counters().bucket.retries > 0);
+    }
+}
+
+/// What an evaluation reads, over and over.
+#[test]
+fn a_selection_is_read_over_and_over() {
+    let home = home(100);
+    let bucket = home.bucket();
+    let order: Arc<dyn Order> = Arc::new(Selection::new(7, 100));
+    let reading =
+        Reading { index: home.index(&bucket), order: order.clone(), readers: Readers::alone(), end: None };
+    let feed =
+        Feed::open(reading, &Source::Bucket(bucket), &small(1 << 20), Arc::new(RealClock::new())).unwrap();
+    feed.begin(0);
+    for position in 0..70 {
+        let sample = feed.sample(position).unwrap().to_vec();
+        assert_eq!(sample, home.lines[order.sample_at(position) as usize]);
+    }
+}
+
+#[test]
+fn ranks_of_a_node_share_one_feed() {
+    let home = home(240);
+    let bucket = home.bucket();
+    // Batches of 8, of which two data ranks read half each; both are here, the second is two ranks.
+    let readers = Readers::new(8, 2, vec![vec![(0, 1)], vec![(0, 2)]], 0);
+    let reading = Reading { index: home.index(&bucket), order: home.order(), readers, end: Some(3 * 240) };
+    let source = Source::Bucket(bucket);
+    let feed = Arc::new(Feed::open(reading, &source, &small(64 << 20), Arc::new(RealClock::new())).unwrap());
+    home.server.faults().reset_counts();
+    feed.begin(0);
+    let keeper = Keeper::start(feed.clone()).unwrap();
+    let (order, name) = (home.order(), keeper.name().to_owned());
+    std::thread::scope(|scope| {
+        for rank in 0..3 {
+            let (order, name, lines) = (order.clone(), &name, &home.lines);
+            scope.spawn(move || {
+                let mut asker = Asker::connect(name, PATIENCE).unwrap();
+                let mut bytes = Vec::new();
+                for step in 0..90u64 {
+                    let half = step * 8 + u64::from(rank > 0) * 4;
+                    asker.ask(half..half + 4).unwrap();
+                    for position in half..half + 4 {
+                        asker.read(position, &mut bytes).unwrap();
+                        assert_eq!(bytes, lines[order.sample_at(position) as usize]);
+                    }
+                }
+            });
+        }
+    });
+    assert_eq!(home.server.faults().counts().bytes(), home.bytes);
+    assert_eq!(feed.counters().waiting_bytes, 0);
+    let mut late = Asker::connect(&name, PATIENCE).unwrap();
+    assert_eq!(late.read(3 * 240, &mut Vec::new()).unwrap_err().kind(), &Kind::Invalid);
+    drop(keeper);
+    assert_eq!(late.read(0, &mut Vec::new()).unwrap_err().kind(), &Kind::Unavailable);
+    assert_eq!(Asker::connect(&name, PATIENCE).err().unwrap().kind(), &Kind::Unavailable);
+}
