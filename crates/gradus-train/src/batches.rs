@@ -6,7 +6,7 @@
 use gradus_compute::IGNORED;
 use gradus_error::Result;
 use gradus_model::Batch;
-use gradus_store::{TokenSplit, order};
+use gradus_store::Tokens;
 use std::ops::Range;
 
 /// The microbatches that `rank` takes of `microbatches`, numbered from 0.
@@ -40,28 +40,22 @@ pub struct BatchBuffer {
 }
 
 impl BatchBuffer {
-    /// A buffer for sequences of `sequence` tokens; with `end_of_text` each token also gets the number of its document
-    /// within the sequence.
-    pub fn new(sequence: usize, end_of_text: Option<u32>) -> (Self, DocumentRule) {
-        let buffer = Self { sequence, row: vec![0; sequence + 1], ..Default::default() };
-        (buffer, DocumentRule { end_of_text })
+    /// A buffer for sequences of `sequence` tokens.
+    pub fn new(sequence: usize) -> Self {
+        Self { sequence, row: vec![0; sequence + 1], ..Default::default() }
     }
 
-    /// Loads the samples numbered `samples`.
+    /// Loads the samples at `positions`.
     ///
     /// # Errors
-    /// What the split says of a sample that it cannot read.
-    pub fn load(
-        &mut self,
-        split: &TokenSplit,
-        samples: impl Iterator<Item = u64>,
-        rule: DocumentRule,
-    ) -> Result<()> {
+    /// What is said of a sample that cannot be read.
+    pub fn load(&mut self, tokens: &mut dyn Tokens, positions: Range<u64>, rule: DocumentRule) -> Result<()> {
         self.tokens.clear();
         self.targets.clear();
         let mut documents = Vec::new();
-        for sample in samples {
-            split.read(sample, &mut self.row)?;
+        tokens.expect(positions.clone())?;
+        for position in positions {
+            tokens.read(position, &mut self.row)?;
             self.tokens.extend_from_slice(&self.row[..self.sequence]);
             self.targets.extend_from_slice(&self.row[1..]);
             rule.number(&self.row[..self.sequence], &mut documents);
@@ -82,6 +76,46 @@ impl BatchBuffer {
     }
 }
 
+/// The microbatches of a step that were loaded: some passes want one again, and a sample is asked for once.
+#[derive(Debug, Default)]
+pub(crate) struct Loaded {
+    /// The first of them hold the microbatches numbered in `held`; all are kept for the next step.
+    buffers: Vec<BatchBuffer>,
+    held: Vec<usize>,
+}
+
+impl Loaded {
+    /// Forgets what was loaded.
+    pub fn clear(&mut self) {
+        self.held.clear();
+    }
+
+    /// Microbatch `index`: as it was loaded before, or as `load` fills a buffer that `make` makes where none is free.
+    ///
+    /// # Errors
+    /// Those of `load`; nothing is held then.
+    pub fn get(
+        &mut self,
+        index: usize,
+        make: impl FnOnce() -> BatchBuffer,
+        load: impl FnOnce(&mut BatchBuffer) -> Result<()>,
+    ) -> Result<Batch<'_>> {
+        let place = match self.held.iter().position(|held| *held == index) {
+            Some(place) => place,
+            None => {
+                let place = self.held.len();
+                if place == self.buffers.len() {
+                    self.buffers.push(make());
+                }
+                load(&mut self.buffers[place])?;
+                self.held.push(index);
+                place
+            }
+        };
+        Ok(self.buffers[place].batch())
+    }
+}
+
 /// Whether and where documents part.
 #[derive(Debug, Clone, Copy)]
 pub struct DocumentRule {
@@ -89,6 +123,11 @@ pub struct DocumentRule {
 }
 
 impl DocumentRule {
+    /// With `end_of_text` each token also gets the number of its document within its sequence.
+    pub fn new(end_of_text: Option<u32>) -> Self {
+        Self { end_of_text }
+    }
+
     /// Appends the document number of each token; the end-of-text token belongs to the document that it ends.
     fn number(self, tokens: &[u32], documents: &mut Vec<u32>) {
         let Some(end_of_text) = self.end_of_text else { return };
@@ -98,11 +137,6 @@ impl DocumentRule {
             document += u32::from(*token == end_of_text);
         }
     }
-}
-
-/// The samples at `positions` of the training order: each epoch is a permutation of its own.
-pub fn shuffled(seed: u64, samples: u64, positions: Range<u64>) -> impl Iterator<Item = u64> {
-    positions.map(move |position| order::sample_at(seed, position / samples, samples, position % samples))
 }
 
 /// Targets that count in a batch.

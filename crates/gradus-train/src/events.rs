@@ -3,6 +3,7 @@
 
 use crate::exposed::Exposed;
 use crate::mesh::Mesh;
+use crate::reading::{DataRecord, DataWaits};
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
 
@@ -62,6 +63,12 @@ pub struct StepRecord {
     /// The same by the axis that was waited for.
     #[serde(default)]
     pub exposed_by_axis_s: Exposed,
+    /// Time in which this rank waited for data, seconds.
+    #[serde(default)]
+    pub data_wait_s: f64,
+    /// The same by what was waited for.
+    #[serde(default)]
+    pub data_wait_by_cause_s: DataWaits,
     /// Memory held by this rank, bytes.
     pub memory_bytes: u64,
     /// Wall time since training began, seconds.
@@ -121,6 +128,8 @@ pub enum Event {
     Straggling(Straggling),
     /// After each evaluation.
     Evaluation(EvaluationRecord),
+    /// What was read so far: at each evaluation and at the end, unless data are local files.
+    Data(DataRecord),
     /// Text that the model wrote.
     Sample {
         /// Steps done.

@@ -26,6 +26,7 @@ pub mod mesh;
 mod optimizer;
 pub mod pipeline;
 pub mod plan;
+mod reading;
 mod reduction;
 mod sample;
 pub mod schedule;
@@ -37,12 +38,14 @@ pub mod stragglers;
 mod tensor_parallel;
 mod trainer;
 
+pub use evaluate::evaluated_samples;
 pub use events::{EvaluationRecord, Event, Observer, RunDescription, StepRecord, Straggling};
 pub use exposed::Exposed;
 pub use learner::{Computed, FirstWeights, Learner, LearnerSettings, Microbatches, Spent, StepResult};
 pub use links::links_of_checkpoint;
 pub use mesh::Mesh;
 pub use optimizer::{Moments, Optimizer, Piece};
+pub use reading::{BytesBySource, DataRecord, DataWaits};
 pub use sample::SampleSettings;
 pub use settings::{
     Accumulate, Adjustment, CheckpointSettings, GradientFormat, MuonSettings, OptimizerKind,

@@ -5,11 +5,12 @@ mod opening;
 mod reporting;
 mod saving;
 
-use crate::batches::{self, BatchBuffer, DocumentRule};
+use crate::batches::{self, BatchBuffer, DocumentRule, Loaded};
 use crate::calibration::{self, CALIBRATION_STEPS};
 use crate::checkpoint::TrainingState;
 use crate::events::{Event, Observer};
 use crate::learner::{FirstWeights, Learner, Microbatches, StepResult};
+use crate::reading::DataWaits;
 use crate::sample::{SampleSettings, Sampler};
 use crate::schedule;
 use crate::settings::{CheckpointSettings, OptimizerSettings, ParallelSettings, TrainSettings};
@@ -20,7 +21,7 @@ use gradus_compute::Device;
 use gradus_error::{Error, Result};
 use gradus_host::Clock;
 use gradus_model::{Batch, ModelConfig, Transformer};
-use gradus_store::{Dataset, Split, TokenSplit, Tokenizer};
+use gradus_store::{Dataset, Tokenizer, Tokens};
 use reporting::StepTimes;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -69,6 +70,10 @@ pub struct Parts {
     pub hosts: Vec<String>,
     /// What to learn from.
     pub dataset: Dataset,
+    /// Its samples in the order of the run.
+    pub tokens: Box<dyn Tokens>,
+    /// What is held out, in the order of evaluations, each of which reads [`crate::evaluated_samples`]; none if nothing is.
+    pub held_out: Option<Box<dyn Tokens>>,
     /// Its tokenizer; `None` for data that came as tokens.
     pub tokenizer: Option<Tokenizer>,
     /// Time.
@@ -90,10 +95,9 @@ pub struct Outcome {
 
 /// The microbatches of one step of a run.
 struct StepBatches<'a> {
-    split: &'a TokenSplit,
-    buffer: &'a mut BatchBuffer,
+    tokens: &'a mut dyn Tokens,
+    loaded: &'a mut Loaded,
     rule: DocumentRule,
-    seed: u64,
     step: u64,
     count: usize,
     /// Sequences of a microbatch, and of the whole step.
@@ -109,9 +113,8 @@ impl Microbatches for StepBatches<'_> {
 
     fn load(&mut self, index: usize) -> Result<Batch<'_>> {
         let positions = batches::positions(self.step, index, self.sizes.0, self.sizes.1);
-        let samples = batches::shuffled(self.seed, self.split.samples(), positions);
-        self.buffer.load(self.split, samples, self.rule)?;
-        Ok(self.buffer.batch())
+        let make = || BatchBuffer::new(self.sequence);
+        self.loaded.get(index, make, |buffer| buffer.load(self.tokens, positions, self.rule))
     }
 
     fn tokens(&mut self, index: usize) -> Result<usize> {
@@ -124,8 +127,12 @@ impl Microbatches for StepBatches<'_> {
 pub struct Trainer {
     learner: Learner,
     dataset: Dataset,
+    tokens: Box<dyn Tokens>,
+    held_out: Option<Box<dyn Tokens>>,
+    evaluations: u64,
     tokenizer: Option<Tokenizer>,
     sampler: Option<Sampler>,
+    loaded: Loaded,
     buffer: BatchBuffer,
     documents: DocumentRule,
     settings: RunSettings,
@@ -164,7 +171,7 @@ impl Trainer {
         let mut step_times = Vec::new();
         let mut interrupted = false;
         while !interrupted && (self.state.total_steps == 0 || self.state.step < self.state.total_steps) {
-            let (start, exposed) = (self.clock.now(), self.learner.exposed());
+            let (start, exposed, waits) = (self.clock.now(), self.learner.exposed(), self.tokens.waits());
             let (result, learning_rate) = self.step(stop.load(Ordering::Relaxed))?;
             interrupted = result.asked_to_stop;
             let step_s = (self.clock.now() - start).as_secs_f64();
@@ -172,6 +179,7 @@ impl Trainer {
             let times = StepTimes {
                 step_s,
                 exposed: self.learner.exposed().since(&exposed),
+                data_waits: DataWaits::between(&waits, &self.tokens.waits()),
                 elapsed_s: (self.clock.now() - begin).as_secs_f64(),
                 steps: step_times.len(),
             };
@@ -193,11 +201,11 @@ impl Trainer {
         let (train, step) = (&self.settings.train, self.state.step);
         let learning_rate = schedule::learning_rate(&self.settings.optimizer, step, self.state.total_steps);
         let shares = self.settings.parallel.shares(self.learner.mesh());
+        self.loaded.clear();
         let mut microbatches = StepBatches {
-            split: self.dataset.split(Split::Train),
-            buffer: &mut self.buffer,
+            tokens: self.tokens.as_mut(),
+            loaded: &mut self.loaded,
             rule: self.documents,
-            seed: self.settings.seed,
             step,
             count: train.microbatches(shares),
             sizes: (train.microbatch_sequences(shares), train.global_batch),

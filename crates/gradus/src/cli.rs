@@ -4,11 +4,14 @@
 //! taken out of the arguments before clap sees them, so settings need no second definition there and both kinds mix in
 //! any order. What follows `--` is left alone.
 
+use crate::commands::bench_dataset::BenchDatasetArguments;
 use crate::commands::bench_generate::BenchGenerateArguments;
 use crate::commands::bench_handover::BenchHandoverArguments;
 use crate::commands::bench_kernels::BenchKernelsArguments;
 use crate::commands::bench_train::BenchTrainArguments;
+use crate::commands::cache::CacheCommand;
 use crate::commands::coordinator::CoordinatorArguments;
+use crate::commands::dataset::DatasetCommand;
 use crate::commands::generate::GenerateArguments;
 use crate::commands::logits::LogitsArguments;
 use crate::commands::plan_collective::PlanCollectiveArguments;
@@ -48,6 +51,12 @@ pub enum Command {
         /// Settings of the run, as TOML.
         file: Option<PathBuf>,
     },
+    /// Describe a dataset as it lies, or show what it holds.
+    Dataset {
+        /// Which of them.
+        #[command(subcommand)]
+        what: DatasetCommand,
+    },
     /// Write text with a model, as it comes.
     Generate(GenerateArguments),
     /// Write what a model predicts after each token, for other tools to compare with.
@@ -63,6 +72,12 @@ pub enum Command {
     Preflight(PreflightArguments),
     /// Show what this machine offers and what Gradus will use of it.
     Doctor,
+    /// The folder of a cache of data: what it holds, whether it is whole, and filling it ahead of a run.
+    Cache {
+        /// What to do.
+        #[command(subcommand)]
+        what: CacheCommand,
+    },
     /// Predict what something would take, and say which way Gradus would choose.
     Plan {
         /// What.
@@ -108,6 +123,8 @@ pub enum Bench {
     Kernels(BenchKernelsArguments),
     /// Text from a model, token by token.
     Generate(BenchGenerateArguments),
+    /// Read every sample of a dataset and sum its bytes.
+    Dataset(BenchDatasetArguments),
     /// Write what another program needs to train the very same run.
     Handover(BenchHandoverArguments),
 }
@@ -125,12 +142,14 @@ impl Command {
                 | Self::Config { .. }
                 | Self::Coordinator(_)
                 | Self::Preflight(_)
+                | Self::Bench { what: Bench::Dataset(_) }
+                | Self::Cache { what: CacheCommand::Warm(_) }
                 | Self::Plan { what: Plan::Collective(_) | Plan::Train(_) },
                 _,
             )
             | (_, None) => Ok(()),
             (_, Some((key, _))) => Err(Error::invalid(format!(
-                "--{key} is a setting of a run: only train, preflight, prepare, config and plan train take settings"
+                "--{key} is a setting of a run: only train, preflight, prepare, config, plan train and cache warm take settings"
             ))),
         }
     }

@@ -3,10 +3,13 @@
 mod cli;
 mod commands;
 mod config;
+mod data_source;
 mod exit;
+mod gathered;
 mod launcher;
 mod logging;
 mod report;
+mod run_data;
 mod run_folder;
 mod run_settings;
 mod settings;
@@ -52,6 +55,7 @@ fn run() -> Result<u8> {
                 commands::prepare::describe(&commands::prepare::run(&settings)?)
             ))?;
         }
+        Command::Dataset { what } => commands::dataset::run(what)?,
         Command::Generate(arguments) => commands::generate::run(arguments)?,
         Command::Logits(arguments) => commands::logits::run(arguments)?,
         Command::Config { file } => {
@@ -63,6 +67,7 @@ fn run() -> Result<u8> {
         }
         Command::Coordinator(arguments) => commands::coordinator::run(arguments, &overrides)?,
         Command::Preflight(arguments) => return commands::preflight::run(arguments, &overrides),
+        Command::Cache { what } => commands::cache::run(what, &overrides)?,
         Command::Doctor => commands::doctor::run()?,
         Command::Plan { what: Plan::Collective(arguments) } => {
             commands::plan_collective::run(arguments, &overrides)?;
@@ -76,6 +81,10 @@ fn run() -> Result<u8> {
         Command::Bench { what: Bench::Train(arguments) } => commands::bench_train::run(arguments)?,
         Command::Bench { what: Bench::Kernels(arguments) } => commands::bench_kernels::run(arguments)?,
         Command::Bench { what: Bench::Generate(arguments) } => commands::bench_generate::run(arguments)?,
+        Command::Bench { what: Bench::Dataset(arguments) } => {
+            let settings = settings::resolve::<Settings>(None, &overrides)?.settings;
+            commands::bench_dataset::run(arguments, &settings)?;
+        }
         Command::Bench { what: Bench::Handover(arguments) } => {
             let settings = settings::resolve::<Settings>(Some(&arguments.file), &[])?.settings;
             commands::bench_handover::run(arguments, &settings)?;

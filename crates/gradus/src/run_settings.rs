@@ -5,7 +5,7 @@ use gradus_error::{Error, Result};
 use gradus_fabric::membership::CoordinatorAddress;
 use gradus_fabric::{Launch, NetworkSettings, TransportKind};
 use gradus_model::{Family, ModelConfig, ModelSettings, hugging_face};
-use gradus_store::PrepareSettings;
+use gradus_store::{BucketSettings, CacheSettings, OrderSettings, PrepareSettings};
 use gradus_train::{
     CheckpointSettings, Mesh, OptimizerSettings, ParallelSettings, RunSettings, SampleSettings, TrainSettings,
 };
@@ -38,6 +38,12 @@ pub struct Settings {
     pub network: NetworkSettings,
     /// What to learn from.
     pub data: PrepareSettings,
+    /// In which order samples come.
+    pub order: OrderSettings,
+    /// How buckets are reached.
+    pub bucket: BucketSettings,
+    /// What of a bucket's data is kept near.
+    pub cache: CacheSettings,
     /// What learns.
     pub model: ModelSettings,
     /// How a run goes.
@@ -183,6 +189,8 @@ impl Settings {
         self.sample.check()?;
         self.checkpoint.check()?;
         self.network.check()?;
+        self.order.validate()?;
+        self.bucket.validate()?;
         self.check_discretion()?;
         let sequences = self.train.microbatch_sequences(self.parallel.shares(&mesh));
         mesh.check_microbatch(sequences, self.sequence_length()?)?;

@@ -1,6 +1,6 @@
 //! Figures as people read them, the same on the terminal and in reports.
 
-use gradus_train::{Exposed, Mesh, Straggling};
+use gradus_train::{DataRecord, DataWaits, Exposed, Mesh, Straggling};
 
 /// A count with its thousands apart: `10,512`.
 pub fn grouped(count: u64) -> String {
@@ -126,6 +126,41 @@ pub fn by_axis(exposed: &Exposed, mesh: &Mesh, whole_s: f64) -> String {
     parts.collect::<Vec<_>>().join(", ")
 }
 
+/// Part of the time from which on waiting for data is worth a word.
+const NOTABLE_WAIT: f64 = 0.005;
+
+/// Waiting for data as a part of `whole_s` seconds, with its causes, as `3.1% (bucket 2.9%, decode 0.2%)`; nothing where
+/// it is too little to be worth a word.
+pub fn data_wait(waits: &DataWaits, whole_s: f64) -> Option<String> {
+    let part = waits.total() / whole_s;
+    if part.is_nan() || part <= NOTABLE_WAIT {
+        return None;
+    }
+    let causes = waits.named().into_iter().filter(|(_, time_s)| *time_s > 0.0);
+    let causes: Vec<_> =
+        causes.map(|(cause, time_s)| format!("{cause} {}", percent(time_s / whole_s))).collect();
+    Some(format!("{} ({})", percent(part), causes.join(", ")))
+}
+
+/// What was read and where it came from, in a line.
+pub fn data_read(record: &DataRecord) -> String {
+    let found = &record.bytes_by_source;
+    let share = |part: u64| format!("{:.0}%", part as f64 / found.total().max(1) as f64 * 100.0);
+    let mut parts = vec![format!("memory {}", share(found.memory))];
+    let others = [("disk", found.disk), ("peers", found.peer)].into_iter().filter(|(_, part)| *part > 0);
+    parts.extend(others.map(|(name, part)| format!("{name} {}", share(part))));
+    let mut asked = vec![bytes(record.bucket_bytes), counted(record.requests, "request")];
+    if record.retries > 0 {
+        let one = if record.retries == 1 { "retry" } else { "retries" };
+        asked.push(format!("{} {one}", grouped(record.retries)));
+    }
+    if record.cost > 0.0 {
+        asked.push(format!("${:.2}", record.cost));
+    }
+    parts.push(format!("bucket {} ({})", share(found.bucket), asked.join(", ")));
+    format!("{} read: {}", bytes(record.bytes), parts.join(", "))
+}
+
 /// More ranks than these are counted, not named.
 const MOST_NAMED: usize = 16;
 
@@ -205,6 +240,30 @@ mod tests {
         let many = Straggling { ranks: (1..40).collect(), waiting: vec![0], place: String::new(), ..one };
         let text = straggling(&Straggling { hosts: Vec::new(), ..many });
         assert_eq!(text, "39 ranks are 18% of a step (21.0ms) behind: rank 0 waits for them");
+    }
+
+    #[test]
+    fn reading_is_told_in_a_line() {
+        let waits = DataWaits { bucket: 0.03, decode: 0.001, ..DataWaits::default() };
+        assert_eq!(data_wait(&waits, 1.0).as_deref(), Some("3.1% (bucket 3.0%, decode 0.1%)"));
+        assert_eq!(
+            [data_wait(&waits, 10.0), data_wait(&waits, f64::NAN), data_wait(&DataWaits::default(), 0.0)],
+            [const { None }; 3]
+        );
+        let mut record = crate::sinks::examples::data(9);
+        assert_eq!(
+            data_read(&record),
+            "12.3GB read: memory 61%, disk 30%, bucket 9% (1.10GB, 1,234 requests, 3 retries, $0.01)"
+        );
+        (record.cost, record.retries, record.bytes_by_source.disk) = (0.0, 1, 0);
+        record.bytes_by_source.peer = 3_690;
+        assert_eq!(
+            data_read(&record),
+            "12.3GB read: memory 61%, peers 30%, bucket 9% (1.10GB, 1,234 requests, 1 retry)"
+        );
+        assert!(
+            data_read(&DataRecord::default()).starts_with("0B read: memory 0%, bucket 0% (0B, 0 requests")
+        );
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! How a run is opened: what its parts must fit, what it takes memory for, where it goes on.
 
 use super::{Parts, RunSettings, Trainer};
-use crate::batches::BatchBuffer;
+use crate::batches::{BatchBuffer, DocumentRule, Loaded};
 use crate::checkpoint::{self, TrainingState};
 use crate::conditions::{self, Conditions};
 use crate::cuts::{self, Work};
@@ -37,6 +37,8 @@ impl Trainer {
             nodes,
             hosts,
             dataset,
+            tokens,
+            held_out,
             tokenizer,
             clock,
             ..
@@ -44,7 +46,7 @@ impl Trainer {
         let mesh = Mesh::from_settings(&settings.parallel, communicator.world_size())?;
         settings.train.check(mesh.data_ranks())?;
         let sequence = sequence_length(&settings.train, &config, &dataset)?;
-        let (buffer, documents) = BatchBuffer::new(sequence, end_of_text(&settings.train, &dataset)?);
+        let documents = DocumentRule::new(end_of_text(&settings.train, &dataset)?);
         let mut own = learner_settings(&settings, &mesh, sequence)?;
         warn_of_waiting(&communicator, &mesh, own.microbatches);
         let mut peak = [parts.peak_flops_per_s];
@@ -67,9 +69,13 @@ impl Trainer {
         let mut trainer = Self {
             learner,
             dataset,
+            tokens,
+            held_out,
+            evaluations: 0,
             tokenizer,
             sampler,
-            buffer,
+            loaded: Loaded::default(),
+            buffer: BatchBuffer::new(sequence),
             documents,
             settings,
             clock,
@@ -92,7 +98,15 @@ impl Trainer {
         let finite = self.check_weights();
         self.tell_of_failure(finite)?;
         let common = self.check_common_start();
-        self.tell_of_failure(common)
+        self.tell_of_failure(common)?;
+        let begun = self.begin_reading();
+        self.tell_of_failure(begun)
+    }
+
+    /// From here on data may come that the run will ask for.
+    fn begin_reading(&mut self) -> Result<()> {
+        self.tokens.begin(self.state.step * self.settings.train.global_batch as u64)?;
+        self.held_out.as_mut().map_or(Ok(()), |held_out| held_out.begin(0))
     }
 
     /// Whether there is anything to learn from: of weights that are not finite no gradient is.

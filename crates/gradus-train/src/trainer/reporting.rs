@@ -4,6 +4,7 @@ use super::Trainer;
 use crate::events::{Event, Observer, RunDescription, StepRecord, Straggling};
 use crate::exposed::Exposed;
 use crate::learner::StepResult;
+use crate::reading::{DataRecord, DataWaits};
 use gradus_host::processors;
 use gradus_store::Split;
 
@@ -12,6 +13,7 @@ use gradus_store::Split;
 pub(super) struct StepTimes {
     pub step_s: f64,
     pub exposed: Exposed,
+    pub data_waits: DataWaits,
     pub elapsed_s: f64,
     /// Steps that `elapsed_s` covers, with the evaluations and checkpoints among them.
     pub steps: usize,
@@ -60,11 +62,21 @@ impl Trainer {
             step_s: times.step_s,
             exposed_communication_s: times.exposed.total(),
             exposed_by_axis_s: times.exposed,
+            data_wait_s: times.data_waits.total(),
+            data_wait_by_cause_s: times.data_waits,
             memory_bytes: processors::resident_bytes().unwrap_or(0),
             elapsed_s: times.elapsed_s,
             left_s: if known { left_steps * times.elapsed_s / times.steps as f64 } else { 0.0 },
             skipped: result.skipped,
         }));
+    }
+
+    /// Tells what was read, where anybody counts it.
+    pub(super) fn report_data(&self, observer: &mut dyn Observer) {
+        let held_out = self.held_out.as_ref().and_then(|tokens| tokens.counters());
+        if let Some(record) = DataRecord::of(self.state.step, [self.tokens.counters(), held_out]) {
+            observer.observe(&Event::Data(record));
+        }
     }
 
     /// A run that is over before its learning rate has risen is seldom what somebody wants.

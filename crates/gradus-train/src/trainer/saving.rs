@@ -2,7 +2,7 @@
 
 use super::{Outcome, Trainer};
 use crate::checkpoint;
-use crate::evaluate::Evaluation;
+use crate::evaluate::{Evaluation, evaluated_samples};
 use crate::events::{EvaluationRecord, Event, Observer};
 use gradus_error::Result;
 use gradus_store::Split;
@@ -28,18 +28,19 @@ impl Trainer {
 
     fn evaluate(&mut self, observer: &mut dyn Observer) -> Result<()> {
         let split = self.dataset.split(Split::HeldOut);
-        if split.samples() == 0 {
-            return Ok(());
-        }
+        let Some(tokens) = self.held_out.as_deref_mut() else { return Ok(()) };
         let shares = self.settings.parallel.shares(self.learner.mesh());
         let mut evaluation = Evaluation {
-            split,
+            tokens,
             buffer: &mut self.buffer,
+            before: self.evaluations,
+            samples: evaluated_samples(split.samples(), self.settings.train.evaluate_tokens, self.sequence),
             batch: self.settings.train.microbatch_sequences(shares),
             sequence: self.sequence,
             rule: self.documents,
-            tokens: self.settings.train.evaluate_tokens,
+            loaded: None,
         };
+        self.evaluations += 1;
         let sum = self.learner.evaluate(&mut evaluation)?;
         let bytes_per_token = split.bytes_per_token().unwrap_or(0.0);
         observer.observe(&Event::Evaluation(EvaluationRecord {
@@ -48,6 +49,7 @@ impl Trainer {
             nats_per_byte: if bytes_per_token > 0.0 { sum.mean() / bytes_per_token } else { 0.0 },
             targets: sum.targets,
         }));
+        self.report_data(observer);
         Ok(())
     }
 
@@ -80,6 +82,7 @@ impl Trainer {
             self.write_sample(observer)?;
         }
         self.learner.communicator().patient_barrier()?;
+        self.report_data(observer);
         observer.observe(&Event::Finished { step: self.state.step, model, interrupted });
         let checkpoint = checkpoint::folder_of(&self.settings.folder, self.state.step);
         Ok(Outcome { step: self.state.step, interrupted, checkpoint })

@@ -7,6 +7,7 @@ use crate::run_settings::Settings;
 use anyhow::{Context, Result};
 use gradus_error::Error;
 use gradus_host::disk;
+use gradus_store::order::{Order, Shuffled};
 use gradus_store::{Dataset, Split};
 use gradus_train::{batches, checkpoint};
 use std::path::{Path, PathBuf};
@@ -46,9 +47,10 @@ pub fn run(arguments: &BenchHandoverArguments, settings: &Settings) -> Result<()
 
 fn write_batches(path: &Path, settings: &Settings, samples: u64) -> Result<()> {
     let size = settings.train.global_batch;
+    let order = Shuffled::new(settings.run.seed, samples);
     let of_step = |step| {
         let positions = batches::positions(step, 0, size, size);
-        batches::shuffled(settings.run.seed, samples, positions).collect::<Vec<_>>()
+        positions.map(|position| order.sample_at(position)).collect::<Vec<_>>()
     };
     let steps: Vec<_> = (1..=settings.train.steps).map(of_step).collect();
     let text = serde_json::to_string(&steps).context("cannot write sample numbers as JSON")?;

@@ -1,10 +1,14 @@
 //! One file per subcommand.
 
+pub mod bench_dataset;
 pub mod bench_generate;
 pub mod bench_handover;
 pub mod bench_kernels;
 pub mod bench_train;
+pub mod cache;
+pub mod cache_warm;
 pub mod coordinator;
+pub mod dataset;
 pub mod doctor;
 pub mod generate;
 pub mod logits;
@@ -81,7 +85,7 @@ fn read_weights(folder: &Path, model: &Transformer) -> Result<()> {
 }
 
 /// A variable of this process' environment.
-fn environment(name: &str) -> Option<String> {
+pub fn environment(name: &str) -> Option<String> {
     std::env::var(name).ok()
 }
 

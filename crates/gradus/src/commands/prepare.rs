@@ -1,9 +1,11 @@
 //! `gradus prepare`: raw text becomes token shards, once.
 
+use super::environment;
+use crate::data_source::DataSource;
 use crate::run_settings::Settings;
 use crate::sinks::Preparation;
 use gradus_error::Result;
-use gradus_store::{PreparePhase, PrepareProgress, Prepared, Split, prepare};
+use gradus_store::{Bucket, Dataset, PreparePhase, PrepareProgress, Prepared, Split, prepare_with_buckets};
 
 /// Prepares the data of `settings`, or finds that nothing has changed.
 ///
@@ -11,9 +13,28 @@ use gradus_store::{PreparePhase, PrepareProgress, Prepared, Split, prepare};
 /// What [`prepare`] says of inputs, tokenizer and disk.
 pub fn run(settings: &Settings) -> Result<Prepared> {
     let mut screen = Screen { preparation: Preparation::new(), phase: None };
-    let prepared = prepare(&settings.data_settings()?, &mut |progress| screen.show(progress))?;
+    let open = |address: &_| Bucket::open(address, &settings.bucket, &environment);
+    let prepared =
+        prepare_with_buckets(&settings.data_settings()?, &open, &mut |progress| screen.show(progress))?;
     screen.preparation.end();
     Ok(prepared)
+}
+
+/// The vocabulary of the data: of what is prepared now, or of what is there where no input is given.
+///
+/// # Errors
+/// As of [`run`]; `Invalid` where nothing was prepared.
+pub fn vocabulary(settings: &Settings) -> Result<usize> {
+    if !settings.data.input.is_empty() || !is_addressed(settings) {
+        return Ok(run(settings)?.manifest.vocabulary);
+    }
+    let source = DataSource::open(&settings.data.prepared, settings)?;
+    Ok(Dataset::find(source.bucket(), &source.address())?.vocabulary())
+}
+
+/// Whether the data lie at an address, which need not be a folder of this host.
+pub fn is_addressed(settings: &Settings) -> bool {
+    settings.data.prepared.contains("://")
 }
 
 /// What was prepared, in a sentence.
@@ -45,6 +66,7 @@ impl Screen {
             PreparePhase::Tokenizer => "training the tokenizer",
             PreparePhase::Encoding => "encoding",
             PreparePhase::Finishing => "writing",
+            PreparePhase::Uploading => "uploading",
         };
         // A phase begins without a size; the bar waits for it.
         let sized = progress.total_bytes > 0 || progress.phase == PreparePhase::Waiting;

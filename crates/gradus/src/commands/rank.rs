@@ -1,14 +1,16 @@
 //! One rank of a run: everything is opened, connected and handed to the trainer.
 
 use super::{environment, first_weights, open_device, prepare};
+use crate::data_source::DataSource;
 use crate::exit;
+use crate::gathered::texts;
 use crate::logging;
 use crate::report;
+use crate::run_data::{self, RunData};
 use crate::run_folder::{self, RunFolder};
 use crate::run_settings::Settings;
 use crate::settings::{Resolved, render};
 use crate::sinks::{Many, MetricsFile, Progress, TensorBoard};
-use crate::wording;
 use anyhow::{Context, Result};
 use gradus_collective::algorithm::Nodes;
 use gradus_collective::{Collective, Communicator};
@@ -44,7 +46,7 @@ pub fn run(resolved: &Resolved<Settings>, launch: Option<Launch>, resume: bool) 
     let network = settings.network_of(launch.as_ref().unwrap_or(&Launch::alone()))?;
     // Ranks meet first: one that never comes is missed now, not after the data are prepared.
     let (_session, mut communicator) = join(settings, &network, launch.as_ref())?;
-    let opened = open(resolved, resume, &network.node_id, &mut communicator);
+    let opened = open(resolved, resume, (&network, launch.as_ref()), &mut communicator);
     let opened = opened.inspect_err(|error| communicator.give_up(&as_told(error)))?;
     let Opened {
         folder,
@@ -57,12 +59,14 @@ pub fn run(resolved: &Resolved<Settings>, launch: Option<Launch>, resume: bool) 
         measure_on,
         memory_bytes,
         dataset,
+        data,
         tokenizer,
         mut observer,
         peak_flops_per_s,
         stop,
     } = opened;
     let clock: Arc<dyn Clock> = Arc::new(RealClock::new());
+    let RunData { train: tokens, held_out, keepers } = data;
     let parts = Parts {
         config,
         first,
@@ -73,12 +77,15 @@ pub fn run(resolved: &Resolved<Settings>, launch: Option<Launch>, resume: bool) 
         nodes,
         hosts,
         dataset,
+        tokens,
+        held_out,
         tokenizer,
         clock,
         peak_flops_per_s,
     };
     let outcome = train(parts, run, observer.as_mut(), &stop)?;
     drop(observer);
+    drop(keepers);
     if let Some(folder) = folder {
         conclude(&folder.path, &outcome, &settings.sample.prompt)?;
     }
@@ -98,6 +105,7 @@ struct Opened {
     measure_on: Option<Arc<dyn Device>>,
     memory_bytes: u64,
     dataset: Dataset,
+    data: RunData,
     tokenizer: Option<Tokenizer>,
     observer: Box<dyn Observer>,
     peak_flops_per_s: f64,
@@ -107,15 +115,15 @@ struct Opened {
 fn open(
     resolved: &Resolved<Settings>,
     resume: bool,
-    node_id: &str,
+    (network, launch): (&NetworkSettings, Option<&Launch>),
     communicator: &mut Communicator,
 ) -> Result<Opened> {
     let settings = &resolved.settings;
     let first = communicator.rank() == 0;
-    let dataset = Dataset::open(&prepare::run(settings)?.folder)?;
+    let (dataset, source) = dataset(settings, communicator)?;
     // Others may have more to prepare than we.
     communicator.patient_barrier()?;
-    let seats = seats(communicator, node_id)?;
+    let seats = seats(communicator, &network.node_id)?;
     let sharers = seats[communicator.rank()].sharers(&seats);
     let nodes = Nodes::try_from(Seat::by_node(&seats))?;
     let hosts = hosts(communicator)?;
@@ -126,6 +134,13 @@ fn open(
     let stop = stop_on_signals()?;
     let (path, folder, checkpoint) = folder(settings, first, resume)?;
     let tokenizer = dataset.tokenizer()?;
+    let data = match &source {
+        None => RunData::of_folder(&dataset, settings)?,
+        Some(source) => {
+            let mut place = run_data::Place { communicator, nodes: &nodes, network, launch };
+            RunData::of_bucket(source, &dataset, settings, &mut place)?
+        }
+    };
     // All ranks measure at once, as they will compute: a peak that nobody else shares would flatter nobody.
     communicator.patient_barrier()?;
     let peak_flops_per_s = device.peak_flops();
@@ -150,11 +165,29 @@ fn open(
         measure_on,
         memory_bytes,
         dataset,
+        data,
         tokenizer,
         observer,
         peak_flops_per_s,
         stop,
     })
+}
+
+/// What was prepared, made now if it is not there yet and there is an input; with its source where it has an address. A
+/// folder is each host's own, unless they share it, and processes take turns at it; into a bucket rank 0 prepares for all.
+fn dataset(settings: &Settings, communicator: &mut Communicator) -> Result<(Dataset, Option<DataSource>)> {
+    if !prepare::is_addressed(settings) {
+        return Ok((Dataset::open(&prepare::run(settings)?.folder)?, None));
+    }
+    let source = DataSource::open(&settings.data.prepared, settings)?;
+    if !settings.data.input.is_empty() {
+        if communicator.rank() == 0 || !source.is_remote() {
+            prepare::run(settings)?;
+        }
+        communicator.patient_barrier()?;
+    }
+    let dataset = Dataset::find(source.bucket(), &source.address())?;
+    Ok((dataset, Some(source)))
 }
 
 /// A failure as the other ranks shall hear of it.
@@ -331,6 +364,7 @@ fn terms(settings: &Settings) -> Result<String> {
     let network = NetworkSettings {
         interface: String::new(),
         node_id: String::new(),
+        rack: String::new(),
         tls: TlsSettings::default(),
         ..settings.network.clone()
     };
@@ -355,13 +389,7 @@ fn seats(communicator: &mut Communicator, node_id: &str) -> Result<Vec<Seat>> {
 /// What people call the hosts of all ranks.
 fn hosts(communicator: &mut Communicator) -> Result<Vec<String>> {
     let name = rustix::system::uname().nodename().to_string_lossy().into_owned();
-    let mut own = [0u8; LONGEST_HOST];
-    let len = name.len().min(LONGEST_HOST);
-    own[..len].copy_from_slice(&name.as_bytes()[..len]);
-    let mut all = vec![0u8; LONGEST_HOST * communicator.world_size()];
-    communicator.run(&Collective::all_gather(), &own, &mut all)?;
-    let shown = |name: &[u8]| wording::printable(String::from_utf8_lossy(name).trim_end_matches('\0'));
-    Ok(all.chunks(LONGEST_HOST).map(shown).collect())
+    Ok(texts(communicator, &name, LONGEST_HOST)?)
 }
 
 /// Holds what this rank has against what rank 0 has: with other data or kernels that round differently the ranks would

@@ -117,8 +117,10 @@ fn launch_ranks(settings: &Settings) -> Result<u8> {
     settings.check(ranks)?;
     settings.network_of(&Launch::local(0, ranks, 0))?;
     let elsewhere = settings.coordinator(&environment)?.is_some();
-    let prepared = prepare::run(settings)?;
-    settings.model_config(prepared.manifest.vocabulary)?;
+    // Launchers of other hosts may be about to prepare the same: rank 0 of them all does it where they share a bucket.
+    if !(elsewhere && prepare::is_addressed(settings)) {
+        settings.model_config(prepare::vocabulary(settings)?)?;
+    }
     let here = Membership::Here(settings.network.timeouts()?);
     start_ranks(ranks, if elsewhere { Membership::Elsewhere } else { here })
 }

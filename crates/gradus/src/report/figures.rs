@@ -16,10 +16,14 @@ const MOST_DOTS: usize = 60;
 /// Bytes.
 const GIBIBYTE: f64 = (1u64 << 30) as f64;
 
-const BESIDE: [Beside; 6] = [
+/// The title of what is drawn only of runs that waited.
+const DATA: &str = "Waiting for data";
+
+const BESIDE: [Beside; 7] = [
     ("Tokens per second", Unit::Plain, true, |record| record.tokens_per_s),
     ("Model FLOP utilisation", Unit::Percent, true, |record| record.mfu),
     ("Exposed communication", Unit::Percent, true, |record| record.exposed_communication_s / record.step_s),
+    (DATA, Unit::Percent, true, |record| record.data_wait_s / record.step_s),
     ("Learning rate", Unit::Scientific, true, |record| record.learning_rate),
     ("Gradient norm", Unit::Plain, false, |record| record.gradient_norm),
     ("Memory of rank 0", Unit::Gibibytes, true, |record| record.memory_bytes as f64 / GIBIBYTE),
@@ -69,7 +73,9 @@ pub fn loss(run: &Run) -> Figure {
 
 /// The small figures.
 pub fn beside(run: &Run) -> Vec<Figure> {
-    BESIDE.iter().map(|what| small(run, what)).collect()
+    let has_waited = run.steps.iter().any(|record| record.data_wait_s > 0.0);
+    let shown = BESIDE.iter().filter(|(title, ..)| has_waited || *title != DATA);
+    shown.map(|what| small(run, what)).collect()
 }
 
 fn small(run: &Run, (title, unit, starts_at_zero, value): &Beside) -> Figure {

@@ -96,6 +96,15 @@ fn facts(page: &mut String, run: &Run) {
     facts.push(("Tokens per second", wording::quantity(tally.tokens_per_s()), of_ranks));
     facts.push(("Model FLOP utilisation", wording::percent(tally.mfu()), "of the measured peak".to_owned()));
     facts.push(("Exposed communication", wording::percent(tally.exposed()), exposed_beneath(run)));
+    if let Some(part) = tally.data_wait() {
+        let (part, causes) = part.split_once(' ').unwrap_or((&part, ""));
+        facts.push(("Waiting for data", part.to_owned(), format!("of the steps' time {causes}")));
+    }
+    if let Some(data) = &run.data {
+        let (bytes, found) = (wording::bytes(data.bytes), wording::data_read(data));
+        let found = found.split_once(": ").map_or("", |(_, found)| found).to_owned();
+        facts.push(("Data read", bytes, found));
+    }
     if let Some(description) = &run.description {
         let parameters = wording::quantity(description.parameters as f64);
         facts.push(("Parameters", parameters, tokens_per_parameter(run, description)));

@@ -2,7 +2,7 @@
 
 use crate::sinks::{Tally, read_events};
 use gradus_error::{Error, Result};
-use gradus_train::{EvaluationRecord, Event, RunDescription, StepRecord, Straggling};
+use gradus_train::{DataRecord, EvaluationRecord, Event, RunDescription, StepRecord, Straggling};
 use std::path::{Path, PathBuf};
 
 /// Text that the model wrote.
@@ -38,6 +38,8 @@ pub struct Run {
     pub steps: Vec<StepRecord>,
     /// Its evaluations, in order.
     pub evaluations: Vec<EvaluationRecord>,
+    /// What was read in the last life that counted it.
+    pub data: Option<DataRecord>,
     /// Ranks that were waited for, in order.
     pub straggling: Vec<Straggling>,
     /// What it wrote, in order.
@@ -67,6 +69,7 @@ impl Run {
             resumed_after: Vec::new(),
             steps: Vec::new(),
             evaluations: Vec::new(),
+            data: None,
             straggling: Vec::new(),
             samples: Vec::new(),
             state: State::Open,
@@ -90,6 +93,7 @@ impl Run {
                 self.steps.push(record);
             }
             Event::Evaluation(record) => self.evaluations.push(record),
+            Event::Data(record) => self.data = Some(record),
             Event::Straggling(record) => self.straggling.push(record),
             Event::Sample { step, prompt, text } => self.samples.push(Sample { step, prompt, text }),
             Event::Finished { interrupted: true, .. } => self.state = State::Interrupted,

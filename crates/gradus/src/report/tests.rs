@@ -62,7 +62,7 @@ fn a_whole_run_has_all_its_parts() {
     );
     assert!(page.contains("after step 64, rank 1 (dp 1) on ada is 18% of a step"));
     assert!(page.contains("time: dp 0.1%, vote 0.2%") && page.contains("<th>Mesh</th><td>dp 2</td>"));
-    assert_eq!(page.matches("<svg").count(), 7);
+    assert_eq!(page.matches("<svg").count(), 8);
     assert!(figure.contains("held out") && figure.contains("smoothed"));
     for outside in ["http://", "https://", "url(", "@import", "<link", "<script", " src="] {
         let own = page.replace("http://www.w3.org/2000/svg", "");

@@ -210,6 +210,7 @@ mod tests {
             started(0),
             Event::Step(examples::step(1)),
             examples::evaluation(1),
+            Event::Data(examples::data(1)),
             sample,
             examples::finished(1),
         ];
@@ -270,6 +271,10 @@ mod tests {
         };
         let step = without(&Event::Step(examples::step(3)), "exposed_by_axis_s");
         assert!(matches!(step, Some(Event::Step(record)) if record.exposed_by_axis_s.total() == 0.0));
+        for key in ["data_wait_s", "data_wait_by_cause_s"] {
+            let step = without(&Event::Step(examples::step(3)), key);
+            assert!(matches!(step, Some(Event::Step(record)) if record.step == 3), "{key}");
+        }
         let started = without(&Event::Started(examples::description()), "mesh");
         assert!(matches!(started, Some(Event::Started(run)) if run.mesh.world_size() == 1));
     }

@@ -32,7 +32,10 @@ impl Observer for Many {
 pub mod examples {
     //! Events of a small run, for tests.
 
-    use gradus_train::{EvaluationRecord, Event, Exposed, Mesh, RunDescription, StepRecord, Straggling};
+    use gradus_train::{
+        BytesBySource, DataRecord, DataWaits, EvaluationRecord, Event, Exposed, Mesh, RunDescription,
+        StepRecord, Straggling,
+    };
 
     /// What is known before the first step.
     pub fn description() -> RunDescription {
@@ -66,6 +69,8 @@ pub mod examples {
             step_s: 1.0,
             exposed_communication_s: 0.008,
             exposed_by_axis_s: Exposed { pp: 0.005, dp: 0.001, vote: 0.002, ..Exposed::default() },
+            data_wait_s: 0.003,
+            data_wait_by_cause_s: DataWaits { bucket: 0.002, decode: 0.001, ..DataWaits::default() },
             memory_bytes: 440_234_147,
             elapsed_s: step as f64,
             left_s: (100 - step.min(100)) as f64,
@@ -76,6 +81,25 @@ pub mod examples {
     /// An evaluation after `step`.
     pub fn evaluation(step: u64) -> Event {
         Event::Evaluation(EvaluationRecord { step, loss: 3.41, nats_per_byte: 0.9412, targets: 210_000 })
+    }
+
+    /// What was read until `step`.
+    pub fn data(step: u64) -> DataRecord {
+        DataRecord {
+            step,
+            samples: 4000,
+            bytes: 12_300_000_000,
+            bytes_by_source: BytesBySource { memory: 7_503, disk: 3_690, peer: 0, bucket: 1_107 },
+            memory_hit_rate: 0.61,
+            disk_hit_rate: 0.3,
+            misses: 1100,
+            fetched_bytes: 1_099_000_000,
+            requests: 1234,
+            retries: 3,
+            bucket_bytes: 1_100_000_000,
+            cost: 0.011,
+            ..DataRecord::default()
+        }
     }
 
     /// Rank 1 of the two is found slow after `step`.

@@ -7,7 +7,7 @@ use super::screen::Screen;
 use super::sheet;
 use super::tally::Tally;
 use crate::wording;
-use gradus_train::{EvaluationRecord, Event, Mesh, Observer, RunDescription, StepRecord};
+use gradus_train::{DataRecord, EvaluationRecord, Event, Mesh, Observer, RunDescription, StepRecord};
 use indicatif::{ProgressBar, ProgressStyle};
 use std::path::{Path, PathBuf};
 
@@ -32,6 +32,7 @@ pub struct Progress {
     mesh: Mesh,
     tally: Tally,
     evaluation: Option<EvaluationRecord>,
+    data: Option<DataRecord>,
     last: Option<StepRecord>,
     /// `elapsed_s` of the last line.
     shown_at_s: f64,
@@ -53,6 +54,7 @@ impl Progress {
             mesh: Mesh::default(),
             tally: Tally::default(),
             evaluation: None,
+            data: None,
             last: None,
             shown_at_s: 0.0,
             is_last_shown: true,
@@ -120,6 +122,7 @@ impl Progress {
             tally: &self.tally,
             mesh: self.mesh,
             evaluation: self.evaluation.as_ref(),
+            data: self.data.as_ref(),
             elapsed_s: self.last.as_ref().map_or(0.0, |record| record.elapsed_s),
             paths,
         };
@@ -142,6 +145,7 @@ impl Observer for Progress {
                 self.screen.say(&sheet::evaluation_line(record));
                 self.evaluation = Some(record.clone());
             }
+            Event::Data(record) => self.data = Some(record.clone()),
             Event::Sample { step, prompt, text } => {
                 let text = sheet::sample(*step, prompt, text, self.screen.paint());
                 self.screen.say(&text);
@@ -188,6 +192,7 @@ mod tests {
         }
         progress.observe(&examples::straggling(33));
         progress.observe(&examples::evaluation(33));
+        progress.observe(&Event::Data(examples::data(33)));
         progress.observe(&Event::Sample { step: 33, prompt: "Once".into(), text: " upon".into() });
         progress.observe(&Event::Checkpoint { step: 33, path: "runs/a/checkpoints/33".into() });
     }
@@ -214,6 +219,7 @@ mod tests {
         );
         assert!(text.contains("done, 33 steps\n  loss        8.0000 -> "), "{text}");
         assert!(text.contains("  held out    3.4100 nats per token, 0.9412 per byte\n"), "{text}");
+        assert!(text.contains("  data        12.3GB read: memory 61%, disk 30%, bucket 9% ("), "{text}");
         assert!(text.contains("  tokens      135k, 4.10k per second\n"), "{text}");
         assert!(
             text.contains("  report      runs/a/report.html\n") && text.contains("runs/a/model"),

@@ -3,7 +3,7 @@
 use super::screen::Paint;
 use super::tally::Tally;
 use crate::wording;
-use gradus_train::{EvaluationRecord, Mesh, RunDescription, StepRecord};
+use gradus_train::{DataRecord, EvaluationRecord, Mesh, RunDescription, StepRecord};
 
 /// Columns of the labels of a block.
 const LABEL_WIDTH: usize = 10;
@@ -78,8 +78,10 @@ fn exposed(part: f64, by_axis: &str) -> String {
 pub fn step_line(record: &StepRecord, peak_flops_per_s: f64, mesh: &Mesh) -> String {
     let by_axis = wording::by_axis(&record.exposed_by_axis_s, mesh, record.step_s);
     let skipped = if record.skipped { "  skipped: its gradient was not finite" } else { "" };
+    let data = wording::data_wait(&record.data_wait_by_cause_s, record.step_s);
+    let data = data.map_or(String::new(), |waited| format!("  data: {waited}"));
     format!(
-        "step: {}  loss: {}  grad_norm: {:.2}  memory: {}  tps: {}  tflops: {:.2}  mfu: {}  exposed: {}{skipped}",
+        "step: {}  loss: {}  grad_norm: {:.2}  memory: {}  tps: {}  tflops: {:.2}  mfu: {}  exposed: {}{data}{skipped}",
         record.step,
         wording::loss(record.loss),
         record.gradient_norm,
@@ -99,9 +101,13 @@ pub fn bar_message(record: &StepRecord, smoothed_loss: Option<f64>, paint: Paint
         _ if record.total_steps == 0 => "measuring speed".to_owned(),
         _ => format!("{} so far", wording::duration(record.elapsed_s)),
     };
+    let waited = wording::data_wait(&record.data_wait_by_cause_s, record.step_s);
+    let data = waited.map_or(String::new(), |_| {
+        format!("data {}  ", wording::percent(record.data_wait_s / record.step_s))
+    });
     // What matters least stands last, where a narrow terminal cuts.
     format!(
-        "loss {}  {time}  {} tok/s  MFU {:.0}%  {}",
+        "loss {}  {time}  {} tok/s  MFU {:.0}%  {data}{}",
         paint.bold(&loss),
         wording::quantity(record.tokens_per_s),
         record.mfu * 100.0,
@@ -147,6 +153,8 @@ pub struct End<'a> {
     pub mesh: Mesh,
     /// The last evaluation.
     pub evaluation: Option<&'a EvaluationRecord>,
+    /// What was read in all, if it was counted.
+    pub data: Option<&'a DataRecord>,
     /// Wall time since training began, seconds.
     pub elapsed_s: f64,
     /// What was written, by name.
@@ -176,7 +184,9 @@ pub fn summary(end: &End<'_>, paint: Paint) -> String {
         let by_axis = if by_axis.is_empty() { by_axis } else { format!(": {by_axis}") };
         let part = wording::percent(tally.exposed());
         rows.push(("exposed", format!("{part} of the time waiting for other ranks{by_axis}")));
+        rows.extend(tally.data_wait().map(|part| ("data wait", format!("{part} of the time"))));
     }
+    rows.extend(end.data.map(|record| ("data", wording::data_read(record))));
     if tally.skipped > 0 {
         rows.push(("skipped", wording::counted(tally.skipped, "step") + ": a gradient was not finite"));
     }
@@ -196,6 +206,7 @@ fn held_out(evaluation: &EvaluationRecord) -> String {
 mod tests {
     use super::super::examples;
     use super::*;
+    use gradus_train::DataWaits;
 
     const PLAIN: Paint = Paint(false);
 
@@ -210,6 +221,11 @@ mod tests {
         );
         let line = step_line(&record, 1e12, &Mesh { pp: 2, dp: 2, ..Mesh::default() });
         assert!(line.ends_with("exposed: 0.8% (pp 0.5%, dp 0.1%, vote 0.2%)"), "{line}");
+        let waits = DataWaits { peer: 0.25, ..DataWaits::default() };
+        let waiting = StepRecord { data_wait_s: 0.25, data_wait_by_cause_s: waits, ..record };
+        let line = step_line(&waiting, 1e12, &Mesh::default());
+        assert!(line.ends_with("exposed: 0.8%  data: 25.0% (peer 25.0%)"), "{line}");
+        assert!(bar_message(&waiting, None, PLAIN).contains("data 25.0%"));
         let skipped = StepRecord { skipped: true, loss: f64::NAN, step_s: 0.0, ..examples::step(1) };
         assert!(step_line(&skipped, 0.0, &Mesh::default()).ends_with("skipped: its gradient was not finite"));
     }
@@ -236,6 +252,7 @@ mod tests {
             tally: &tally,
             mesh: Mesh::default(),
             evaluation: None,
+            data: None,
             elapsed_s: 0.0,
             paths: Vec::new(),
         };

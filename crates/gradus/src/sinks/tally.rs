@@ -1,7 +1,7 @@
 //! Sums and means over a run's steps: what its last words and its report state.
 
 use crate::wording;
-use gradus_train::{Exposed, Mesh, StepRecord};
+use gradus_train::{DataWaits, Exposed, Mesh, StepRecord};
 
 /// How much of the smoothed loss is the loss of the steps before: a memory of about ten steps.
 const MEMORY: f64 = 0.9;
@@ -48,6 +48,7 @@ pub struct Tally {
     pub step_s: f64,
     exposed_s: f64,
     exposed_by_axis_s: Exposed,
+    data_waits: DataWaits,
     mfu_s: f64,
 }
 
@@ -68,6 +69,9 @@ impl Tally {
             if record.exposed_by_axis_s.total().is_finite() {
                 self.exposed_by_axis_s += record.exposed_by_axis_s;
             }
+            if record.data_wait_by_cause_s.total().is_finite() {
+                self.data_waits += record.data_wait_by_cause_s;
+            }
             self.mfu_s += finite(record.mfu) * record.step_s;
         }
     }
@@ -85,6 +89,12 @@ impl Tally {
     /// That share by the axis that was waited for, where there are several ranks.
     pub fn exposed_by_axis(&self, mesh: &Mesh) -> String {
         wording::by_axis(&self.exposed_by_axis_s, mesh, self.step_s)
+    }
+
+    /// Share of the steps' time in which rank 0 waited for data, with its causes; nothing where it is too little to be
+    /// worth a word.
+    pub fn data_wait(&self) -> Option<String> {
+        wording::data_wait(&self.data_waits, self.step_s)
     }
 
     /// Model FLOP utilisation, weighted by time; not a number before the first.

@@ -99,14 +99,14 @@ fn data_that_are_wrong_are_named_once_however_many_ranks() {
     write("empty.txt", b"");
     write("broken.jsonl", b"{\"text\": \"fine\"}\n{\"text\": 3}\n");
     write("odd.bin", b"123");
-    write("packed.txt.gz", b"\x1f\x8b\x08");
+    write("packed.txt.xz", b"\xfd7zXZ");
     write("tokenizer.json", b"{}");
     let train = |extra: &[&'static str]| [&["train", "run.toml", "--nproc-per-node", "2"], extra].concat();
     refused(&place, &train(&["--data.input", "nowhere.txt"]), 2, &["nowhere.txt"]);
     refused(&place, &train(&["--data.input", "empty.txt"]), 2, &[]);
     refused(&place, &train(&["--data.input", "broken.jsonl"]), 2, &["broken.jsonl:2"]);
     refused(&place, &train(&["--data.input", "odd.bin"]), 2, &["odd.bin"]);
-    refused(&place, &train(&["--data.input", "packed.txt.gz"]), 2, &["packed.txt.gz", "unpack"]);
+    refused(&place, &train(&["--data.input", "packed.txt.xz"]), 2, &["packed.txt.xz", "unpack"]);
     refused(&place, &train(&["--data.tokenizer", "tokenizer.json"]), 2, &["tokenizer.json"]);
     // Nobody writes into this pipe: reading it would wait for ever.
     rustix::fs::mkfifoat(rustix::fs::CWD, place.path().join("pipe"), rustix::fs::Mode::RUSR).unwrap();

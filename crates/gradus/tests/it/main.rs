@@ -3,8 +3,10 @@
 #![allow(clippy::unwrap_used, reason = "a failing helper fails its test")]
 
 mod bad_input;
+mod buckets;
 mod coordinator;
 mod corpus;
+mod datasets;
 #[path = "../../../gradus-collective/tests/it/delay_line.rs"]
 mod delay_line;
 #[path = "../../../gradus-fabric/tests/it/etcd_server.rs"]
@@ -22,3 +24,4 @@ mod preflight;
 mod program;
 mod ranks;
 mod resume;
+mod watching;

@@ -28,6 +28,16 @@ fn a_report_is_made_from_metrics() {
 }
 
 #[test]
+fn only_folders_of_caches_are_looked_at() {
+    let directory = tempfile::tempdir().unwrap();
+    for what in ["stat", "verify", "clear"] {
+        let output = gradus(directory.path(), &["cache", what, "nowhere"]);
+        assert_eq!(output.status.code(), Some(2));
+        assert!(text(&output.stderr).contains("nowhere is no cache's folder"), "{output:?}");
+    }
+}
+
+#[test]
 fn pipelines_are_laid_out_and_drawn() {
     let directory = tempfile::tempdir().unwrap();
     let line = ["plan", "pipeline", "--ranks", "2", "--microbatches", "2", "--svg", "pipeline.svg"];

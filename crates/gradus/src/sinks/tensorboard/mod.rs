@@ -3,15 +3,15 @@
 //! Each life of a run writes a file of its own; a resumed one first declares void what earlier files say of the steps
 //! that it does again, so that curves do not run back and forth. Tags: `train/loss`, `train/learning_rate`,
 //! `train/gradient_norm`, `train/tokens_per_s`, `train/mfu`, `train/exposed_communication`, `train/exposed/pp`
-//! and the like (axes with more than one rank), `eval/loss`,
-//! `eval/nats_per_byte`, and `sample` in the text tab.
+//! and the like (axes with more than one rank), `train/data_wait`, `eval/loss`,
+//! `eval/nats_per_byte`, `data/memory_hit_rate` and the like (where they are counted), and `sample` in the text tab.
 
 mod proto;
 mod record;
 
 use gradus_error::{IoContext, Result};
 use gradus_host::{Clock, RealClock};
-use gradus_train::{EvaluationRecord, Event, Mesh, Observer, StepRecord};
+use gradus_train::{DataRecord, EvaluationRecord, Event, Mesh, Observer, StepRecord};
 use proto::Message;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
@@ -61,6 +61,7 @@ impl TensorBoard {
             }
             Event::Step(record) => Some(proto::scalars(now, record.step, &step_scalars(record, &self.mesh))),
             Event::Evaluation(record) => Some(proto::scalars(now, record.step, &evaluation_scalars(record))),
+            Event::Data(record) => Some(proto::scalars(now, record.step, &data_scalars(record))),
             Event::Sample { step, prompt, text } => {
                 Some(proto::text(now, *step, "sample", &as_markdown(prompt, text)))
             }
@@ -98,6 +99,7 @@ fn step_scalars(record: &StepRecord, mesh: &Mesh) -> Vec<(&'static str, f64)> {
         ("train/tokens_per_s", record.tokens_per_s),
         ("train/mfu", record.mfu),
         ("train/exposed_communication", record.exposed_communication_s / record.step_s),
+        ("train/data_wait", record.data_wait_s / record.step_s),
     ];
     of_all.into_iter().chain(by_axis).collect()
 }
@@ -110,6 +112,17 @@ fn exposed_tag(axis: &str) -> &'static str {
         "tp" => "train/exposed/tp",
         _ => "train/exposed/vote",
     }
+}
+
+fn data_scalars(record: &DataRecord) -> [(&'static str, f64); 6] {
+    [
+        ("data/memory_hit_rate", record.memory_hit_rate),
+        ("data/disk_hit_rate", record.disk_hit_rate),
+        ("data/bucket_bytes", record.bucket_bytes as f64),
+        ("data/requests", record.requests as f64),
+        ("data/retries", record.retries as f64),
+        ("data/cost", record.cost),
+    ]
 }
 
 fn evaluation_scalars(record: &EvaluationRecord) -> Vec<(&'static str, f64)> {
@@ -219,9 +232,10 @@ mod tests {
             Event::Started(examples::description()),
             Event::Step(examples::step(7)),
             examples::evaluation(7),
+            Event::Data(examples::data(7)),
             examples::finished(7),
         ]);
-        assert_eq!(records.len(), 3);
+        assert_eq!(records.len(), 4);
         assert_eq!(field(&records[0], 3).unwrap(), b"brain.Event:2");
         assert_eq!(field(&records[1], 1).unwrap(), 1_700_000_000.5f64.to_le_bytes());
         assert_eq!(field(&records[1], 2).unwrap(), 7u64.to_le_bytes());
@@ -239,8 +253,9 @@ mod tests {
             .map(|(tag, value)| ((*tag).to_owned(), *value as f32))
             .collect();
         assert_eq!(scalars, expected);
-        assert_eq!(scalars[6..], [("train/exposed/dp".into(), 0.001), ("train/exposed/vote".into(), 0.002)]);
+        assert_eq!(scalars[7..], [("train/exposed/dp".into(), 0.001), ("train/exposed/vote".into(), 0.002)]);
         assert_eq!(fields(&field(&records[2], 5).unwrap()).len(), 2);
+        assert_eq!(fields(&field(&records[3], 5).unwrap()).len(), 6);
     }
 
     #[test]
