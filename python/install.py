@@ -12,6 +12,9 @@ that nothing here depends on PyTorch's version. Calling a stand-in ends the proc
 Invariant: when this script succeeds, `import torch` works and a gradient can be computed. If the light way fails for
 whatever reason (no compiler, another processor, a changed wheel), PyTorch is installed in full and the reason printed.
 
+A line `--no-deps NAME==VERSION` is installed last and without what it asks for: packages that ask for PyTorch would have pip
+fetch all of it; what else they need stands in lines of its own.
+
 Usage: PYTHON install.py REQUIREMENTS
 """
 
@@ -29,6 +32,8 @@ REAL = {"cudart": "nvidia-cuda-runtime", "cupti": "nvidia-cuda-cupti"}
 
 # Symbols that carry no version are told apart by their prefix.
 UNVERSIONED = {"nccl": "libnccl", "cusparseLt": "libcusparseLt", "cuFile": "libcufile", "nvshmem": "libnvshmem_host"}
+
+ALONE = "--no-deps "
 
 PROBE = """
 import torch
@@ -160,12 +165,15 @@ def main():
     if len(sys.argv) != 2:
         sys.exit(__doc__.rsplit("\n\n", 1)[-1].strip())
     wanted = list(requirements(pathlib.Path(sys.argv[1])))
+    alone = [line for line in wanted if line.startswith(ALONE)]
     torch = [line for line in wanted if re.match(r"torch\b", line)]
     # The others first: PyTorch's wheel asks for numpy without saying so. Together with PyTorch pip would fetch what the
     # light way leaves out.
-    pip(*(line for line in wanted if line not in torch))
+    pip(*(line for line in wanted if line not in torch + alone))
     for requirement in torch:
         install_torch(requirement)
+    for line in alone:
+        pip("--no-deps", line.removeprefix(ALONE))
 
 
 if __name__ == "__main__":

@@ -5,6 +5,8 @@ What:
     families     the same for a short run of each family, whose tokenizer each has trained for itself
     logits       folders that transformers wrote (GPT-2, Llama, Qwen2; whole and in shards) give the same logits in Gradus
     tensorboard  the run's event files, read by TensorBoard's own reader, hold the losses of metrics.jsonl
+    datasets     samples written by mosaicml-streaming, webdataset, pyarrow, gzip and zstandard are those that Gradus describes
+                 and reads
     launchers    two ranks started by torchrun, Open MPI and MPICH learn what two ranks started by Gradus learn
     golden       the committed golden files are what PyTorch computes today
 
@@ -31,6 +33,7 @@ import transformers
 from safetensors.numpy import load_file
 
 import golden
+import interop_dataset
 
 NEW_TOKENS = 64
 PROMPTS = (
@@ -265,6 +268,15 @@ def check_golden(_arguments, _scratch):
     return f"{len(golden.CASES)} cases"
 
 
+# ---------------------------------------------------------------- datasets
+
+def check_datasets(arguments, scratch):
+    try:
+        return interop_dataset.check(lambda *words: gradus(arguments.gradus, *words), scratch)
+    except interop_dataset.Failure as failure:
+        raise Failure(str(failure)) from None
+
+
 # ---------------------------------------------------------------- launchers
 
 SETTINGS = """
@@ -330,6 +342,7 @@ CHECKS = {
     "families": check_families,
     "logits": check_logits,
     "tensorboard": check_tensorboard,
+    "datasets": check_datasets,
     "launchers": check_launchers,
     "golden": check_golden,
 }

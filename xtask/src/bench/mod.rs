@@ -5,6 +5,7 @@
 
 mod arm;
 mod collective;
+mod dataset;
 mod generate;
 mod inputs;
 mod kernels;
@@ -35,6 +36,8 @@ pub enum Bench {
     Collective(collective::Options),
     /// Each operation of the CPU device, beside its own ceiling and PyTorch's operator.
     Kernels(kernels::Options),
+    /// Samples per second out of local files and S3, beside the data loaders of the field.
+    Dataset(dataset::Options),
     /// Tokens per second of a model that writes, beside transformers and the memory's bound.
     Generate(generate::Options),
 }
@@ -49,6 +52,7 @@ pub fn run(bench: Bench) -> Result<()> {
         Bench::Validation(options) => validation::run(&options),
         Bench::Collective(options) => collective::run(&options),
         Bench::Kernels(options) => kernels::run(&options),
+        Bench::Dataset(options) => dataset::run(&options),
         Bench::Generate(options) => generate::run(&options),
     }
 }
