@@ -22,7 +22,7 @@ use anyhow::{Context, Result};
 use clap::Subcommand;
 use serde_json::{Value, json};
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// The measurements there are.
 #[derive(Debug, Subcommand)]
@@ -59,7 +59,11 @@ pub fn run(bench: Bench) -> Result<()> {
 
 /// Writes what was measured, with machine, date, commit and settings, to a file of its own.
 fn keep(name: &str, machine: &Value, settings: Value, measured: Value) -> Result<()> {
-    let path = result_file(name)?;
+    keep_in(&result_file(name)?, name, machine, settings, measured)
+}
+
+/// The same in a file that is known: what a long measurement has found so far takes the place of what it had before.
+fn keep_in(path: &Path, name: &str, machine: &Value, settings: Value, measured: Value) -> Result<()> {
     let result = json!({
         "bench": name,
         "date": machine::date()?,
@@ -69,8 +73,8 @@ fn keep(name: &str, machine: &Value, settings: Value, measured: Value) -> Result
         "measured": measured,
     });
     let text = serde_json::to_string_pretty(&result)? + "\n";
-    fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))?;
-    eprintln!("results: {}", shell::relative(&path));
+    fs::write(path, text).with_context(|| format!("cannot write {}", path.display()))?;
+    eprintln!("results: {}", shell::relative(path));
     Ok(())
 }
 

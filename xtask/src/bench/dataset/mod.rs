@@ -20,12 +20,12 @@ mod server;
 mod sets;
 mod table;
 
-use super::{in_turns, keep, work_folder};
+use super::{in_turns, keep_in, result_file, work_folder};
 use crate::environment::Environment;
 use crate::{machine, shell};
 use anyhow::{Context, Result, ensure};
 use arms::{ARMS, Arm, Programs, Scenario};
-use process::{Turn, Watch};
+use process::{Failure, Turn, Watch};
 use serde_json::{Value, json};
 use server::Server;
 use sets::Set;
@@ -58,7 +58,7 @@ pub struct Options {
     #[arg(long, default_value = "mds")]
     form: String,
     /// An arm that takes longer for an epoch is given up.
-    #[arg(long, default_value_t = 180)]
+    #[arg(long, default_value_t = 60)]
     patience_s: u64,
     /// Measure this binary; without it, this tree's release build.
     #[arg(long)]
@@ -80,19 +80,37 @@ pub fn run(options: &Options) -> Result<()> {
     ensure!(options.samples.iter().all(|samples| *samples >= 100), "--samples starts at 100");
     let facts = machine::facts();
     let bench = Bench::prepare(options)?;
+    let path = result_file("dataset")?;
     let mut suited = Suited::new();
-    let mut cases = Vec::new();
-    let mut readings = Vec::new();
+    let mut found = Found::default();
     for (scenario, set) in bench.cases()? {
         if scenario == Scenario::Demand {
             let server = bench.server.as_deref().context("a demand is measured against a server")?;
             let log = bench.folder.join("server.log");
-            readings = demand::measure(&bench.programs, server, &set, options.rounds, &log)?;
+            found.readings = demand::measure(&bench.programs, server, &set, options.rounds, &log)?;
         } else {
-            cases.push(bench.measure(scenario, set, &mut suited)?);
+            found.cases.push(bench.measure(scenario, set, &mut suited)?);
         }
+        // All of it takes an hour: what stops it then leaves what was measured before.
+        keep_in(&path, "dataset", &facts, options.as_json(), found.as_json())?;
     }
-    conclude(&cases, &readings, options, &facts)
+    found.conclude()
+}
+
+impl Options {
+    fn as_json(&self) -> Value {
+        json!({
+            "rounds": self.rounds,
+            "samples": self.samples,
+            "batch": arms::BATCH,
+            "form": self.form,
+            "workers": self.workers,
+            "arms": self.arms,
+            "patience_s": self.patience_s,
+            "other_binary": self.binary.is_some(),
+            "page_cache": "source files warm, local caches empty at the start of each turn",
+        })
+    }
 }
 
 /// What all cases share.
@@ -234,12 +252,12 @@ impl Place<'_> {
     }
 
     /// One turn in an empty cache over warm files; inside, why the arm gave none.
-    fn read(&mut self, arm: &Arm, workers: usize, memory: bool) -> Result<Result<Turn, String>> {
+    fn read(&mut self, arm: &Arm, workers: usize, memory: bool) -> Result<Result<Turn, Failure>> {
         let cache = Cache::empty(self.bench.folder.join("cache"))?;
         let programs = &self.bench.programs;
         let source = programs.reads(arm, self.set);
         if !source.exists() {
-            return Ok(Err(format!("there is no {}", shell::relative(&source))));
+            return Ok(Err(Failure::Broken(format!("there is no {}", shell::relative(&source)))));
         }
         sets::warm(&source)?;
         let place = (self.scenario, self.server.as_ref());
@@ -252,7 +270,7 @@ impl Place<'_> {
             memory,
             sent_bytes: &mut || self.server.as_ref().map(Server::sent_bytes).transpose(),
         };
-        Ok(process::run(command, &mut watch).map_err(|error| format!("{error:#}")))
+        Ok(process::run(command, &mut watch))
     }
 }
 
@@ -292,32 +310,34 @@ fn is_named(arm: &Arm, names: &[String]) -> bool {
     names.is_empty() || names.iter().any(|part| arm.name.contains(part.as_str()))
 }
 
-fn conclude(cases: &[Case], readings: &[demand::Reading], options: &Options, facts: &Value) -> Result<()> {
-    let settings = json!({
-        "rounds": options.rounds,
-        "samples": options.samples,
-        "batch": arms::BATCH,
-        "form": options.form,
-        "workers": options.workers,
-        "arms": options.arms,
-        "other_binary": options.binary.is_some(),
-        "page_cache": "source files warm, local caches empty at the start of each turn",
-    });
-    let measured = json!({
-        "cases": cases.iter().map(Case::as_json).collect::<Value>(),
-        "demand": demand::as_json(readings),
-    });
-    keep("dataset", facts, settings, measured)?;
-    for case in cases {
-        print!("{}", case.render());
+/// What was measured so far.
+#[derive(Default)]
+struct Found {
+    cases: Vec<Case>,
+    readings: Vec<demand::Reading>,
+}
+
+impl Found {
+    fn as_json(&self) -> Value {
+        json!({
+            "cases": self.cases.iter().map(Case::as_json).collect::<Value>(),
+            "demand": demand::as_json(&self.readings),
+        })
     }
-    if !readings.is_empty() {
-        print!("{}", demand::render(readings));
+
+    /// Prints the tables; then an error, if an arm has failed. One that is too slow has not.
+    fn conclude(&self) -> Result<()> {
+        for case in &self.cases {
+            print!("{}", case.render());
+        }
+        if !self.readings.is_empty() {
+            print!("{}", demand::render(&self.readings));
+        }
+        let rows = || self.cases.iter().flat_map(|case| &case.rows);
+        let wrong = rows().filter(|row| row.wrong.is_some()).count();
+        let missing = rows().filter(|row| matches!(row.missing, Some(Failure::Broken(_)))).count();
+        ensure!(wrong == 0, "arms that read what is not the set: {wrong}");
+        ensure!(missing == 0, "arms missing: {missing}; the tables say why");
+        Ok(())
     }
-    let rows = || cases.iter().flat_map(|case| &case.rows);
-    let wrong = rows().filter(|row| row.wrong.is_some()).count();
-    let missing = rows().filter(|row| row.missing.is_some()).count();
-    ensure!(wrong == 0, "arms that read what is not the set: {wrong}");
-    ensure!(missing == 0, "arms missing: {missing}; the tables say why");
-    Ok(())
 }

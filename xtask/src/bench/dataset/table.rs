@@ -2,7 +2,7 @@
 
 use super::super::table::median;
 use super::arms::{Arm, Engine, Scenario};
-use super::process::{Epoch, Turn};
+use super::process::{Epoch, Failure, Turn};
 use super::sets::Set;
 use serde_json::{Value, json};
 use std::fmt::Write;
@@ -20,8 +20,8 @@ pub struct Row {
     pub turns: Vec<Turn>,
     /// A turn whose times do not count.
     pub watched: Option<Turn>,
-    /// Why it is missing.
-    pub missing: Option<String>,
+    /// Why it has no figures.
+    pub missing: Option<Failure>,
     /// What was wrong with what it read.
     pub wrong: Option<String>,
 }
@@ -125,8 +125,8 @@ impl Case {
 
     fn line(&self, row: &Row) -> String {
         let name = row.arm.name;
-        if let Some(reason) = &row.missing {
-            return format!("{name:<27} missing: {reason}\n");
+        if let Some(failure) = &row.missing {
+            return format!("{name:<27} {}\n", self.without_figures(failure));
         }
         if let Some(what) = &row.wrong {
             return format!("{name:<27} WRONG: {what}\n");
@@ -147,6 +147,16 @@ impl Case {
         let sent: Vec<String> = sent.map(|bytes| format!("{:.0}", bytes / 1e6)).collect();
         let _ = writeln!(text, " {:>7} {:>7}  {}", megabytes(own), megabytes(whole), sent.join(" + "));
         text
+    }
+
+    fn without_figures(&self, failure: &Failure) -> String {
+        match failure {
+            Failure::Broken(reason) => format!("missing: {reason}"),
+            Failure::Slow(patience) => {
+                let fewer = self.set.samples as f64 / patience.as_secs_f64();
+                format!("given up: an epoch takes more than {} s, < {fewer:.0}", patience.as_secs())
+            }
+        }
     }
 
     /// Of an arm of ours, a line for each epoch.
@@ -195,7 +205,7 @@ impl Case {
             "shuffle": row.arm.shuffle,
             "workers": row.workers,
             "seconds_by_workers_tried": row.tried,
-            "missing": row.missing,
+            "missing": row.missing.as_ref().map(|failure| self.without_figures(failure)),
             "wrong": row.wrong,
             "epochs": epochs,
             "own_bytes": memory.map(|memory| memory.own),
@@ -215,6 +225,7 @@ mod tests {
     use super::super::arms::ARMS;
     use super::*;
     use std::path::PathBuf;
+    use std::time::Duration;
 
     fn epoch(seconds: f64, sent_bytes: Option<u64>) -> Epoch {
         Epoch { seconds, samples: 100, bytes: 800, sum: 9, sent_bytes, answer: Value::Null }
@@ -262,10 +273,13 @@ mod tests {
     }
 
     #[test]
-    fn a_missing_arm_keeps_its_line() {
+    fn an_arm_without_figures_keeps_its_line() {
         let mut ours = row("gradus blocks", &[]);
-        ours.missing = Some("no such command".to_owned());
-        let text = case(vec![ours, row("litdata", &[1.0])]).render();
+        ours.missing = Some(Failure::Broken("no such command".to_owned()));
+        let mut slow = row("streaming", &[]);
+        slow.missing = Some(Failure::Slow(Duration::from_secs(20)));
+        let text = case(vec![ours, row("litdata", &[1.0]), slow]).render();
+        assert!(text.contains("given up: an epoch takes more than 20 s, < 5\n"), "{text}");
         assert!(text.contains("gradus blocks               missing: no such command\n"), "{text}");
         assert!(!text.contains("epoch 1:"), "{text}");
     }
