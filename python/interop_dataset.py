@@ -246,10 +246,10 @@ def compare(gradus, name, write, folder):
         if ours != expected:
             raise Failure(f"{name}: sample {number} has length and CRC-32C {ours}, the package reads {expected}")
     read = json.loads(gradus("bench", "dataset", "--epochs", 1, "--source", folder))
-    ours = tuple(read[key] for key in ("samples", "bytes", "sum"))
-    expected = (len(theirs), sum(map(len, first_fields)), dataset_arms.sum_of(first_fields))
+    ours = tuple(read[key] for key in ("epoch", "samples", "bytes", "sum"))
+    expected = (1, len(theirs), sum(map(len, first_fields)), dataset_arms.sum_of(first_fields))
     if ours != expected:
-        raise Failure(f"{name}: samples, bytes and sum that are read are {ours}, of the package {expected}")
+        raise Failure(f"{name}: epoch, samples, bytes and sum that are read are {ours}, of the package {expected}")
 
 
 def check(gradus, scratch):

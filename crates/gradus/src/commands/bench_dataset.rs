@@ -125,8 +125,10 @@ impl Reader<'_> {
                 return Ok(read);
             }
             let before = read.bytes;
-            for place in first..(first + self.arguments.batch).min(self.samples) {
-                let sample = self.feed.sample(epoch * self.samples + place)?;
+            let (last, epoch_begin) =
+                ((first + self.arguments.batch).min(self.samples), epoch * self.samples);
+            for sample in self.feed.samples(epoch_begin + first..epoch_begin + last) {
+                let sample = sample?;
                 // What a program uses of a sample is its first field: an image, a text, some tokens.
                 let fields = self.feed.index().fields_of(sample.reader(), sample.len())?;
                 let sample = sample.slice(fields.first().map_or(0..0, |field| field.range.clone()));
@@ -183,7 +185,8 @@ fn report(
         .map(|cause| (cause.name().to_owned(), json!(stalls.of(*cause))))
         .collect();
     let line = json!({
-        "epoch": epoch,
+        // From 1, as in the table of loaders.
+        "epoch": epoch + 1,
         "seconds": read.seconds + if epoch == 0 { opening.as_secs_f64() } else { 0.0 },
         "reading_s": read.seconds,
         "first_batch_s": read.first_batch_s,
