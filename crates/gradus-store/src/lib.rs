@@ -30,8 +30,8 @@ pub use cache::{CacheCounters, CacheSettings};
 pub use dataset::{Dataset, TokenFiles, TokenSplit};
 pub use digest::digest_file;
 pub use feed::{
-    Asker, Brought, Cause, Fallbacks, Feed, FeedCounters, Joining, Keeper, Readers, Reading, Sample, Source,
-    Stalls, Warmed, warm,
+    Asker, Brought, Cause, Fallbacks, Feed, FeedCounters, Joining, Keeper, Readers, Reading, Sample, Samples,
+    Source, Stalls, Warmed, warm,
 };
 pub use index::{Index, IndexSettings, Objects};
 pub use manifest::{InputStamp, Inputs, MANIFEST, Manifest, Shard, Split, SplitManifest, TokenType};

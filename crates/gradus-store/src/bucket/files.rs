@@ -163,6 +163,24 @@ pub(super) fn publish(file: &File, unfinished: &Path, path: &Path) -> Result<Obj
 pub(crate) struct OpenFile {
     file: File,
     object: ObjectInfo,
+    /// What its ETag is made of.
+    state: State,
+}
+
+/// What tells a file from what it becomes when it is written to or replaced.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct State {
+    inode: u64,
+    bytes: u64,
+    changed: (i64, i64),
+}
+
+impl State {
+    fn of(file: &File, object: &ObjectInfo) -> Result<(Self, Metadata)> {
+        let metadata = file.metadata().context(|| format!("cannot read {}", object.address))?;
+        let changed = (metadata.mtime(), metadata.mtime_nsec());
+        Ok((Self { inode: metadata.ino(), bytes: metadata.len(), changed }, metadata))
+    }
 }
 
 impl OpenFile {
@@ -173,9 +191,9 @@ impl OpenFile {
     pub(crate) fn open(object: &ObjectInfo) -> Result<Self> {
         let path = path_of(&object.address)?;
         let file = open_regular(path).context(|| format!("cannot read {}", object.address))?;
-        let opened = Self { file, object: object.clone() };
-        opened.check()?;
-        Ok(opened)
+        let (state, metadata) = State::of(&file, object)?;
+        let opened = Self { file, object: object.clone(), state };
+        if etag(&metadata) == object.etag { Ok(opened) } else { Err(changed(&object.address)) }
     }
 
     /// Fills `space` with the bytes from `offset` on.
@@ -200,7 +218,7 @@ impl OpenFile {
     }
 
     fn check(&self) -> Result<()> {
-        let metadata = self.file.metadata().context(|| format!("cannot read {}", self.object.address))?;
-        if etag(&metadata) == self.object.etag { Ok(()) } else { Err(changed(&self.object.address)) }
+        let (state, _) = State::of(&self.file, &self.object)?;
+        if state == self.state { Ok(()) } else { Err(changed(&self.object.address)) }
     }
 }

@@ -15,6 +15,7 @@ mod nodes;
 mod origin;
 mod readers;
 mod sample;
+mod samples;
 mod serving;
 mod share;
 mod society;
@@ -28,6 +29,7 @@ pub use nodes::{Fallbacks, Joining};
 pub use origin::Source;
 pub use readers::Readers;
 pub use sample::Sample;
+pub use samples::Samples;
 pub use share::{Asker, Keeper};
 pub use stalls::{Cause, Stalls};
 pub use warm::{Warmed, warm};
@@ -41,12 +43,13 @@ use depth::Depth;
 use gradus_error::{Error, Result};
 use gradus_host::Clock;
 use society::Society;
+use std::ops::Range;
 use std::sync::atomic::AtomicBool;
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::mpsc::sync_channel;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
-use unit::{Origin, Unit, Waited, Whereabouts};
+use unit::Origin;
 use walk::{Plan, Walk};
 
 /// Bytes that are read ahead before anything is known of latency and rate.
@@ -198,7 +201,7 @@ impl Feed {
         let mut walk = self.core.walk();
         walk.begin(position);
         self.core.advance(&mut walk);
-        drop(walk);
+        self.core.leave(walk);
         self.nudge();
     }
 
@@ -226,25 +229,17 @@ impl Feed {
     /// # Errors
     /// As of [`Feed::sample`].
     pub fn sample_waited(&self, position: u64, waits: &mut Stalls) -> Result<Sample> {
-        let (unit, place, is_walked) = self.core.find(position)?;
-        let object = &self.core.plan.map.objects()[place.object as usize];
-        let mut waited = Waited::default();
-        let parts = unit.resolve(self.core.origin.as_ref(), object, self.core.clock.as_ref(), &mut waited);
-        waits.add_all(&waited);
-        let now = self.core.clock.now();
-        let mut walk = self.core.walk();
-        walk.count(place.len, &waited, now, &mut self.core.depth());
-        if is_walked {
-            walk.took(position);
-        }
-        self.core.advance(&mut walk);
-        drop(walk);
-        self.nudge();
-        let sample = Sample::new(parts?, place.offset as usize, place.len as usize);
-        sample.check(place.crc32c).map_err(|error| {
-            error.within(format!("{}: the sample in bytes {:?}", object.address, place.unit))
-        })?;
-        Ok(sample)
+        let mut samples = self.samples(position..position.saturating_add(1));
+        let sample = samples.next();
+        waits.add_stalls(samples.waits());
+        sample.unwrap_or_else(|| Err(Error::invalid(format!("no order has a position {position}"))))
+    }
+
+    /// The samples at positions that follow one another, one by one, such as those of a batch: as [`Feed::sample`] gives
+    /// them, but readers on several threads are less in each other's way. Ends behind a position that is behind the end of
+    /// the order.
+    pub fn samples(&self, positions: Range<u64>) -> Samples<'_> {
+        Samples::new(self, positions)
     }
 
     /// What is read, in which order.
@@ -307,34 +302,6 @@ impl Core {
         Ok(Self { plan, tier, origin, depth, walk, clock, is_waited_for })
     }
 
-    /// The unit of a position's sample, and whether it was on its way.
-    fn find(&self, position: u64) -> Result<(Arc<Unit>, crate::index::SamplePlace, bool)> {
-        if self.plan.end.is_some_and(|end| position >= end) {
-            return Err(Error::invalid(format!("position {position} is behind the end of the order")));
-        }
-        let mut walk = self.walk();
-        let mut may_wait = true;
-        loop {
-            self.advance(&mut walk);
-            self.advance_to(&mut walk, position);
-            if let Some(entry) = walk.entry(position) {
-                return Ok((entry.unit.clone(), entry.place.clone(), true));
-            }
-            if !may_wait || !walk.is_stuck_at(&self.plan, position) {
-                break;
-            }
-            drop(walk);
-            // Whatever comes of it, others may have walked on meanwhile.
-            may_wait = self.wait_for_page();
-            walk = self.walk();
-        }
-        walk.pass_by(&self.plan, position);
-        let place = self.plan.index.sample(self.plan.order.sample_at(position));
-        let decoding = (place.decoding, place.unit_bytes);
-        let unit = Unit::new(place.object, place.unit.clone(), decoding, Whereabouts::There);
-        Ok((Arc::new(unit), place, false))
-    }
-
     /// Waits until a page is free; not for long, since whoever has them all may not let go of one.
     fn wait_for_page(&self) -> bool {
         let Some(tier) = &self.tier else { return false };
@@ -346,6 +313,13 @@ impl Core {
     fn advance(&self, walk: &mut Walk) {
         let depth = self.depth().clone();
         walk.advance(&self.plan, self.tier.as_ref(), self.origin.as_ref(), &depth);
+    }
+
+    /// Lets others at the walk, then tells the origin what it has come to expect.
+    fn leave(&self, mut walk: MutexGuard<'_, Walk>) {
+        let expected = walk.take_expected();
+        drop(walk);
+        expected.into_iter().for_each(|(object, range)| self.origin.expect(object, range));
     }
 
     /// Among others, a reader's position is walked to however far that is: the blocks before it are theirs as well.

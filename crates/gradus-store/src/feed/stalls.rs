@@ -57,6 +57,14 @@ impl Stalls {
         }
     }
 
+    /// Counts what was waited for elsewhere.
+    pub(super) fn add_stalls(&mut self, others: &Self) {
+        for index in 0..Cause::ALL.len() {
+            self.seconds[index] += others.seconds[index];
+            self.times[index] += others.times[index];
+        }
+    }
+
     /// Seconds for one cause.
     pub fn of(&self, cause: Cause) -> f64 {
         self.seconds[cause as usize]

@@ -21,12 +21,13 @@ use super::depth::Depth;
 use super::nodes::Company;
 use super::readers::Readers;
 use super::stalls::{Cause, Stalls};
-use super::unit::{Loading, Origin, Piece, Unit, What};
+use super::unit::{Loading, Origin, Piece, Unit, Waited, What};
 use crate::blocks::{Block, BlockMap};
 use crate::cache::Tier0;
 use crate::index::{Index, SamplePlace};
 use crate::order::{Order, Uses};
 use std::collections::{BTreeMap, VecDeque};
+use std::ops::Range;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
@@ -40,10 +41,42 @@ pub(crate) struct Plan {
     pub end: Option<u64>,
 }
 
-/// A sample that waits to be read.
-pub(super) struct Entry {
+/// A sample that a reader has claimed.
+pub(super) struct Claim {
     pub unit: Arc<Unit>,
     pub place: SamplePlace,
+}
+
+/// What a reader took, and what it waited for.
+#[derive(Default)]
+pub(super) struct Taken {
+    pub samples: u64,
+    pub bytes: u64,
+    pub stalls: Stalls,
+}
+
+impl Taken {
+    /// Counts a sample of `bytes`.
+    pub fn add(&mut self, bytes: u64, waited: &Waited) {
+        self.samples += 1;
+        self.bytes += bytes;
+        self.stalls.add_all(waited);
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.samples == 0
+    }
+
+    /// Whether reading deeper ahead would have spared a wait.
+    pub fn is_urgent(&self) -> bool {
+        [Cause::Bucket, Cause::Peer].into_iter().any(|cause| self.stalls.times[cause as usize] > 0)
+    }
+}
+
+/// A sample that waits to be read.
+struct Entry {
+    unit: Arc<Unit>,
+    place: SamplePlace,
     /// Readers that have not taken it.
     left: u32,
 }
@@ -59,6 +92,8 @@ pub(super) struct Walk {
     units: BTreeMap<(u32, u64, u64), Weak<Unit>>,
     /// Blocks that are to be read from disk.
     loading: BTreeMap<Block, Weak<Loading>>,
+    /// What will be read past the cache, and the origin was not told of yet.
+    expected: Vec<(u32, Range<u64>)>,
     uses: Uses,
     /// Of the next position: what was accessed before pages ran out.
     begun: Begun,
@@ -108,6 +143,7 @@ impl Walk {
             waiting_bytes: 0,
             units: BTreeMap::new(),
             loading: BTreeMap::new(),
+            expected: Vec::new(),
             uses,
             begun: Begun::default(),
             company: None,
@@ -135,6 +171,11 @@ impl Walk {
         self.taken.clear();
         (self.base, self.next, self.waiting_bytes) = (position, position, 0);
         (self.seen, self.is_begun) = (position, true);
+    }
+
+    /// What the origin is to be told of, by somebody who does not keep others from the walk meanwhile.
+    pub fn take_expected(&mut self) -> Vec<(u32, Range<u64>)> {
+        std::mem::take(&mut self.expected)
     }
 
     /// Bytes that wait for readers, or are on their way to them.
@@ -203,7 +244,7 @@ impl Walk {
     }
 
     /// What a reader asks for, if it is in the window.
-    pub fn entry(&self, position: u64) -> Option<&Entry> {
+    fn entry(&self, position: u64) -> Option<&Entry> {
         let index = usize::try_from(position.checked_sub(self.base)?).ok()?;
         self.window.get(index)?.as_ref()
     }
@@ -229,7 +270,7 @@ impl Walk {
     }
 
     /// A reader has what it asked for.
-    pub fn took(&mut self, position: u64) {
+    fn took(&mut self, position: u64) {
         let Some(index) = position.checked_sub(self.base).and_then(|index| usize::try_from(index).ok())
         else {
             return;
@@ -249,18 +290,30 @@ impl Walk {
         self.clear_front();
     }
 
+    /// Gives a reader the samples of `positions`, the first one on, as far as they are in the window and have few more than
+    /// `most` bytes.
+    pub fn claim(&mut self, positions: Range<u64>, most: u64) -> VecDeque<Claim> {
+        let (mut claims, mut bytes) = (VecDeque::new(), 0);
+        for position in positions {
+            let Some(entry) = self.entry(position).filter(|_| bytes <= most) else { break };
+            bytes += entry.place.len;
+            claims.push_back(Claim { unit: entry.unit.clone(), place: entry.place.clone() });
+            self.took(position);
+        }
+        claims
+    }
+
     /// Counts what a reader took, and what it waited for.
-    pub fn count(&mut self, bytes: u64, waited: &[Duration], now: Duration, depth: &mut Depth) {
-        self.samples += 1;
-        self.bytes += bytes;
-        let all: Duration = waited.iter().sum();
-        self.stalls.add_all(waited);
-        let remote = waited[Cause::Bucket as usize] + waited[Cause::Peer as usize];
-        if !remote.is_zero() {
+    pub fn count(&mut self, taken: &Taken, now: Duration, depth: &mut Depth) {
+        self.samples += taken.samples;
+        self.bytes += taken.bytes;
+        self.stalls.add_stalls(&taken.stalls);
+        if taken.is_urgent() {
             depth.stalled();
         }
         if let Some(before) = self.taken_at.replace(now) {
-            depth.taken(bytes, now.saturating_sub(before).saturating_sub(all));
+            let all = Duration::from_secs_f64(taken.stalls.total_s());
+            depth.taken(taken.bytes, now.saturating_sub(before).saturating_sub(all));
         }
     }
 

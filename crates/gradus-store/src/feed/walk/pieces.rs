@@ -34,7 +34,7 @@ impl Walk {
             return Some(known);
         }
         if matches!(at, Whereabouts::There) {
-            origin.expect(place.object, place.unit.clone());
+            self.expected.push((place.object, place.unit.clone()));
             self.brings(origin.cause(), place.unit.end - place.unit.start);
         }
         let unit =
