@@ -215,6 +215,10 @@ impl Unit {
             }
             parts.push(Part::Block(held, range));
         }
+        let len: u64 = parts.iter().map(|part| part.bytes().len() as u64).sum();
+        if len != self.fetched_bytes() {
+            return Err(Error::internal(format!("{len} bytes for a unit in {:?}", self.range)));
+        }
         Ok(parts)
     }
 

@@ -238,6 +238,8 @@ impl Walk {
         }
         self.window.push_back(entry);
         self.taken.remove(&self.next);
+        // Whoever took it otherwise meanwhile may have left something here, which is not the next one's.
+        self.begun = Begun::default();
         self.next += 1;
         self.clear_front();
         true

@@ -11,6 +11,7 @@ use gradus_store::{
 };
 use gradus_testbed::S3Server;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 use tempfile::TempDir;
 
@@ -204,6 +205,56 @@ fn each_reader_counts_its_own_waits() {
     assert!(all.times[Cause::Bucket as usize] > 0);
     assert!(waits.iter().all(|own| own.times[Cause::Bucket as usize] > 0));
     assert_eq!(Cause::ALL.map(sum), all.times);
+}
+
+#[test]
+fn batches_of_several_readers_are_the_samples_of_their_positions() {
+    let home = home(300);
+    let order = home.order();
+    for memory_bytes in [8192, 65_536, 64 << 20] {
+        let feed = home.feed(&small(memory_bytes));
+        feed.begin(0);
+        let next = AtomicU64::new(0);
+        let read = || {
+            let mut waits = Stalls::default();
+            loop {
+                let first = next.fetch_add(16, Ordering::Relaxed);
+                if first >= 900 {
+                    return waits;
+                }
+                let positions = first..(first + 16).min(900);
+                let mut samples = feed.samples(positions.clone());
+                for position in positions {
+                    let sample = samples.next().unwrap().unwrap().to_vec();
+                    assert_eq!(sample, home.lines[order.sample_at(position) as usize], "position {position}");
+                }
+                assert!(samples.next().is_none());
+                Cause::ALL.iter().for_each(|cause| {
+                    waits.times[*cause as usize] += samples.waits().times[*cause as usize];
+                });
+            }
+        };
+        let waits = std::thread::scope(|scope| {
+            let readers = [scope.spawn(read), scope.spawn(read)];
+            readers.map(|reader| reader.join().unwrap().times)
+        });
+        let counters = feed.counters();
+        assert_eq!((counters.samples, counters.waiting_bytes), (900, 0));
+        let waited = |cause: Cause| waits[0][cause as usize] + waits[1][cause as usize];
+        assert_eq!(Cause::ALL.map(waited), counters.stalls.times);
+    }
+}
+
+#[test]
+fn a_batch_ends_where_the_order_does() {
+    let home = home(10);
+    let feed = home.feed(&small(1 << 20));
+    feed.begin(24);
+    let mut samples = feed.samples(24..40);
+    let right = samples.by_ref().take_while(|sample| sample.is_ok()).count();
+    assert_eq!((right, samples.next().is_none()), (6, true));
+    let error = feed.samples(30..31).next().unwrap().err().unwrap();
+    assert_eq!(error.kind(), &Kind::Invalid);
 }
 
 /// Alters a byte in every large file below a folder, in its middle.
