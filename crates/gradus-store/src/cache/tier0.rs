@@ -3,13 +3,14 @@
 use super::access::{Access, Fill, Held, Load};
 use super::counters::CacheCounters;
 use super::directory::Directory;
-use super::pages::{Pages, Waker};
+use super::pages::Waker;
 use super::settings::{CacheSettings, Room};
 use super::slots::{Opened, Slots};
 use super::state::{Disk, Found, Released, State, Whereabouts};
 use super::writer::{self, Chore};
 use crate::blocks::{Block, BlockMap};
 use gradus_error::{Error, Result};
+use gradus_memory::pages::Pages;
 use std::path::Path;
 use std::sync::mpsc::{Receiver, channel, sync_channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -58,7 +59,8 @@ impl Tier0 {
             )));
         }
         let room = settings.room(map.blocks(), window_blocks)?;
-        let pages = Pages::new(room.pages, map.block_bytes())?;
+        let pages = Pages::new(room.pages, map.block_bytes())
+            .map_err(|error| error.within("the cache's memory (cache.memory_bytes)"))?;
         let memory = Directory::new(settings.policy, room.memory_blocks, map.blocks());
         let mut state = State::new(memory, None, room.pages);
         let mut writes = None;
