@@ -135,11 +135,6 @@ impl Tier0 {
         }
     }
 
-    /// Whether no page is free.
-    pub fn is_full(&self) -> bool {
-        self.shared.pages.free() == 0
-    }
-
     /// How many blocks can be in memory at once.
     pub fn pages(&self) -> u64 {
         self.shared.pages.count()

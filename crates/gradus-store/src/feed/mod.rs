@@ -11,6 +11,7 @@ mod awaited;
 mod brought;
 mod buffers;
 mod depth;
+mod mailbox;
 mod nodes;
 mod origin;
 mod readers;
@@ -41,8 +42,6 @@ use depth::Depth;
 use gradus_error::{Error, Result};
 use gradus_host::Clock;
 use society::Society;
-use std::sync::atomic::AtomicBool;
-use std::sync::atomic::Ordering::Relaxed;
 use std::sync::mpsc::sync_channel;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -117,8 +116,6 @@ struct Core {
     depth: Arc<Mutex<Depth>>,
     walk: Mutex<Walk>,
     clock: Arc<dyn Clock>,
-    /// Whether other nodes wait for the walk.
-    is_waited_for: AtomicBool,
 }
 
 impl Feed {
@@ -204,7 +201,7 @@ impl Feed {
 
     /// Tells those who serve other nodes that the walk has gone on.
     fn nudge(&self) {
-        if let Some(society) = self.society.as_ref().filter(|_| self.core.is_waited_for.load(Relaxed)) {
+        if let Some(society) = &self.society {
             society.server.nudge();
         }
     }
@@ -303,8 +300,7 @@ impl Core {
         };
         let origin = source.origin(map.clone(), depth.clone(), clock.clone());
         let plan = Plan { index, map, order, readers, end };
-        let (walk, is_waited_for) = (Mutex::new(Walk::new(uses)), AtomicBool::new(false));
-        Ok(Self { plan, tier, origin, depth, walk, clock, is_waited_for })
+        Ok(Self { plan, tier, origin, depth, walk: Mutex::new(Walk::new(uses)), clock })
     }
 
     /// The unit of a position's sample, and whether it was on its way.
