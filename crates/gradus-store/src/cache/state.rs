@@ -11,7 +11,7 @@ use super::slots::{Slot, Slots};
 use super::writer::Chore;
 use crate::blocks::Block;
 use gradus_memory::pages::Pages;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::mpsc::Sender;
 use std::sync::{Arc, Weak};
 
@@ -135,6 +135,23 @@ impl State {
             released.extend(residence.kept.take());
         }
         self.reside(page, memory.is_resident(), released);
+    }
+
+    /// Who is in either tier.
+    pub(super) fn residents(&self) -> BTreeSet<Block> {
+        let on_disk = self.disk.iter().flat_map(|disk| disk.whereabouts.keys().copied());
+        let kept = self.residences.iter().filter(|(_, residence)| residence.kept.is_some());
+        kept.map(|(block, _)| *block).chain(on_disk).collect()
+    }
+
+    /// Blocks are used next at other positions than was said.
+    pub(super) fn foresee(&mut self, foreseen: &[(Block, Option<u64>)]) {
+        for (block, next_use) in foreseen {
+            self.memory.foresee(*block, *next_use);
+            if let Some(disk) = &mut self.disk {
+                disk.directory.foresee(*block, *next_use);
+            }
+        }
     }
 
     fn count(&mut self, memory: Verdict, disk: Verdict, in_page: bool) {

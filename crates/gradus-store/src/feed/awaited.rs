@@ -89,7 +89,7 @@ mod tests {
         let map = Arc::new(BlockMap::new(vec![object], 4096).unwrap());
         let settings =
             CacheSettings { block_bytes: 4096, memory_bytes: 4 * 4096, ..CacheSettings::default() };
-        Tier0::open(map, &settings, 4, &mut |_| None).unwrap()
+        Tier0::open(map, &settings, 4).unwrap()
     }
 
     fn what(tier: &Tier0, block: u64) -> What {

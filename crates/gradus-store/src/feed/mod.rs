@@ -194,6 +194,7 @@ impl Feed {
     pub fn begin(&self, position: u64) {
         let mut walk = self.core.walk();
         walk.begin(position);
+        self.core.foresee(&mut walk, position);
         self.core.advance(&mut walk);
         drop(walk);
         self.nudge();
@@ -284,23 +285,29 @@ impl Core {
             )));
         }
         let map = Arc::new(BlockMap::new(index.objects().to_vec(), cache.block_bytes)?);
-        let mut uses = Uses::new(order.clone(), mine, end);
+        let uses = Uses::new(order.clone(), mine, end);
         let window_bytes = window_bytes(cache);
         let depth = Arc::new(Mutex::new(Depth::new(FIRST_DEPTH_BYTES, window_bytes)));
         let tier = match source {
             Source::Files => None,
             Source::Bucket(_) => {
-                let mut next_use = |block| {
-                    let samples = index.samples_in(map.object_of(block) as u32, map.range_of(block));
-                    uses.next(block, samples, 0)
-                };
                 let window_blocks = (window_bytes / cache.block_bytes).min(map.blocks());
-                Some(Tier0::open(map.clone(), cache, window_blocks, &mut next_use)?)
+                Some(Tier0::open(map.clone(), cache, window_blocks)?)
             }
         };
         let origin = source.origin(map.clone(), depth.clone(), clock.clone());
         let plan = Plan { index, map, order, readers, end };
         Ok(Self { plan, tier, origin, depth, walk: Mutex::new(Walk::new(uses)), clock })
+    }
+
+    /// Tells the cache when what it has is used, now that it is known where reading begins.
+    fn foresee(&self, walk: &mut Walk, position: u64) {
+        let Some(tier) = &self.tier else { return };
+        let Plan { index, map, .. } = &self.plan;
+        tier.begin(&mut |block| {
+            let samples = index.samples_in(map.object_of(block) as u32, map.range_of(block));
+            walk.uses.first(block, samples, position)
+        });
     }
 
     /// The unit of a position's sample, and whether it was on its way.

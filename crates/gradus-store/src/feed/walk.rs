@@ -59,7 +59,7 @@ pub(super) struct Walk {
     units: BTreeMap<(u32, u64, u64), Weak<Unit>>,
     /// Blocks that are to be read from disk.
     loading: BTreeMap<Block, Weak<Loading>>,
-    uses: Uses,
+    pub uses: Uses,
     /// Of the next position: what was accessed before pages ran out.
     begun: Begun,
     /// Whom this node is among, if it is among others.
