@@ -52,6 +52,12 @@ impl FolderContent {
 
 /// Reads every block of a folder and compares it with its checksum; changes nothing. `progress` hears of the bytes read, and
 /// of all that will be.
+/// Size of the blocks that a folder holds, or held, if it is a cache's; it may be in use.
+pub fn folder_block_bytes(folder: &Path) -> Option<u64> {
+    let records = gradus_host::disk::open_regular(&folder.join(RECORDS)).ok()?;
+    Header::read(&records).map(|header| header.block_bytes).filter(|bytes| bytes.is_power_of_two())
+}
+
 ///
 /// # Errors
 /// As [`FolderContent::read`]; `Unavailable` while a process uses the folder.
@@ -119,6 +125,7 @@ mod tests {
         let used = Slots::open(folder.path(), BLOCK, 5).unwrap();
         assert_eq!(FolderContent::read(folder.path()).unwrap(), expected);
         assert_eq!(*verify().unwrap_err().kind(), Kind::Unavailable);
+        assert_eq!(folder_block_bytes(folder.path()), Some(BLOCK));
         assert_eq!(*clear_folder(folder.path()).unwrap_err().kind(), Kind::Unavailable);
         drop(used);
         assert_eq!(verify().unwrap(), Verified { blocks: 5, damaged: 1 });
@@ -138,3 +145,4 @@ mod tests {
         assert_eq!(*FolderContent::read(folder.path()).unwrap_err().kind(), Kind::Invalid);
     }
 }
+        assert_eq!(folder_block_bytes(folder.path()), None);
