@@ -1,9 +1,8 @@
 //! The memory of a host device: one reserved region, handed out from its start.
 
+use crate::region::Region;
 use crate::{HeapRange, RawRange, SharedHeap, Span, red_zone};
-use gradus_error::{Error, IoContext, Result};
-use rustix::mm::{self, Advice, MapFlags, ProtFlags};
-use std::ffi::c_void;
+use gradus_error::{Error, Result};
 use std::ptr::NonNull;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -16,20 +15,21 @@ const PAGE: usize = 4096 / size_of::<f32>();
 
 /// A region of zeroed f32 elements. Address space is reserved at once, memory is taken when first touched.
 pub struct Arena {
-    region: Arc<Region>,
+    elements: Arc<Elements>,
     used: AtomicUsize,
 }
 
 /// What was reserved: given back once neither the arena nor a range of a heap that lies in it is left.
-struct Region {
-    start: NonNull<f32>,
+struct Elements {
+    region: Region,
     capacity: usize,
 }
 
-// SAFETY: the region belongs to the arena alone; access goes through unsafe methods whose callers exclude races.
-unsafe impl Send for Region {}
-// SAFETY: as above; it does not change.
-unsafe impl Sync for Region {}
+impl Elements {
+    fn start(&self) -> *mut f32 {
+        self.region.start().cast()
+    }
+}
 
 impl Arena {
     /// Reserves room for `capacity` elements.
@@ -37,22 +37,9 @@ impl Arena {
     /// # Errors
     /// `Exhausted` or `Unavailable` when the system refuses the reservation: ask for less.
     pub fn reserve(capacity: usize) -> Result<Self> {
-        let bytes = capacity.max(1) * size_of::<f32>();
-        // SAFETY: a fresh anonymous private mapping overlays nothing.
-        let start = unsafe {
-            mm::mmap_anonymous(
-                std::ptr::null_mut(),
-                bytes,
-                ProtFlags::READ | ProtFlags::WRITE,
-                MapFlags::PRIVATE | MapFlags::NORESERVE,
-            )
-        }
-        .context(|| format!("cannot reserve {bytes} bytes of memory"))?;
-        // SAFETY: the range was mapped just above. Huge pages only make it faster: a refusal is no failure.
-        let _ = unsafe { mm::madvise(start, bytes, Advice::LinuxHugepage) };
-        let start = NonNull::new(start.cast()).ok_or_else(|| Error::internal("mmap returned null"))?;
-        red_zone::poison(start.as_ptr(), capacity);
-        Ok(Self { region: Arc::new(Region { start, capacity }), used: AtomicUsize::new(0) })
+        let elements = Elements { region: Region::reserve(capacity * size_of::<f32>())?, capacity };
+        red_zone::poison(elements.start(), capacity);
+        Ok(Self { elements: Arc::new(elements), used: AtomicUsize::new(0) })
     }
 
     /// Hands out `len` elements, zero, on a cache line of their own. They are never taken back.
@@ -62,16 +49,16 @@ impl Arena {
     pub fn allocate(&self, len: usize) -> Result<Span> {
         let rounded = len.next_multiple_of(ALIGNMENT);
         let taken = self.used.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |used| {
-            used.checked_add(rounded).filter(|end| *end <= self.region.capacity)
+            used.checked_add(rounded).filter(|end| *end <= self.elements.capacity)
         });
         match taken {
             Ok(start) => {
-                red_zone::open(self.region.start.as_ptr().wrapping_add(start), len);
+                red_zone::open(self.elements.start().wrapping_add(start), len);
                 Ok(Span::new(start, len))
             }
             Err(used) => Err(Error::exhausted(format!(
                 "no room for {len} more elements: {used} of the {} reserved are in use; choose a smaller model or batch",
-                self.region.capacity
+                self.elements.capacity
             ))),
         }
     }
@@ -91,7 +78,7 @@ impl Arena {
         let start = NonNull::new(self.raw(span).start.cast::<u8>()).expect("an arena does not begin at zero");
         // SAFETY: whole pages of the arena that were handed out just now, to nobody else; the region stays while it is held.
         let range =
-            unsafe { heap.allocate_at(start, pages * size_of::<f32>(), Arc::clone(&self.region) as _) }?;
+            unsafe { heap.allocate_at(start, pages * size_of::<f32>(), Arc::clone(&self.elements) as _) }?;
         Ok((span.part(0, len), range))
     }
 
@@ -107,7 +94,7 @@ impl Arena {
     pub fn raw(&self, span: Span) -> RawRange {
         assert!(span.end() <= self.used(), "a span must come from this arena");
         // SAFETY: the assertion keeps start inside the mapping.
-        RawRange { start: unsafe { self.region.start.as_ptr().add(span.start) }, len: span.len }
+        RawRange { start: unsafe { self.elements.start().add(span.start) }, len: span.len }
     }
 
     /// The elements of a range, to read.
@@ -132,13 +119,10 @@ impl Arena {
     }
 }
 
-impl Drop for Region {
+impl Drop for Elements {
     fn drop(&mut self) {
-        let bytes = self.capacity.max(1) * size_of::<f32>();
         // Whoever is given these addresses next knows nothing of us.
-        red_zone::open(self.start.as_ptr(), self.capacity);
-        // SAFETY: the mapping was made by reserve with this size; slices borrow the arena, ranges hold the region: both are gone.
-        let _ = unsafe { mm::munmap(self.start.as_ptr().cast::<c_void>(), bytes) };
+        red_zone::open(self.start(), self.capacity);
     }
 }
 

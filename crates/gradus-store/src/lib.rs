@@ -1,11 +1,13 @@
 //! Corpora, tokenizing, dataset shards, the order of samples, atomic objects.
 //!
-//! [`prepare()`] turns a corpus into a folder of token shards, once; a [`Dataset`] reads samples from it; a
+//! [`prepare()`] turns a corpus into a folder of token shards, once; a [`Dataset`] reads samples from it;
 //! an [`Order`] says which sample stands at which position, and when it comes next; a [`Tokenizer`] turns text into tokens
 //! and back; [`atomic`] writes folders that are either the old one or the new one, and checks them.
 //!
 //! Invariants: nothing in a finished folder is changed in place; the same corpus and settings give the same bytes,
 //! whatever the number of threads; memory is bounded whatever the size of the corpus.
+
+#![forbid(unsafe_code)]
 
 pub mod atomic;
 mod blocks;

@@ -3,8 +3,10 @@
 use crate::commands::environment;
 use crate::run_settings::Settings;
 use gradus_error::{Kind, Result};
+use gradus_store::cache::folder_block_bytes;
 use gradus_store::index::{Format, INDEX_FILE, Objects};
 use gradus_store::{Address, Bucket, CacheSettings, Index, IndexSettings, Shuffle, Source, Split};
+use std::path::Path;
 
 /// Size of a block where nothing asks for another: a request's overhead is small beside it.
 const BLOCK_BYTES: u64 = 1 << 20;
@@ -14,6 +16,9 @@ const LEAST_BLOCK_BYTES: u64 = 64 << 10;
 
 /// Most blocks of a cache for which small ones are chosen: each takes some hundred bytes of memory.
 const MOST_BLOCKS: u64 = 1 << 22;
+
+/// Blocks that each tier has room for at least if the size of its folder's is kept: fewer would hardly be a cache.
+const LEAST_BLOCKS: u64 = 8;
 
 /// A dataset at an address.
 pub struct DataSource {
@@ -89,13 +94,21 @@ impl DataSource {
     }
 }
 
-/// The cache for a dataset: with blocks of a size that suits its order, where none is set.
-pub fn cache_for(index: &Index, settings: &Settings) -> CacheSettings {
-    let cache = settings.cache.clone();
-    if cache.block_bytes > 0 {
-        return cache;
+/// The cache for a dataset: with blocks of the size that is set, or that its folder has, or that suits the order.
+pub fn cache_for(index: &Index, cache: CacheSettings, shuffle: Shuffle) -> CacheSettings {
+    let block_bytes = known_block_bytes(&cache).unwrap_or_else(|| block_bytes(index, &cache, shuffle));
+    CacheSettings { block_bytes, ..cache }
+}
+
+/// Size of a cache's blocks where it need not be chosen: what is set, else what its folder has, whose blocks would be given
+/// up for any other, if the budgets have room for such blocks.
+pub fn known_block_bytes(cache: &CacheSettings) -> Option<u64> {
+    if cache.block_bytes > 0 || cache.folder.is_empty() {
+        return Some(cache.block_bytes).filter(|bytes| *bytes > 0);
     }
-    CacheSettings { block_bytes: block_bytes(index, &cache, settings.order.shuffle), ..cache }
+    let least_budget = |block_bytes: u64| block_bytes.saturating_mul(LEAST_BLOCKS);
+    let fits = |bytes: &u64| least_budget(*bytes) <= cache.memory_bytes.min(cache.disk_bytes);
+    folder_block_bytes(Path::new(&cache.folder)).filter(fits)
 }
 
 /// Where neighbours are read together, large blocks serve all of them. Where any sample may come next, most of a block that

@@ -3,7 +3,7 @@
 //! Prepared data are a folder of this host, or lie in a bucket. Of a bucket one rank of each node reads for all of them: it
 //! has the feed and its cache, and the others ask it; feeds of several nodes share what they have fetched.
 
-use crate::data_source::{DataSource, cache_for};
+use crate::data_source::{DataSource, cache_for, known_block_bytes};
 use crate::gathered::texts;
 use crate::run_settings::Settings;
 use gradus_collective::Communicator;
@@ -26,6 +26,9 @@ use std::sync::Arc;
 
 /// Bytes of what a rank says of its feed: the name of a keeper, and where other nodes find it.
 const LONGEST_WORD: usize = 512;
+
+/// Digits of the greatest number of 64 bits.
+const LONGEST_NUMBER: usize = 20;
 
 /// What a rank says of its feed.
 #[derive(Default, Serialize, Deserialize)]
@@ -121,8 +124,15 @@ impl Opening<'_, '_> {
     ) -> Result<Box<dyn Tokens>> {
         let rank = self.place.communicator.rank();
         let (node, place) = self.place.nodes.place(rank);
+        let cache = cache_of_part(self.settings.cache.clone(), &self.place.network.node_id, split);
+        let block_bytes = self.agreed_block_bytes((place == 0).then_some(&cache))?;
         let opened = match place {
-            0 => Some(self.feed(split, order, (batch, microbatch), node)?),
+            0 => Some(self.feed(
+                split,
+                order,
+                (batch, microbatch),
+                (node, CacheSettings { block_bytes, ..cache }),
+            )?),
             _ => None,
         };
         let own = opened.as_ref().map(|(_, word)| word);
@@ -142,13 +152,21 @@ impl Opening<'_, '_> {
         Ok(Box::new(FeedTokens::far(asker, self.dataset)))
     }
 
+    /// Size of blocks where a node knows it, which is one for all: they share blocks. What the first has that knows one; 0 if
+    /// it is to be chosen. Who reads for its node brings its cache. All ranks call it together.
+    fn agreed_block_bytes(&mut self, cache: Option<&CacheSettings>) -> Result<u64> {
+        let own = cache.and_then(known_block_bytes).unwrap_or(0).to_string();
+        let told = texts(self.place.communicator, &own, LONGEST_NUMBER)?;
+        Ok(told.iter().filter_map(|bytes| bytes.parse().ok()).find(|bytes| *bytes > 0).unwrap_or(0))
+    }
+
     /// This node's feed, and what others are to know of it.
     fn feed(
         &mut self,
         split: Split,
         order: Arc<dyn Order>,
         (batch, microbatch): (u64, u64),
-        node: usize,
+        (node, cache): (usize, CacheSettings),
     ) -> Result<(Arc<Feed>, Word)> {
         let index = Arc::new(self.source.index(split)?);
         if !matches!(index.format(), Format::Tokens { .. }) {
@@ -158,7 +176,7 @@ impl Opening<'_, '_> {
                 index.format().title()
             )));
         }
-        let cache = cache_of_part(cache_for(&index, self.settings), &self.place.network.node_id, split);
+        let cache = cache_for(&index, cache, self.settings.order.shuffle);
         let mesh = self.mesh()?;
         let readers = Readers::new(batch, microbatch, readers(&mesh, self.place.nodes), node);
         let reading = Reading { index, order, readers, end: self.end(split, batch) };

@@ -33,7 +33,7 @@ impl Held {
 
     /// Which block it is.
     pub fn block(&self) -> Block {
-        self.page.block()
+        self.page.about().block
     }
 
     /// Waits until the block is there.
@@ -70,7 +70,7 @@ impl Held {
     /// # Panics
     /// As [`Held::bytes`].
     pub fn checksum(&self) -> u32 {
-        self.page.checksum().expect("a block is waited for before it is read")
+        self.page.about().checksum(self.bytes())
     }
 }
 
@@ -92,7 +92,7 @@ impl Fill {
 
     /// Which block it is.
     pub fn block(&self) -> Block {
-        self.filling().page().block()
+        self.filling().page().about().block
     }
 
     /// The block, to wait for.

@@ -78,16 +78,18 @@ impl Directory {
         self.closed = true;
     }
 
+    /// A resident, if it is one, is used next at `next_use`: for a policy that looks ahead.
+    pub(super) fn foresee(&mut self, block: Block, next_use: Option<u64>) {
+        if self.foresees() && self.policy.contains(block) {
+            self.policy.hit(block, next_use);
+        }
+    }
+
     /// Blocks that an earlier run left become residents; returns those for whom there is no room, as the policy has it.
-    pub(super) fn restore(
-        &mut self,
-        found: impl IntoIterator<Item = Block>,
-        next_use: &mut dyn FnMut(Block) -> Option<u64>,
-    ) -> Vec<Block> {
+    pub(super) fn restore(&mut self, found: impl IntoIterator<Item = Block>) -> Vec<Block> {
         let mut left_out = Vec::new();
         for block in found {
-            let position = if self.foresees() { next_use(block) } else { None };
-            match self.access(block, position) {
+            match self.access(block, None) {
                 Verdict::Miss { admitted: false, .. } => left_out.push(block),
                 verdict => left_out.extend(verdict.evicted()),
             }

@@ -28,7 +28,7 @@ pub use counters::CacheCounters;
 pub use pages::Waker;
 pub use policy::PolicyKind;
 pub use settings::CacheSettings;
-pub use slots::{FolderContent, Verified, clear_folder, verify_folder};
+pub use slots::{FolderContent, Verified, clear_folder, folder_block_bytes, verify_folder};
 pub use tier0::Tier0;
 
 #[cfg(test)]

@@ -10,7 +10,7 @@
 mod folder;
 mod format;
 
-pub use folder::{FolderContent, Verified, clear_folder, verify_folder};
+pub use folder::{FolderContent, Verified, clear_folder, folder_block_bytes, verify_folder};
 
 use super::pages::crc32c;
 use crate::blocks::BlockKey;

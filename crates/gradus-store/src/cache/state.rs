@@ -6,11 +6,12 @@
 
 use super::counters::CacheCounters;
 use super::directory::{Directory, Verdict};
-use super::pages::{Filling, Page, Pages};
+use super::pages::{Content, Filling, Page};
 use super::slots::{Slot, Slots};
 use super::writer::Chore;
 use crate::blocks::Block;
-use std::collections::BTreeMap;
+use gradus_memory::pages::Pages;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::mpsc::Sender;
 use std::sync::{Arc, Weak};
 
@@ -113,7 +114,7 @@ impl State {
         if let Some(page) = self.page_of(block) {
             return Found::Page(page);
         }
-        match (pages.take(block, len), self.slot_of(block)) {
+        match (pages.take(Content::of(block), len), self.slot_of(block)) {
             (Some(filling), Some(slot)) => Found::Slot(filling, slot),
             (Some(filling), None) => Found::Nothing(filling),
             (None, _) => {
@@ -124,7 +125,7 @@ impl State {
     }
 
     fn decide(&mut self, page: &Arc<Page>, next_use: Option<u64>, in_page: bool, released: &mut Released) {
-        let memory = self.memory.access(page.block(), next_use);
+        let memory = self.memory.access(page.about().block, next_use);
         let disk = match &mut self.disk {
             Some(disk) => disk.access(page, next_use, &mut self.counters),
             None => Verdict::Miss { admitted: false, evicted: None },
@@ -134,6 +135,23 @@ impl State {
             released.extend(residence.kept.take());
         }
         self.reside(page, memory.is_resident(), released);
+    }
+
+    /// Who is in either tier.
+    pub(super) fn residents(&self) -> BTreeSet<Block> {
+        let on_disk = self.disk.iter().flat_map(|disk| disk.whereabouts.keys().copied());
+        let kept = self.residences.iter().filter(|(_, residence)| residence.kept.is_some());
+        kept.map(|(block, _)| *block).chain(on_disk).collect()
+    }
+
+    /// Blocks are used next at other positions than was said.
+    pub(super) fn foresee(&mut self, foreseen: &[(Block, Option<u64>)]) {
+        for (block, next_use) in foreseen {
+            self.memory.foresee(*block, *next_use);
+            if let Some(disk) = &mut self.disk {
+                disk.directory.foresee(*block, *next_use);
+            }
+        }
     }
 
     fn count(&mut self, memory: Verdict, disk: Verdict, in_page: bool) {
@@ -153,7 +171,8 @@ impl State {
     /// Notes where a block lies.
     fn reside(&mut self, page: &Arc<Page>, is_kept: bool, released: &mut Released) {
         let kept = is_kept.then(|| page.clone());
-        let before = self.residences.insert(page.block(), Residence { page: Arc::downgrade(page), kept });
+        let before =
+            self.residences.insert(page.about().block, Residence { page: Arc::downgrade(page), kept });
         released.extend(before.and_then(|before| before.kept));
         if self.residences.len() > self.clear_at {
             self.residences.retain(|_, residence| residence.page.strong_count() > 0);
@@ -163,7 +182,7 @@ impl State {
     /// A block's bytes are there: they go to disk if it is to be there.
     pub(super) fn arrived(&mut self, page: &Arc<Page>) {
         if let Some(disk) = &mut self.disk
-            && matches!(disk.whereabouts.get(&page.block()), Some(Whereabouts::Awaited))
+            && matches!(disk.whereabouts.get(&page.about().block), Some(Whereabouts::Awaited))
         {
             disk.queue(page, &mut self.counters);
         }
@@ -171,7 +190,7 @@ impl State {
 
     /// A block's bytes will not come: whoever wants it next asks anew.
     pub(super) fn failed(&mut self, page: &Arc<Page>) -> Released {
-        let block = page.block();
+        let block = page.about().block;
         let is_here = |residence: &Residence| std::ptr::eq(residence.page.as_ptr(), Arc::as_ptr(page));
         if !self.residences.get(&block).is_some_and(is_here) {
             return Vec::new();
@@ -213,12 +232,12 @@ impl Disk {
     }
 
     fn access(&mut self, page: &Arc<Page>, next_use: Option<u64>, counters: &mut CacheCounters) -> Verdict {
-        let verdict = self.directory.access(page.block(), next_use);
+        let verdict = self.directory.access(page.about().block, next_use);
         if let Some(evicted) = verdict.evicted() {
             self.whereabouts.remove(&evicted);
         }
         if matches!(verdict, Verdict::Miss { admitted: true, .. }) {
-            self.whereabouts.insert(page.block(), Whereabouts::Awaited);
+            self.whereabouts.insert(page.about().block, Whereabouts::Awaited);
             if page.bytes().is_some() {
                 self.queue(page, counters);
             }
@@ -230,11 +249,11 @@ impl Disk {
     fn queue(&mut self, page: &Arc<Page>, counters: &mut CacheCounters) {
         match self.writes.as_ref().map(|writes| writes.send(Chore::Write(page.clone()))) {
             Some(Ok(())) => {
-                self.whereabouts.insert(page.block(), Whereabouts::Queued);
+                self.whereabouts.insert(page.about().block, Whereabouts::Queued);
             }
             _ => {
                 counters.skipped_writes += 1;
-                self.forget(page.block());
+                self.forget(page.about().block);
             }
         }
     }

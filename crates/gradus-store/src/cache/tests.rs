@@ -35,7 +35,9 @@ fn settings(folder: Option<&Path>, memory_blocks: u64, disk_blocks: u64) -> Cach
 }
 
 fn open(map: &Arc<BlockMap>, settings: &CacheSettings, window: u64) -> Tier0 {
-    Tier0::open(map.clone(), settings, window, &mut |block| Some(block.0)).unwrap()
+    let tier = Tier0::open(map.clone(), settings, window).unwrap();
+    tier.begin(&mut |block| Some(block.0));
+    tier
 }
 
 fn fill(mut fill: Fill) -> Held {
@@ -139,7 +141,7 @@ fn with_room_for_all_no_next_use_is_worked_out() {
 fn settings_that_cannot_be_are_named() {
     let folder = tempfile::tempdir().unwrap();
     let try_open = |settings: &CacheSettings, window| {
-        let error = Tier0::open(map(8), settings, window, &mut |_| None).err().unwrap();
+        let error = Tier0::open(map(8), settings, window).err().unwrap();
         assert_eq!(*error.kind(), Kind::Invalid);
         error.to_string()
     };
@@ -147,7 +149,7 @@ fn settings_that_cannot_be_are_named() {
     let small = settings(Some(folder.path()), 8, 8);
     let least = small.least_memory_bytes(8);
     assert!(try_open(&small, 8).contains(&least.to_string()));
-    assert!(Tier0::open(map(8), &CacheSettings { memory_bytes: least, ..small }, 8, &mut |_| None).is_ok());
+    assert!(Tier0::open(map(8), &CacheSettings { memory_bytes: least, ..small }, 8).is_ok());
     let other = CacheSettings { block_bytes: 2 * BLOCK, ..settings(None, 8, 0) };
     assert!(try_open(&other, 1).contains("cache.block_bytes"));
 }

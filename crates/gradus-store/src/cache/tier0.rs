@@ -3,13 +3,14 @@
 use super::access::{Access, Fill, Held, Load};
 use super::counters::CacheCounters;
 use super::directory::Directory;
-use super::pages::{Pages, Waker};
+use super::pages::Waker;
 use super::settings::{CacheSettings, Room};
 use super::slots::{Opened, Slots};
 use super::state::{Disk, Found, Released, State, Whereabouts};
 use super::writer::{self, Chore};
 use crate::blocks::{Block, BlockMap};
 use gradus_error::{Error, Result};
+use gradus_memory::pages::Pages;
 use std::path::Path;
 use std::sync::mpsc::{Receiver, channel, sync_channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -38,18 +39,12 @@ pub struct Tier0 {
 
 impl Tier0 {
     /// Opens the cache, with what an earlier run left in its folder. `window_blocks` blocks can be in use or on their way
-    /// at once; `next_use` says at which position a block is used first from now on, and is asked about blocks that are
-    /// found on disk, if the policy wants to know.
+    /// at once. Where reading begins is told by [`Tier0::begin`].
     ///
     /// # Errors
     /// `Invalid`, naming the key, for settings that cannot be; `Unavailable` when another process has the folder;
     /// `Exhausted` when the memory cannot be had; the system's.
-    pub fn open(
-        map: Arc<BlockMap>,
-        settings: &CacheSettings,
-        window_blocks: u64,
-        next_use: &mut dyn FnMut(Block) -> Option<u64>,
-    ) -> Result<Self> {
+    pub fn open(map: Arc<BlockMap>, settings: &CacheSettings, window_blocks: u64) -> Result<Self> {
         if settings.block_bytes != map.block_bytes() {
             return Err(Error::invalid(format!(
                 "cache.block_bytes is {}, but the blocks have {} bytes",
@@ -58,12 +53,13 @@ impl Tier0 {
             )));
         }
         let room = settings.room(map.blocks(), window_blocks)?;
-        let pages = Pages::new(room.pages, map.block_bytes())?;
+        let pages = Pages::new(room.pages, map.block_bytes())
+            .map_err(|error| error.within("the cache's memory (cache.memory_bytes)"))?;
         let memory = Directory::new(settings.policy, room.memory_blocks, map.blocks());
         let mut state = State::new(memory, None, room.pages);
         let mut writes = None;
         if settings.has_disk() {
-            let (disk, receiver) = open_disk(&map, settings, room, next_use)?;
+            let (disk, receiver) = open_disk(&map, settings, room)?;
             state.counters.restored_blocks = disk.directory.len();
             state.disk = Some(disk);
             writes = Some(receiver);
@@ -74,6 +70,17 @@ impl Tier0 {
         let writer = writes.map(|receiver| writer::start(shared.clone(), receiver)).transpose()?;
         let capacity_blocks = room.memory_blocks.max(room.disk_blocks);
         Ok(Self { shared, foresees, capacity_blocks, writer })
+    }
+
+    /// Reading begins, or begins anew: `first_use` says at which position a block is used first from there on. It is asked
+    /// about the blocks that are here, if the policy wants to know, and until then they count as never used again.
+    pub fn begin(&self, first_use: &mut dyn FnMut(Block) -> Option<u64>) {
+        if !self.foresees {
+            return;
+        }
+        let residents = self.shared.lock().residents();
+        let foreseen: Vec<_> = residents.into_iter().map(|block| (block, first_use(block))).collect();
+        self.shared.lock().foresee(&foreseen);
     }
 
     /// The blocks that it is about.
@@ -131,11 +138,6 @@ impl Tier0 {
         if let Some(disk) = &mut state.disk {
             others.into_iter().for_each(|block| disk.forget(block));
         }
-    }
-
-    /// Whether no page is free.
-    pub fn is_full(&self) -> bool {
-        self.shared.pages.free() == 0
     }
 
     /// How many blocks can be in memory at once.
@@ -203,12 +205,7 @@ impl Drop for Tier0 {
     }
 }
 
-fn open_disk(
-    map: &BlockMap,
-    settings: &CacheSettings,
-    room: Room,
-    next_use: &mut dyn FnMut(Block) -> Option<u64>,
-) -> Result<(Disk, Receiver<Chore>)> {
+fn open_disk(map: &BlockMap, settings: &CacheSettings, room: Room) -> Result<(Disk, Receiver<Chore>)> {
     let Opened { slots, found } =
         Slots::open(Path::new(&settings.folder), map.block_bytes(), room.disk_blocks)?;
     let directory = Directory::new(settings.policy, slots.count(), map.blocks());
@@ -219,7 +216,7 @@ fn open_disk(
     let ours = found.into_iter().filter_map(|(key, slot)| Some((map.find(key)?, Arc::new(slot))));
     disk.whereabouts = ours.map(|(block, slot)| (block, Whereabouts::Written(slot))).collect();
     let blocks: Vec<Block> = disk.whereabouts.keys().copied().collect();
-    for left_out in disk.directory.restore(blocks, next_use) {
+    for left_out in disk.directory.restore(blocks) {
         disk.whereabouts.remove(&left_out);
     }
     Ok((disk, receiver))

@@ -31,13 +31,14 @@ pub(super) fn start(shared: Arc<Shared>, chores: Receiver<Chore>) -> Result<Join
 
 /// Writes a block, unless the disk is no longer to have it.
 fn write(shared: &Shared, page: &Page) {
-    let block = page.block();
+    let block = page.about().block;
     let is_wanted = |state: &State| state.disk.as_ref().is_some_and(|disk| disk.is_queued(block));
     let state = shared.lock();
     let wanted = is_wanted(&state);
     let slots = state.disk.as_ref().filter(|_| wanted).map(|disk| disk.slots.clone());
     drop(state);
-    let (Some(slots), Some(bytes), Some(checksum)) = (slots, page.bytes(), page.checksum()) else { return };
+    let (Some(slots), Some(bytes)) = (slots, page.bytes()) else { return };
+    let checksum = page.about().checksum(bytes);
     let written = slots.take().map(|place| place.write(shared.map.key_of(block), bytes, checksum));
     let mut state = shared.lock();
     if let Some(Ok(_)) = &written {
@@ -53,11 +54,11 @@ fn note(state: &mut State, page: &Page, written: Option<Result<Slot>>) {
     let State { disk: Some(disk), counters, .. } = state else { return };
     match written {
         Some(Ok(slot)) => {
-            disk.whereabouts.insert(page.block(), Whereabouts::Written(Arc::new(slot)));
+            disk.whereabouts.insert(page.about().block, Whereabouts::Written(Arc::new(slot)));
         }
         None => {
             counters.skipped_writes += 1;
-            disk.forget(page.block());
+            disk.forget(page.about().block);
         }
         Some(Err(error)) => {
             tracing::warn!(

@@ -11,6 +11,7 @@ mod awaited;
 mod brought;
 mod buffers;
 mod depth;
+mod mailbox;
 mod nodes;
 mod origin;
 mod readers;
@@ -44,8 +45,6 @@ use gradus_error::{Error, Result};
 use gradus_host::Clock;
 use society::Society;
 use std::ops::Range;
-use std::sync::atomic::AtomicBool;
-use std::sync::atomic::Ordering::Relaxed;
 use std::sync::mpsc::sync_channel;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -120,8 +119,6 @@ struct Core {
     depth: Arc<Mutex<Depth>>,
     walk: Mutex<Walk>,
     clock: Arc<dyn Clock>,
-    /// Whether other nodes wait for the walk.
-    is_waited_for: AtomicBool,
 }
 
 impl Feed {
@@ -200,6 +197,7 @@ impl Feed {
     pub fn begin(&self, position: u64) {
         let mut walk = self.core.walk();
         walk.begin(position);
+        self.core.foresee(&mut walk, position);
         self.core.advance(&mut walk);
         self.core.leave(walk);
         self.nudge();
@@ -207,7 +205,7 @@ impl Feed {
 
     /// Tells those who serve other nodes that the walk has gone on.
     fn nudge(&self) {
-        if let Some(society) = self.society.as_ref().filter(|_| self.core.is_waited_for.load(Relaxed)) {
+        if let Some(society) = &self.society {
             society.server.nudge();
         }
     }
@@ -282,24 +280,29 @@ impl Core {
             )));
         }
         let map = Arc::new(BlockMap::new(index.objects().to_vec(), cache.block_bytes)?);
-        let mut uses = Uses::new(order.clone(), mine, end);
+        let uses = Uses::new(order.clone(), mine, end);
         let window_bytes = window_bytes(cache);
         let depth = Arc::new(Mutex::new(Depth::new(FIRST_DEPTH_BYTES, window_bytes)));
         let tier = match source {
             Source::Files => None,
             Source::Bucket(_) => {
-                let mut next_use = |block| {
-                    let samples = index.samples_in(map.object_of(block) as u32, map.range_of(block));
-                    uses.next(block, samples, 0)
-                };
                 let window_blocks = (window_bytes / cache.block_bytes).min(map.blocks());
-                Some(Tier0::open(map.clone(), cache, window_blocks, &mut next_use)?)
+                Some(Tier0::open(map.clone(), cache, window_blocks)?)
             }
         };
         let origin = source.origin(map.clone(), depth.clone(), clock.clone());
         let plan = Plan { index, map, order, readers, end };
-        let (walk, is_waited_for) = (Mutex::new(Walk::new(uses)), AtomicBool::new(false));
-        Ok(Self { plan, tier, origin, depth, walk, clock, is_waited_for })
+        Ok(Self { plan, tier, origin, depth, walk: Mutex::new(Walk::new(uses)), clock })
+    }
+
+    /// Tells the cache when what it has is used, now that it is known where reading begins.
+    fn foresee(&self, walk: &mut Walk, position: u64) {
+        let Some(tier) = &self.tier else { return };
+        let Plan { index, map, .. } = &self.plan;
+        tier.begin(&mut |block| {
+            let samples = index.samples_in(map.object_of(block) as u32, map.range_of(block));
+            walk.uses.first(block, samples, position)
+        });
     }
 
     /// Waits until a page is free; not for long, since whoever has them all may not let go of one.

@@ -2,7 +2,8 @@
 //!
 //! A thread takes what is asked from the one that moves bytes, which must not wait. A block that the walk has accessed for
 //! the asker is waiting; one that it has not come to yet it walks on to; one that it has passed is in the cache, or fetched
-//! again. What cannot be walked to yet, for want of pages, is asked anew when there are some.
+//! again. What cannot be walked to yet, for want of pages, is asked anew when there are some, and whenever readers have
+//! walked on.
 //!
 //! A block whose home is in another rack may be asked of its rack's home: that asks the home, and shares what comes with
 //! whoever else of the rack asks soon.
@@ -11,6 +12,7 @@
 //! the walk go further than its own readers would let it, within a bound, or takes more than a bounded place.
 
 use super::Core;
+use super::mailbox::{Job, Mailbox};
 use super::stalls::Cause;
 use super::unit::What;
 use crate::blocks::Block;
@@ -20,7 +22,6 @@ use gradus_error::{IoContext, Result};
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
-use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 use std::thread::JoinHandle;
 
 /// Asks that wait for the thread, and asks that wait for the walk: more are told that there is too much to do.
@@ -29,21 +30,15 @@ const MOST_WAITING: usize = 1024;
 /// Positions that are walked over while readers wait at most.
 const STRIDE: u64 = 256;
 
-/// What the thread is told.
-pub(super) enum Job {
-    Ask(Asked, Answer),
-    /// The walk has gone on: what waits for it may be there.
-    Again,
-    End,
-}
+/// What was asked, and where the answer goes.
+type Question = (Asked, Answer);
 
 /// Where asks come in.
-pub(super) struct Door(SyncSender<Job>);
+pub(super) struct Door(Arc<Mailbox<Question>>);
 
 impl Serve for Door {
     fn serve(&self, asked: Asked, answer: Answer) {
-        // Whoever has ended has nothing.
-        if let Err(TrySendError::Full(Job::Ask(_, answer))) = self.0.try_send(Job::Ask(asked, answer)) {
+        if let Err((_, answer)) = self.0.put((asked, answer)) {
             answer.busy();
         }
     }
@@ -51,7 +46,7 @@ impl Serve for Door {
 
 /// The thread that answers; it ends when this is dropped.
 pub(super) struct Server {
-    jobs: SyncSender<Job>,
+    mailbox: Arc<Mailbox<Question>>,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -61,66 +56,81 @@ impl Server {
     /// # Errors
     /// The system's failure to make a thread.
     pub fn start(core: Arc<Core>) -> Result<(Self, Arc<Door>)> {
-        let (jobs, taken) = sync_channel(MOST_WAITING);
-        let again = jobs.clone();
+        let mailbox = Arc::new(Mailbox::new(MOST_WAITING));
+        let own = mailbox.clone();
         let thread = std::thread::Builder::new()
             .name("gradus-serve".into())
-            .spawn(move || work(&core, &taken, &again))
+            .spawn(move || work(&core, &own))
             .context(|| "cannot start to answer other nodes".to_owned())?;
-        Ok((Self { jobs: jobs.clone(), thread: Some(thread) }, Arc::new(Door(jobs))))
+        Ok((Self { mailbox: mailbox.clone(), thread: Some(thread) }, Arc::new(Door(mailbox))))
     }
 
     /// Says that the walk has gone on.
     pub fn nudge(&self) {
-        // A queue that is full is worked on.
-        let _ = self.jobs.try_send(Job::Again);
+        self.mailbox.moved();
     }
 }
 
 impl Drop for Server {
     fn drop(&mut self) {
-        let _ = self.jobs.send(Job::End);
+        self.mailbox.end();
         if let Some(thread) = self.thread.take() {
             let _ = thread.join();
         }
     }
 }
 
-fn work(core: &Core, jobs: &Receiver<Job>, again: &SyncSender<Job>) {
-    let mut waiting: VecDeque<(Asked, Answer)> = VecDeque::new();
+fn work(core: &Core, mailbox: &Arc<Mailbox<Question>>) {
+    let mut waiting: VecDeque<Question> = VecDeque::new();
     let is_called = Arc::new(AtomicBool::new(false));
-    for job in jobs {
-        match job {
-            Job::Ask(asked, answer) => serve(core, asked, answer, &mut waiting),
-            Job::Again => {
-                for (asked, answer) in std::mem::take(&mut waiting) {
-                    serve(core, asked, answer, &mut waiting);
+    while let Some(job) = mailbox.next(!waiting.is_empty()) {
+        let questions = match job {
+            Job::Ask(question) => VecDeque::from([question]),
+            Job::Again => std::mem::take(&mut waiting),
+        };
+        for (asked, answer) in questions {
+            match serve(core, &asked, answer) {
+                Served::Over => {}
+                Served::Later(answer) => waiting.push_back((asked, answer)),
+                Served::WantsPage(answer) => {
+                    waiting.push_back((asked, answer));
+                    core.call_when_free(mailbox, &is_called);
                 }
             }
-            Job::End => return,
         }
         if waiting.len() > MOST_WAITING {
             waiting.pop_front().into_iter().for_each(|(_, answer)| answer.busy());
         }
-        core.note_waiting(!waiting.is_empty(), again, &is_called);
     }
 }
 
-fn serve(core: &Core, asked: Asked, answer: Answer, waiting: &mut VecDeque<(Asked, Answer)>) {
-    let Some(block) = core.plan.map.find(asked.key) else { return answer.not_here() };
-    match core.look_up(block, asked.position) {
+/// What becomes of an ask.
+enum Served {
+    Over,
+    /// The walk does not come to it yet: whoever moves it says so.
+    Later(Answer),
+    /// Nor can it be walked to, for want of a page.
+    WantsPage(Answer),
+}
+
+fn serve(core: &Core, asked: &Asked, answer: Answer) -> Served {
+    match core.plan.map.find(asked.key).map_or(Found::Nothing, |block| core.look_up(block, asked.position)) {
         Found::Block(what) => core.hand_over(what, answer),
-        Found::Later => waiting.push_back((asked, answer)),
         Found::TooMuch => answer.busy(),
         Found::Nothing => answer.not_here(),
+        Found::Later => return Served::Later(answer),
+        Found::WantsPage => return Served::WantsPage(answer),
     }
+    Served::Over
 }
 
 /// What a block that is asked for comes to.
 enum Found {
     Block(What),
-    /// The walk is to come to it yet.
+    /// Nobody walks yet.
     Later,
+    /// The walk is to come to it yet, and has no page.
+    WantsPage,
     TooMuch,
     Nothing,
 }
@@ -150,7 +160,7 @@ impl Core {
             }
             let stride = walk.stride_to(position, STRIDE);
             if !walk.advance_to(&self.plan, self.tier.as_ref(), self.origin.as_ref(), stride) {
-                return Found::Later;
+                return Found::WantsPage;
             }
         }
     }
@@ -171,16 +181,15 @@ impl Core {
         }));
     }
 
-    /// Asks wait for the walk, or none do. What waits for pages is told when there are some.
-    fn note_waiting(&self, some: bool, again: &SyncSender<Job>, is_called: &Arc<AtomicBool>) {
-        self.is_waited_for.store(some, Relaxed);
-        let Some(tier) = self.tier.as_ref().filter(|tier| some && tier.is_full()) else { return };
+    /// Has it told to the mailbox once a page is free, if one is by now at once.
+    fn call_when_free(&self, mailbox: &Arc<Mailbox<Question>>, is_called: &Arc<AtomicBool>) {
+        let Some(tier) = &self.tier else { return };
         // One call is enough, however much is asked until pages are free.
         if !is_called.swap(true, Relaxed) {
-            let (again, is_called) = (again.clone(), is_called.clone());
+            let (mailbox, is_called) = (mailbox.clone(), is_called.clone());
             tier.when_free(Box::new(move || {
                 is_called.store(false, Relaxed);
-                _ = again.try_send(Job::Again);
+                mailbox.moved();
             }));
         }
     }

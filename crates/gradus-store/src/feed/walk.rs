@@ -94,7 +94,7 @@ pub(super) struct Walk {
     loading: BTreeMap<Block, Weak<Loading>>,
     /// What will be read past the cache, and the origin was not told of yet.
     expected: Vec<(u32, Range<u64>)>,
-    uses: Uses,
+    pub uses: Uses,
     /// Of the next position: what was accessed before pages ran out.
     begun: Begun,
     /// Whom this node is among, if it is among others.

@@ -57,7 +57,8 @@ pub fn warm(
         let first = |sample| order.next_position(sample, 0);
         samples.filter_map(first).min()
     };
-    let tier = Tier0::open(map.clone(), cache, window, &mut first_use)?;
+    let tier = Tier0::open(map.clone(), cache, window)?;
+    tier.begin(&mut first_use);
     let depth = Arc::new(Mutex::new(Depth::new(FIRST_DEPTH_BYTES, window_bytes(cache))));
     let origin = Source::Bucket(bucket.clone()).origin(map.clone(), depth, clock);
     let room = (cache.disk_bytes / cache.block_bytes).min(map.blocks());

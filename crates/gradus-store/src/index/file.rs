@@ -240,6 +240,7 @@ fn read(name: &str, size: u64, read_at: &ReadAt) -> Result<Index> {
     let metadata = read_metadata(name, size, read_at)?;
     let header = header_of(&metadata).map_err(|error| error.within(name))?;
     let damaged = |why: String| Error::corrupt(format!("{name}: {why}; index the dataset again"));
+    check_sums(&header).map_err(damaged)?;
     let mut building = Building::new(&header).map_err(damaged)?;
     for (number, group) in metadata.row_groups().iter().enumerate().filter(|(_, group)| group.num_rows() != 0)
     {
@@ -252,6 +253,17 @@ fn read(name: &str, size: u64, read_at: &ReadAt) -> Result<Index> {
     let object =
         |entry: ObjectEntry| ObjectInfo { address: entry.address, bytes: entry.bytes, etag: entry.etag };
     Ok(Index::new(header.format, header.objects.into_iter().map(object).collect(), tables, keys))
+}
+
+/// All that is counted of the dataset as a whole has a number.
+fn check_sums(header: &Header) -> Result<(), String> {
+    let sum = |of: fn(&ObjectEntry) -> u64| {
+        header.objects.iter().try_fold(0u64, |sum, object| sum.checked_add(of(object)))
+    };
+    match sum(|object| object.samples).and(sum(|object| object.bytes)) {
+        Some(_) => Ok(()),
+        None => Err("it has more samples or bytes than can be counted".to_owned()),
+    }
 }
 
 fn header_of(metadata: &ParquetMetaData) -> Result<Header> {
@@ -486,4 +498,27 @@ fn place_of(rows: &Rows, row: usize, decoding: Decoding) -> Option<Place> {
         && (decoding == Decoding::Raw) <= raw
         && (decoding == Decoding::Raw || place.unit_bytes <= MOST_UNIT_BYTES);
     fits.then_some(place)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_cannot_be_counted_is_refused() {
+        let header = |[samples, bytes]: [u64; 2]| {
+            let object = || ObjectEntry {
+                address: "s3://b/o".to_owned(),
+                bytes,
+                etag: "1".to_owned(),
+                samples,
+                fixed: None,
+            };
+            Header { version: VERSION, format: Format::JsonLines, objects: vec![object(), object()] }
+        };
+        let half = u64::MAX / 2;
+        assert!(check_sums(&header([half, half])).is_ok());
+        assert!(check_sums(&header([half + 1, 1])).is_err());
+        assert!(check_sums(&header([1, half + 1])).is_err());
+    }
 }

@@ -147,9 +147,11 @@ impl Keeper {
         let now = self.clock.now();
         let stuck = self.guests.values().filter_map(|guest| guest.deadline(self.settings.most_patience));
         let until = stuck.chain(self.patience.deadline()).min();
-        let limit = until.map(|until| timespec(until.saturating_sub(now)));
         let lines: Vec<(u64, &Line)> =
             self.known.iter().filter_map(|(peer, known)| Some((*peer, known.line.as_ref()?))).collect();
+        let is_at_once = lines.iter().any(|(_, line)| line.is_unfinished());
+        let until = if is_at_once { Some(now) } else { until };
+        let limit = until.map(|until| timespec(until.saturating_sub(now)));
         let mut sockets =
             vec![PollFd::new(&self.bell, PollFlags::IN), PollFd::new(&self.listener, PollFlags::IN)];
         sockets.extend(lines.iter().map(|(_, line)| PollFd::new(*line, line.interest())));
@@ -160,12 +162,12 @@ impl Keeper {
         }
         let has_news = |socket: &PollFd<'_>| !socket.revents().is_empty();
         let (of_lines, of_guests) = sockets[2..].split_at(lines.len());
-        let ready = |news: &[PollFd<'_>], numbers: &mut dyn Iterator<Item = u64>| {
-            numbers.zip(news).filter(|(_, socket)| has_news(socket)).map(|(number, _)| number).collect()
-        };
+        let lines = lines.iter().zip(of_lines);
+        let lines = lines.filter(|((_, line), socket)| line.is_unfinished() || has_news(socket));
+        let guests = self.guests.keys().zip(of_guests).filter(|(_, socket)| has_news(socket));
         Ready {
-            lines: ready(of_lines, &mut lines.iter().map(|(peer, _)| *peer)),
-            guests: ready(of_guests, &mut self.guests.keys().copied()),
+            lines: lines.map(|((peer, _), _)| *peer).collect(),
+            guests: guests.map(|(guest, _)| *guest).collect(),
         }
     }
 

@@ -20,6 +20,8 @@ pub(super) struct Line {
     head: [u8; REPLY_BYTES],
     have: usize,
     body: Option<Body>,
+    /// More than one turn takes had come.
+    is_unfinished: bool,
 }
 
 /// A block that is coming.
@@ -41,7 +43,14 @@ pub(super) trait Takes {
 
 impl Line {
     pub(super) fn new(connection: Connection) -> Self {
-        Self { connection, unsent: Vec::new(), head: [0; REPLY_BYTES], have: 0, body: None }
+        Self {
+            connection,
+            unsent: Vec::new(),
+            head: [0; REPLY_BYTES],
+            have: 0,
+            body: None,
+            is_unfinished: false,
+        }
     }
 
     pub(super) fn ask(&mut self, ask: &Ask) {
@@ -70,12 +79,18 @@ impl Line {
         self.connection.flush()
     }
 
-    /// Takes what has come.
+    /// Whether some of what came may still lie here, decrypted: the socket says nothing of it.
+    pub(super) fn is_unfinished(&self) -> bool {
+        self.is_unfinished
+    }
+
+    /// Takes what has come, as much as others can wait for.
     ///
     /// # Errors
     /// `Closed` when the other side is gone; `Corrupt` when what it says is no reply; what TLS finds wrong; what `to` says.
     pub(super) fn receive(&mut self, to: &mut dyn Takes) -> Result<()> {
         let mut left = AT_ONCE;
+        self.is_unfinished = false;
         while left > 0 {
             let moved = match self.body.take() {
                 Some(body) => self.receive_body(body, to)?,
@@ -87,6 +102,7 @@ impl Line {
                 Moved::Ended => return Err(gone()),
             }
         }
+        self.is_unfinished = true;
         Ok(())
     }
 

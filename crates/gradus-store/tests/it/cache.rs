@@ -122,7 +122,9 @@ fn get(access: Access) -> Held {
 
 /// Opens a cache with a window of ten blocks, to be used from `position` on.
 fn open(settings: &CacheSettings, trace: &Trace, position: u64) -> Tier0 {
-    Tier0::open(map_of("1"), settings, 10, &mut |block| trace.first_use(position, block)).unwrap()
+    let cache = Tier0::open(map_of("1"), settings, 10).unwrap();
+    cache.begin(&mut |block| trace.first_use(position, block));
+    cache
 }
 
 /// Walks accesses, `depth` of them ahead of the reader.
@@ -201,7 +203,7 @@ fn a_restart_costs_nothing_but_what_was_in_memory() {
 fn another_state_of_an_object_is_another_object() {
     let folder = tempfile::tempdir().unwrap();
     let settings = settings(folder.path(), BLOCKS);
-    let open = |etag| Tier0::open(map_of(etag), &settings, 4, &mut |_| None).unwrap();
+    let open = |etag| Tier0::open(map_of(etag), &settings, 4).unwrap();
     assert_eq!(sweep(&open("1")).misses, BLOCKS);
     assert_eq!(sweep(&open("1")).misses, 0);
     assert_eq!(open("2").counters().restored_blocks, 0);
@@ -287,7 +289,7 @@ fn a_folder_has_one_keeper_and_a_killed_one_leaves_no_trace() {
     let mut said = BufReader::new(other.stdout.take().unwrap()).lines();
     assert!(said.any(|line| line.unwrap() == "it has the folder"));
     let settings = settings(folder.path(), BLOCKS);
-    let error = Tier0::open(map_of("1"), &settings, 10, &mut |_| None).err().unwrap();
+    let error = Tier0::open(map_of("1"), &settings, 10).err().unwrap();
     assert_eq!(*error.kind(), Kind::Unavailable);
     assert!(error.to_string().contains(&format!("process {}", other.id())), "{error}");
     kill_process(Pid::from_child(&other), Signal::KILL).unwrap();
@@ -300,7 +302,7 @@ fn a_folder_that_cannot_be_is_named() {
     let folder = tempfile::tempdir().unwrap();
     let taken = folder.path().join("taken");
     fs::write(&taken, "x").unwrap();
-    let error = Tier0::open(map_of("1"), &settings(&taken, 9), 10, &mut |_| None).err().unwrap();
+    let error = Tier0::open(map_of("1"), &settings(&taken, 9), 10).err().unwrap();
     assert_eq!(*error.kind(), Kind::Invalid);
     assert!(error.to_string().contains("cache.folder"), "{error}");
 }

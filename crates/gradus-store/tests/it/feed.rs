@@ -2,16 +2,19 @@
 
 use super::bucket::{keys, noise, quick};
 use gradus_error::Kind;
-use gradus_host::RealClock;
+use gradus_host::{Clock, RealClock};
 use gradus_store::bucket::{Address, Bucket};
+use gradus_store::cache::Tier0;
 use gradus_store::order::{Selection, Shuffled};
 use gradus_store::{
-    Asker, CacheSettings, Cause, Feed, Index, IndexSettings, Keeper, Order, Readers, Reading, Source, Stalls,
-    Warmed, warm,
+    Asker, Block, BlockMap, CacheSettings, Cause, Feed, Index, IndexSettings, Keeper, Order, Readers,
+    Reading, Source, Stalls, Warmed, warm,
 };
 use gradus_testbed::S3Server;
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::thread::yield_now;
 use std::time::Duration;
 use tempfile::TempDir;
 
@@ -26,10 +29,13 @@ struct Home {
 const PATIENCE: Duration = Duration::from_secs(60);
 
 fn home(samples: usize) -> Home {
+    home_of(samples, &|number| 20 + number * 7919 % 3000)
+}
+
+fn home_of(samples: usize, length: &dyn Fn(usize) -> usize) -> Home {
     let folder = tempfile::tempdir().unwrap();
     let server = S3Server::start(folder.path()).unwrap();
     server.make_bucket("data").unwrap();
-    let length = |number: usize| 20 + number * 7919 % 3000;
     let line = |number| format!("[\"{number:06}{}\"]", "x".repeat(length(number))).into_bytes();
     let lines: Vec<Vec<u8>> = (0..samples).map(line).collect();
     let mut bytes = 0;
@@ -56,8 +62,11 @@ impl Home {
     }
 
     fn feed(&self, cache: &CacheSettings) -> Feed {
+        self.feed_until(Some(3 * self.lines.len() as u64), cache)
+    }
+
+    fn feed_until(&self, end: Option<u64>, cache: &CacheSettings) -> Feed {
         let bucket = self.bucket();
-        let end = Some(3 * self.lines.len() as u64);
         let reading =
             Reading { index: self.index(&bucket), order: self.order(), readers: Readers::alone(), end };
         let feed = Feed::open(reading, &Source::Bucket(bucket), cache, Arc::new(RealClock::new())).unwrap();
@@ -125,6 +134,77 @@ fn what_is_on_disk_is_there_after_a_restart_and_damage_is_fetched_again() {
     home.check(&feed);
     let fetched = home.server.faults().counts().bytes();
     assert!(fetched > 0 && fetched < home.bytes, "{fetched} of {}", home.bytes);
+}
+
+/// A tier that lets go of what is used last of all, by looking ahead.
+struct Belady {
+    capacity: usize,
+    residents: BTreeSet<Block>,
+}
+
+impl Belady {
+    /// Whether the block that is used `now` was there.
+    fn access(&mut self, used: &[Block], now: usize) -> bool {
+        if !self.residents.insert(used[now]) {
+            return true;
+        }
+        if self.residents.len() > self.capacity {
+            let next = |block: &&Block| used[now + 1..].iter().position(|later| later == *block).unwrap();
+            let farthest = *self.residents.iter().max_by_key(next).unwrap();
+            self.residents.remove(&farthest);
+        }
+        false
+    }
+}
+
+/// The cache that a feed has left, once what was on its way then has come.
+fn opened(map: &Arc<BlockMap>, cache: &CacheSettings) -> Tier0 {
+    let clock = RealClock::new();
+    let end = clock.now() + PATIENCE;
+    loop {
+        match Tier0::open(map.clone(), cache, 4) {
+            Err(error) if *error.kind() == Kind::Unavailable && clock.now() < end => yield_now(),
+            opened => return opened.unwrap(),
+        }
+    }
+}
+
+#[test]
+fn after_a_restart_in_mid_epoch_misses_are_the_fewest_possible() {
+    // Four lines a block, newlines included, so that each position uses one block.
+    let home = home_of(300, &|_| 1013);
+    let folder = tempfile::tempdir().unwrap();
+    let cache = CacheSettings {
+        folder: folder.path().to_str().unwrap().to_owned(),
+        disk_bytes: 30 * 4096,
+        ..small(24 * 4096)
+    };
+    let (index, order) = (home.index(&home.bucket()), home.order());
+    let map = Arc::new(BlockMap::new(index.objects().to_vec(), 4096).unwrap());
+    let used = |position| {
+        let place = index.sample(order.sample_at(position));
+        let blocks: Vec<Block> = map.covering(place.object as usize, place.unit).collect();
+        assert_eq!(blocks.len(), 1);
+        blocks[0]
+    };
+    let used: Vec<Block> = (0..1500).map(used).collect();
+    // All walks end within the first epoch: a sample that comes again while it is still held is not accessed anew.
+    for (from, to) in [(0, 130), (130, 220), (60, 200)] {
+        // Half of the 24 pages are the window's, and of the others a quarter is for what waits to be written.
+        let mut memory = Belady { capacity: 9, residents: BTreeSet::new() };
+        let on_disk = opened(&map, &cache).on_disk();
+        let mut disk = Belady { capacity: 30, residents: on_disk.into_iter().collect() };
+        let feed = home.feed_until(None, &cache);
+        feed.begin(from);
+        for position in from..to {
+            let sample = feed.sample(position).unwrap().to_vec();
+            assert_eq!(sample, home.lines[order.sample_at(position) as usize], "position {position}");
+        }
+        let counters = feed.counters().cache;
+        let walked = from as usize..(from + counters.accesses) as usize;
+        let hits = walked.map(|now| [memory.access(&used, now), disk.access(&used, now)].contains(&true));
+        assert_eq!(counters.misses, hits.filter(|hit| !hit).count() as u64, "from {from}: {counters:?}");
+    }
 }
 
 fn warmed(home: &Home, cache: &CacheSettings) -> Warmed {

@@ -52,7 +52,7 @@ pub fn run(arguments: &BenchDatasetArguments, settings: &Settings) -> Result<()>
     let samples = index.samples();
     let order: Arc<dyn Order> = Arc::from(settings.order.order(settings.run.seed, samples)?);
     let end = Some(samples * arguments.epochs);
-    let cache = cache_for(&index, settings);
+    let cache = cache_for(&index, settings.cache.clone(), settings.order.shuffle);
     let reading = Reading { index, order, readers: Readers::alone(), end };
     let feed = Feed::open(reading, &source.source(), &cache, clock.clone())?;
     let indexed = clock.now();

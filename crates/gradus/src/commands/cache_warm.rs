@@ -53,7 +53,7 @@ pub fn run(arguments: &WarmArguments, overrides: &[(String, String)]) -> Result<
     if source.bucket().find(MANIFEST)?.is_none() {
         let index = source.index(Split::Train)?;
         let order: Arc<dyn Order> = Arc::from(settings.order.order(settings.run.seed, index.samples())?);
-        let cache = cache_for(&index, &settings);
+        let cache = cache_for(&index, settings.cache.clone(), settings.order.shuffle);
         return warming.fill("data", &index, order.as_ref(), &cache);
     }
     let dataset = Dataset::find(source.bucket(), &source.address())?;
@@ -61,7 +61,8 @@ pub fn run(arguments: &WarmArguments, overrides: &[(String, String)]) -> Result<
     for split in [Split::Train, Split::HeldOut] {
         if let Some(order) = order_of_part(&dataset, &settings, split)? {
             let index = source.index(split)?;
-            let cache = cache_of_part(cache_for(&index, &settings), &settings.network.node_id, split);
+            let cache = cache_of_part(settings.cache.clone(), &settings.network.node_id, split);
+            let cache = cache_for(&index, cache, settings.order.shuffle);
             warming.fill(split.name(), &index, order.as_ref(), &cache)?;
         }
     }

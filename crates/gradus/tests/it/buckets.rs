@@ -38,7 +38,8 @@ impl Home {
         Self { place, server, _root: root, bytes }
     }
 
-    fn command(&self, run: &str, arguments: &[&str]) -> Command {
+    /// Trains from the bucket.
+    pub fn command(&self, run: &str, arguments: &[&str]) -> Command {
         let dir = format!("runs/{run}");
         let common = ["train", "run.toml", "--run.dir", &dir, "--data.prepared", "s3://data/set"];
         self.with_bucket(self.place.command([&common[..], arguments].concat()))
@@ -65,7 +66,7 @@ impl Home {
     }
 
     /// Trains two ranks from the folder, as the run `two-folder`.
-    fn train_two_from_folder(&self) {
+    pub fn train_two_from_folder(&self) {
         let folder = ["--run.dir", "runs/two-folder", "--data.prepared", "prepared"];
         self.place.train(&[&folder[..], &["--nproc-per-node", "2"]].concat());
     }
@@ -169,6 +170,21 @@ fn a_cache_on_disk_serves_the_next_run() {
     home.train("second", &cache);
     assert_eq!(home.fetched(), [0, 0]);
     assert!(home.place.final_bytes("second") == home.place.final_bytes("folder"));
+}
+
+#[test]
+fn blocks_on_disk_stay_of_use_in_another_order_and_with_another_budget() {
+    let home = Home::new();
+    let cache = ["--cache.folder", "tier0", "--order.shuffle"];
+    home.train("first", &[&cache[..], &["blocks", "--cache.disk_bytes", "1073741824"]].concat());
+    assert!(home.fetched()[0] > 0);
+    // Either would have another size chosen for an empty folder.
+    for (run, shuffle, disk_bytes) in [("order", "whole", "1073741824"), ("budget", "whole", "1099511627776")]
+    {
+        home.train(run, &[&cache[..], &[shuffle, "--cache.disk_bytes", disk_bytes]].concat());
+        assert_eq!(home.fetched(), [0, 0], "{run}");
+        assert!(home.place.final_bytes(run) == home.place.final_bytes("folder"));
+    }
 }
 
 #[test]

@@ -6,6 +6,7 @@ mod bad_input;
 mod buckets;
 mod coordinator;
 mod corpus;
+mod data_faults;
 mod datasets;
 #[path = "../../../gradus-collective/tests/it/delay_line.rs"]
 mod delay_line;

@@ -185,15 +185,19 @@ fn with_room_for_all_nothing_is_foreseen() {
 
 #[test]
 fn of_blocks_found_again_those_used_first_stay() {
-    let mut directory = Directory::new(PolicyKind::Clairvoyant, 2, 10);
-    let uses = [None, Some(9), Some(3), Some(5), None];
-    let left_out = directory.restore((0..5).map(Block), &mut |block| uses[block.0 as usize]);
-    assert_eq!(BTreeSet::from_iter(left_out), BTreeSet::from([0, 1, 4].map(Block)));
-    assert_eq!(directory.access(Block(2), None), Verdict::Hit);
+    let mut directory = Directory::new(PolicyKind::Clairvoyant, 3, 10);
+    assert_eq!(directory.restore((0..4).map(Block)), [Block(3)]);
+    for (block, next_use) in [(0, Some(9)), (1, Some(3)), (2, Some(5)), (7, Some(1))] {
+        directory.foresee(Block(block), next_use);
+    }
+    assert_eq!(directory.len(), 3);
+    let evicted = [(4, 4), (5, 3)].map(|(block, position)| directory.access(Block(block), Some(position)));
+    assert_eq!(evicted.map(Verdict::evicted), [Some(Block(0)), Some(Block(2))]);
+    assert_eq!(directory.access(Block(1), None), Verdict::Hit);
     directory.close();
     assert_eq!(directory.access(Block(7), Some(4)), Verdict::Miss { admitted: false, evicted: None });
-    directory.forget(Block(3));
-    assert_eq!(directory.len(), 1);
+    directory.forget(Block(1));
+    assert_eq!(directory.len(), 2);
 }
 
 proptest! {

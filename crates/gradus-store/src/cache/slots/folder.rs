@@ -1,10 +1,12 @@
 //! A cache's folder, looked at without a dataset.
 
+use super::super::pages::crc32c;
 use super::format::Header;
-use super::{DATA, MOST_SLOTS, RECORDS, Slots, cannot, read_records, take_lock};
+use super::{DATA, MOST_SLOTS, RECORDS, cannot, read_records, take_lock};
 use gradus_error::{Error, IoContext, Result};
 use std::collections::BTreeSet;
 use std::fs::File;
+use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 /// What a cache's folder holds, by its records.
@@ -50,23 +52,34 @@ impl FolderContent {
     }
 }
 
+/// Size of the blocks that a folder holds, or held, if it is a cache's; it may be in use.
+pub fn folder_block_bytes(folder: &Path) -> Option<u64> {
+    let records = gradus_host::disk::open_regular(&folder.join(RECORDS)).ok()?;
+    Header::read(&records).map(|header| header.block_bytes).filter(|bytes| bytes.is_power_of_two())
+}
+
 /// Reads every block of a folder and compares it with its checksum; changes nothing. `progress` hears of the bytes read, and
 /// of all that will be.
 ///
 /// # Errors
 /// As [`FolderContent::read`]; `Unavailable` while a process uses the folder.
 pub fn verify_folder(folder: &Path, progress: &mut dyn FnMut(u64, u64)) -> Result<Verified> {
-    let content = FolderContent::read(folder)?;
-    let opened = Slots::open(folder, content.block_bytes, content.slots)?;
+    // What is no cache's folder gets no lock either.
+    open(folder)?;
+    let _lock = take_lock(folder)?;
+    let (records, data, header) = open(folder)?;
+    let (found, _, _) = read_records(&records, &data, header.block_bytes, MOST_SLOTS);
+    let all_bytes = found.iter().map(|(_, record)| u64::from(record.len)).sum();
     let mut verified = Verified::default();
     let mut buffer = Vec::new();
     let mut done_bytes = 0;
-    for (_, slot) in &opened.found {
-        buffer.resize(slot.record.len as usize, 0);
+    for (index, record) in &found {
+        buffer.resize(record.len as usize, 0);
+        let is_read = data.read_exact_at(&mut buffer, index * header.block_bytes).is_ok();
         verified.blocks += 1;
-        verified.damaged += u64::from(slot.read(&mut buffer).is_err());
+        verified.damaged += u64::from(!is_read || crc32c(&buffer) != record.checksum);
         done_bytes += buffer.len() as u64;
-        progress(done_bytes, content.bytes);
+        progress(done_bytes, all_bytes);
     }
     Ok(verified)
 }
@@ -100,11 +113,11 @@ fn open(folder: &Path) -> Result<(File, File, Header)> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::Slots;
     use super::super::format::Record;
     use super::super::tests::{BLOCK, filled};
     use super::*;
     use gradus_error::Kind;
-    use std::os::unix::fs::FileExt;
 
     #[test]
     fn a_folder_is_looked_at_checked_and_cleared() {
@@ -112,6 +125,7 @@ mod tests {
         let expected =
             FolderContent { block_bytes: BLOCK, slots: 5, blocks: 5, bytes: 5 * BLOCK, objects: 1 };
         assert_eq!(FolderContent::read(folder.path()).unwrap(), expected);
+        assert_eq!(folder_block_bytes(folder.path()), Some(BLOCK));
         let verify = || verify_folder(folder.path(), &mut |done, all| assert!(done <= all));
         assert_eq!(verify().unwrap(), Verified { blocks: 5, damaged: 0 });
         let data = File::options().write(true).open(folder.path().join(DATA)).unwrap();
@@ -121,7 +135,10 @@ mod tests {
         assert_eq!(*verify().unwrap_err().kind(), Kind::Unavailable);
         assert_eq!(*clear_folder(folder.path()).unwrap_err().kind(), Kind::Unavailable);
         drop(used);
+        // Looking alters nothing, whatever else lies there.
+        data.set_len(7 * BLOCK).unwrap();
         assert_eq!(verify().unwrap(), Verified { blocks: 5, damaged: 1 });
+        assert_eq!(data.metadata().unwrap().len(), 7 * BLOCK);
         assert_eq!(clear_folder(folder.path()).unwrap(), expected);
         assert_eq!(*FolderContent::read(folder.path()).unwrap_err().kind(), Kind::Invalid);
     }
@@ -133,6 +150,7 @@ mod tests {
         {
             assert_eq!(*outcome.unwrap().kind(), Kind::Invalid);
         }
+        assert_eq!(folder_block_bytes(folder.path()), None);
         assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0);
         std::fs::write(folder.path().join(RECORDS), vec![7; Record::offset(2) as usize]).unwrap();
         assert_eq!(*FolderContent::read(folder.path()).unwrap_err().kind(), Kind::Invalid);
