@@ -16,6 +16,7 @@ mod origin;
 mod readers;
 mod sample;
 mod serving;
+mod several;
 mod share;
 mod society;
 mod stalls;
@@ -290,17 +291,15 @@ impl Core {
         let mut uses = Uses::new(order.clone(), mine, end);
         let window_bytes = window_bytes(cache);
         let depth = Arc::new(Mutex::new(Depth::new(FIRST_DEPTH_BYTES, window_bytes)));
-        let tier = match source {
-            Source::Files => None,
-            Source::Bucket(_) => {
-                let mut next_use = |block| {
-                    let samples = index.samples_in(map.object_of(block) as u32, map.range_of(block));
-                    uses.next(block, samples, 0)
-                };
-                let window_blocks = (window_bytes / cache.block_bytes).min(map.blocks());
-                Some(Tier0::open(map.clone(), cache, window_blocks, &mut next_use)?)
-            }
-        };
+        let tier = source.is_remote().then(|| {
+            let mut next_use = |block| {
+                let samples = index.samples_in(map.object_of(block) as u32, map.range_of(block));
+                uses.next(block, samples, 0)
+            };
+            let window_blocks = (window_bytes / cache.block_bytes).min(map.blocks());
+            Tier0::open(map.clone(), cache, window_blocks, &mut next_use)
+        });
+        let tier = tier.transpose()?;
         let origin = source.origin(map.clone(), depth.clone(), clock.clone());
         let plan = Plan { index, map, order, readers, end };
         let (walk, is_waited_for) = (Mutex::new(Walk::new(uses)), AtomicBool::new(false));
