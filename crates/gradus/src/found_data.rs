@@ -17,7 +17,7 @@ pub enum FoundData {
     /// One dataset, with its source where it has an address.
     One {
         /// What was prepared.
-        dataset: Dataset,
+        dataset: Box<Dataset>,
         /// Where it is, if it has an address.
         source: Option<DataSource>,
     },
@@ -42,7 +42,7 @@ impl FoundData {
             return Ok(Self::Mixed { mixed, sources });
         }
         if !prepare::is_addressed(settings) {
-            let dataset = Dataset::open(&prepare::run(settings)?.folder)?;
+            let dataset = Box::new(Dataset::open(&prepare::run(settings)?.folder)?);
             return Ok(Self::One { dataset, source: None });
         }
         let source = DataSource::open(&settings.data.prepare.prepared, settings)?;
@@ -52,7 +52,7 @@ impl FoundData {
             }
             communicator.patient_barrier()?;
         }
-        let dataset = Dataset::find(source.bucket(), &source.address())?;
+        let dataset = Box::new(Dataset::find(source.bucket(), &source.address())?);
         Ok(Self::One { dataset, source: Some(source) })
     }
 
@@ -70,7 +70,7 @@ impl FoundData {
     /// `Invalid` for an impossible sequence length.
     pub fn summary(&self, settings: &Settings) -> Result<DataSummary> {
         Ok(match self {
-            Self::One { dataset, .. } => dataset.into(),
+            Self::One { dataset, .. } => dataset.as_ref().into(),
             Self::Mixed { mixed, .. } => mixed.summary(most_evaluated(settings)?),
         })
     }
