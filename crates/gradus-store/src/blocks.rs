@@ -120,10 +120,16 @@ impl BlockMap {
         start..(start + self.block_bytes).min(self.objects[object].bytes)
     }
 
-    /// A name for all of these blocks and their numbers: where it is the same, so are they.
+    /// A name for all blocks that nodes can exchange, and their numbers: where it is the same, so are they. Of files, which
+    /// no node has of another, the sizes count: each host may have its own copies, of other times.
     pub fn name(&self) -> String {
         let mut hasher = Sha256::new();
-        self.names.iter().for_each(|name| hasher.update(name));
+        for (object, name) in self.objects.iter().zip(&self.names) {
+            match object.address.starts_with("file:") {
+                true => hasher.update(object.bytes.to_le_bytes()),
+                false => hasher.update(name),
+            }
+        }
         hasher.finalize()[..16].iter().map(|byte| format!("{byte:02x}")).collect()
     }
 

@@ -18,10 +18,12 @@ mod digest;
 mod feed;
 pub mod index;
 mod manifest;
+mod mixed;
 pub mod order;
 pub mod peers;
 mod prepare;
 mod sample_form;
+mod summary;
 mod tokenizer;
 mod tokens;
 
@@ -37,9 +39,11 @@ pub use feed::{
 };
 pub use index::{Index, IndexSettings, Objects};
 pub use manifest::{InputStamp, Inputs, MANIFEST, Manifest, Shard, Split, SplitManifest, TokenType};
+pub use mixed::{Mixed, MixedOrder, MixedPart, MixtureProgress};
 pub use order::{Order, OrderSettings, SampleOrder, Shuffle};
 pub use prepare::{
     OpenBucket, PreparePhase, PrepareProgress, PrepareSettings, Prepared, prepare, prepare_with_buckets,
 };
+pub use summary::{DataSummary, PartSummary};
 pub use tokenizer::{END_OF_TEXT, Encoder, LEAST_VOCABULARY, StreamDecoder, Tokenizer, train};
 pub use tokens::{FeedTokens, FileTokens, Tokens};

@@ -4,6 +4,7 @@
 use crate::exposed::Exposed;
 use crate::mesh::Mesh;
 use crate::reading::{DataRecord, DataWaits};
+use gradus_store::MixtureProgress;
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
 
@@ -35,6 +36,9 @@ pub struct RunDescription {
     pub peak_flops_per_s: f64,
     /// Step after which the run continues: 0 for a fresh one.
     pub resumed_from: u64,
+    /// The datasets that are mixed, and how far the run is with each; empty where it reads one.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub mixture: Vec<MixtureProgress>,
 }
 
 /// One optimizer step.

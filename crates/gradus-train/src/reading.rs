@@ -1,6 +1,6 @@
 //! What reading data costs a run: time in which a rank waited for them, and where they came from.
 
-use gradus_store::{Brought, Cause, FeedCounters, Stalls};
+use gradus_store::{Brought, Cause, FeedCounters, MixtureProgress, Stalls};
 use serde::{Deserialize, Serialize};
 use std::ops::AddAssign;
 
@@ -134,6 +134,9 @@ pub struct DataRecord {
     pub depth_bytes: u64,
     /// Bytes that wait for readers or are on their way to them.
     pub waiting_bytes: u64,
+    /// The datasets that are mixed, and how far all ranks are with each; empty where a run reads one.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub mixture: Vec<MixtureProgress>,
 }
 
 impl DataRecord {

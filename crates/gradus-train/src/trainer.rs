@@ -21,7 +21,7 @@ use gradus_compute::Device;
 use gradus_error::{Error, Result};
 use gradus_host::Clock;
 use gradus_model::{Batch, ModelConfig, Transformer};
-use gradus_store::{Dataset, Tokenizer, Tokens};
+use gradus_store::{DataSummary, Tokenizer, Tokens};
 use reporting::StepTimes;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -69,7 +69,7 @@ pub struct Parts {
     /// What a person calls the host of each; empty where nobody knows.
     pub hosts: Vec<String>,
     /// What to learn from.
-    pub dataset: Dataset,
+    pub data: DataSummary,
     /// Its samples in the order of the run.
     pub tokens: Box<dyn Tokens>,
     /// What is held out, in the order of evaluations, each of which reads [`crate::evaluated_samples`]; none if nothing is.
@@ -126,7 +126,7 @@ impl Microbatches for StepBatches<'_> {
 /// A run under way, on one rank.
 pub struct Trainer {
     learner: Learner,
-    dataset: Dataset,
+    data: DataSummary,
     tokens: Box<dyn Tokens>,
     held_out: Option<Box<dyn Tokens>>,
     evaluations: u64,

@@ -3,8 +3,10 @@
 //! Prepared data are a folder of this host, or lie in a bucket. Of a bucket one rank of each node reads for all of them: it
 //! has the feed and its cache, and the others ask it; feeds of several nodes share what they have fetched.
 
-use crate::data_source::{DataSource, cache_for, known_block_bytes};
+use crate::data_source::{cache_for, known_block_bytes};
+use crate::found_data::FoundData;
 use crate::gathered::texts;
+use crate::holdings;
 use crate::run_settings::Settings;
 use gradus_collective::Communicator;
 use gradus_collective::algorithm::Nodes;
@@ -12,14 +14,12 @@ use gradus_error::{Error, Result};
 use gradus_fabric::service::{Keys, Listener, meeting_place};
 use gradus_fabric::{Launch, NetworkSettings};
 use gradus_host::{Clock, RealClock};
-use gradus_store::index::Format;
-use gradus_store::order::Selection;
 use gradus_store::peers::{self, PeersSettings};
 use gradus_store::{
-    Asker, CacheSettings, Dataset, Feed, FeedTokens, FileTokens, Joining, Keeper, Order, Readers, Reading,
+    Asker, CacheSettings, Feed, FeedTokens, FileTokens, Joining, Keeper, Order, Readers, Reading, Source,
     Split, Tokens,
 };
-use gradus_train::{Mesh, evaluated_samples};
+use gradus_train::Mesh;
 use serde::{Deserialize, Serialize};
 use std::path::Path;
 use std::sync::Arc;
@@ -37,6 +37,8 @@ struct Word {
     keeper: String,
     /// Where other nodes find it, if blocks are shared.
     place: Option<peers::Place>,
+    /// Bytes in which it tells what it has on disk; none where it has nothing.
+    holdings_bytes: usize,
 }
 
 /// Both parts of the data.
@@ -62,36 +64,35 @@ pub struct Place<'a> {
 }
 
 impl RunData {
-    /// Of a folder: what is there is read where it is.
-    ///
-    /// # Errors
-    /// The system's failure to open a shard.
-    pub fn of_folder(dataset: &Dataset, settings: &Settings) -> Result<Self> {
-        let read = |split, order| -> Result<Box<dyn Tokens>> {
-            Ok(Box::new(FileTokens::new(dataset.files(split)?, order)))
-        };
-        let held_out = evaluation_order(dataset, settings)?.map(|order| read(Split::HeldOut, order));
-        let train = read(Split::Train, training_order(dataset, settings)?)?;
-        Ok(Self { train, held_out: held_out.transpose()?, keepers: Vec::new() })
-    }
-
-    /// Of a bucket. All ranks call it together.
+    /// Of what was found. All ranks call it together.
     ///
     /// # Errors
     /// What is wrong with the data, the bucket, or a setting of cache and order.
-    pub fn of_bucket(
-        source: &DataSource,
-        dataset: &Dataset,
-        settings: &Settings,
-        place: &mut Place,
-    ) -> Result<Self> {
-        let mut opening = Opening { source, dataset, settings, place, keepers: Vec::new() };
+    pub fn open(found: &FoundData, settings: &Settings, place: &mut Place) -> Result<Self> {
+        match found {
+            FoundData::One { source: None, .. } => Self::of_folder(found, settings),
+            _ => Self::of_addresses(found, settings, place),
+        }
+    }
+
+    /// Of a folder: what is there is read where it is.
+    fn of_folder(found: &FoundData, settings: &Settings) -> Result<Self> {
+        let read = |split| -> Result<Option<Box<dyn Tokens>>> {
+            let Some(order) = found.order(split, settings)? else { return Ok(None) };
+            Ok(Some(Box::new(FileTokens::new(found.dataset().files(split)?, order))))
+        };
+        let train = read(Split::Train)?.ok_or_else(nothing_to_learn_from)?;
+        Ok(Self { train, held_out: read(Split::HeldOut)?, keepers: Vec::new() })
+    }
+
+    fn of_addresses(found: &FoundData, settings: &Settings, place: &mut Place) -> Result<Self> {
+        let mut opening = Opening { found, settings, place, keepers: Vec::new() };
         let train = &settings.train;
         let shares = settings.parallel.shares(&opening.mesh()?);
         let microbatch = train.microbatch_sequences(shares) as u64;
-        let order = training_order(dataset, settings)?;
+        let order = found.order(Split::Train, settings)?.ok_or_else(nothing_to_learn_from)?;
         let read = opening.tokens(Split::Train, order, (train.global_batch as u64, microbatch))?;
-        let held_out = match evaluation_order(dataset, settings)? {
+        let held_out = match found.order(Split::HeldOut, settings)? {
             None => None,
             Some(order) => {
                 let samples = order.samples();
@@ -102,9 +103,12 @@ impl RunData {
     }
 }
 
+fn nothing_to_learn_from() -> Error {
+    Error::internal("the part to learn from has no order")
+}
+
 struct Opening<'a, 'p> {
-    source: &'a DataSource,
-    dataset: &'a Dataset,
+    found: &'a FoundData,
     settings: &'a Settings,
     place: &'a mut Place<'p>,
     keepers: Vec<Keeper>,
@@ -135,21 +139,20 @@ impl Opening<'_, '_> {
             )?),
             _ => None,
         };
-        let own = opened.as_ref().map(|(_, word)| word);
-        let own = serde_json::to_string(&own.unwrap_or(&Word::default()))
+        let (feed, word, held) = opened.unwrap_or_default();
+        let own = serde_json::to_string(&word)
             .map_err(|error| Error::internal("what a rank says of its feed is no JSON").with_source(error))?;
         let words = texts(self.place.communicator, &own, LONGEST_WORD)?;
         let words = words.iter().map(|word| understood(word)).collect::<Result<Vec<Word>>>()?;
-        if let Some((feed, _)) = opened {
-            let places: Vec<_> = words.into_iter().filter_map(|word| word.place).collect();
-            if !places.is_empty() {
-                feed.meet(places)?;
-            }
-            return Ok(Box::new(FeedTokens::own(feed, self.dataset)));
+        let lengths: Vec<usize> = words.iter().map(|word| word.holdings_bytes).collect();
+        let held = holdings::exchange(self.place.communicator, &held, &lengths)?;
+        if let Some(feed) = feed {
+            meet(&feed, words, held)?;
+            return Ok(Box::new(FeedTokens::own(feed, self.found.dataset())));
         }
         let keeper = self.place.nodes.members()[node][0];
         let asker = Asker::connect(&words[keeper].keeper, self.settings.stall_timeout()?)?;
-        Ok(Box::new(FeedTokens::far(asker, self.dataset)))
+        Ok(Box::new(FeedTokens::far(asker, self.found.dataset())))
     }
 
     /// Size of blocks where a node knows it, which is one for all: they share blocks. What the first has that knows one; 0 if
@@ -160,40 +163,35 @@ impl Opening<'_, '_> {
         Ok(told.iter().filter_map(|bytes| bytes.parse().ok()).find(|bytes| *bytes > 0).unwrap_or(0))
     }
 
-    /// This node's feed, and what others are to know of it.
+    /// This node's feed, what others are to know of it, and what it has on disk.
     fn feed(
         &mut self,
         split: Split,
         order: Arc<dyn Order>,
         (batch, microbatch): (u64, u64),
         (node, cache): (usize, CacheSettings),
-    ) -> Result<(Arc<Feed>, Word)> {
-        let index = Arc::new(self.source.index(split)?);
-        if !matches!(index.format(), Format::Tokens { .. }) {
-            return Err(Error::invalid(format!(
-                "{} is described as {}, not as prepared tokens: remove the index that lies there",
-                self.source.address(),
-                index.format().title()
-            )));
-        }
+    ) -> Result<(Option<Arc<Feed>>, Word, Vec<u8>)> {
+        let (index, source) = self.found.index(split)?;
+        let index = Arc::new(index);
         let cache = cache_for(&index, cache, self.settings.order.shuffle);
         let mesh = self.mesh()?;
         let readers = Readers::new(batch, microbatch, readers(&mesh, self.place.nodes), node);
         let reading = Reading { index, order, readers, end: self.end(split, batch) };
         let clock: Arc<dyn Clock> = Arc::new(RealClock::new());
-        let source = self.source.source();
-        let feed = match self.joining(node)? {
+        let feed = match self.joining(node, &source)? {
             Some(joining) => Feed::open_among(reading, &source, &cache, joining, clock)?,
             None => Feed::open(reading, &source, &cache, clock)?,
         };
         let feed = Arc::new(feed);
-        let mut word = Word { keeper: String::new(), place: feed.place().cloned() };
+        let place = feed.place().cloned();
+        let held = place.as_ref().map(|_| holdings::bytes_of(&feed.holdings())).unwrap_or_default();
+        let mut word = Word { keeper: String::new(), place, holdings_bytes: held.len() };
         if self.place.nodes.members()[node].len() > 1 {
             let keeper = Keeper::start(feed.clone())?;
             keeper.name().clone_into(&mut word.keeper);
             self.keepers.push(keeper);
         }
-        Ok((feed, word))
+        Ok((Some(feed), word, held))
     }
 
     /// The position at which the run ends, if that is known.
@@ -203,10 +201,10 @@ impl Opening<'_, '_> {
     }
 
     /// What this node needs to share blocks with others, if there are any and they are to.
-    fn joining(&self, node: usize) -> Result<Option<Joining>> {
+    fn joining(&self, node: usize, source: &Source) -> Result<Option<Joining>> {
         let Place { nodes, network, launch, .. } = &*self.place;
         // Files of a host are not fetched, so there is nothing to share.
-        let shares = nodes.members().len() > 1 && self.settings.cache.share && self.source.is_remote();
+        let shares = nodes.members().len() > 1 && self.settings.cache.share && source.is_remote();
         let Some(launch) = launch.filter(|_| shares) else { return Ok(None) };
         let keys = Keys::new(&launch.secret, network, launch.rank)?;
         let listener = Listener::open(&keys, network, &launch.interfaces, &meeting_place(launch))?;
@@ -217,6 +215,22 @@ impl Opening<'_, '_> {
             listener,
             settings: PeersSettings::default(),
         }))
+    }
+}
+
+/// Tells a feed of those of other nodes, if blocks are shared, and what each has `held` since an earlier run: so that homes keep it.
+fn meet(feed: &Feed, words: Vec<Word>, held: Vec<Vec<u8>>) -> Result<()> {
+    let blocks = feed.holdings().blocks();
+    let node = |(word, held): (Word, Vec<u8>)| {
+        word.place.map(|place| Ok((place, holdings::understood(held, blocks)?)))
+    };
+    let is_any = held.iter().any(|held| !held.is_empty());
+    let nodes = words.into_iter().zip(held).filter_map(node).collect::<Result<Vec<_>>>()?;
+    match nodes.is_empty() {
+        true => Ok(()),
+        // Homes that nothing was held against take no memory.
+        false if !is_any => feed.meet(nodes.into_iter().map(|(place, _)| place).collect()),
+        false => feed.meet_with_holdings(nodes),
     }
 }
 
@@ -234,17 +248,6 @@ pub fn cache_of_part(cache: CacheSettings, node_id: &str, split: Split) -> Cache
     CacheSettings { folder: folder.to_string_lossy().into_owned(), ..cache }
 }
 
-/// What a run reads of one part of prepared data, if it reads anything.
-///
-/// # Errors
-/// `Invalid` for settings of the order that cannot be.
-pub fn order_of_part(dataset: &Dataset, settings: &Settings, split: Split) -> Result<Option<Arc<dyn Order>>> {
-    match split {
-        Split::Train => training_order(dataset, settings).map(Some),
-        Split::HeldOut => evaluation_order(dataset, settings),
-    }
-}
-
 /// Of each data rank, the nodes on which it is read, and by how many ranks.
 fn readers(mesh: &Mesh, nodes: &Nodes) -> Vec<Vec<(usize, u32)>> {
     let mut on = vec![Vec::new(); mesh.data_ranks()];
@@ -257,16 +260,4 @@ fn readers(mesh: &Mesh, nodes: &Nodes) -> Vec<Vec<(usize, u32)>> {
         }
     }
     on
-}
-
-fn training_order(dataset: &Dataset, settings: &Settings) -> Result<Arc<dyn Order>> {
-    let samples = dataset.split(Split::Train).samples();
-    Ok(settings.order.order(settings.run.seed, samples)?.into())
-}
-
-/// What evaluations read, if there is anything.
-fn evaluation_order(dataset: &Dataset, settings: &Settings) -> Result<Option<Arc<dyn Order>>> {
-    let all = dataset.split(Split::HeldOut).samples();
-    let chosen = evaluated_samples(all, settings.train.evaluate_tokens, settings.sequence_length()?);
-    Ok((all > 0).then(|| Arc::new(Selection::new(chosen, all)) as Arc<dyn Order>))
 }

@@ -1,5 +1,6 @@
 //! All settings of a run, section by section, as a TOML file gives them.
 
+use crate::mixture::DataSection;
 use crate::settings::parse_duration;
 use gradus_error::{Error, Result};
 use gradus_fabric::membership::CoordinatorAddress;
@@ -37,7 +38,7 @@ pub struct Settings {
     /// Times and sizes of rendezvous and transports.
     pub network: NetworkSettings,
     /// What to learn from.
-    pub data: PrepareSettings,
+    pub data: DataSection,
     /// In which order samples come.
     pub order: OrderSettings,
     /// How buckets are reached.
@@ -143,7 +144,7 @@ impl Settings {
     /// # Errors
     /// `Invalid`, naming the keys.
     pub fn sequence_length(&self) -> Result<usize> {
-        match (self.train.sequence_length, self.data.sequence_length) {
+        match (self.train.sequence_length, self.data.prepare.sequence_length) {
             // The context does not depend on the tokenizer: any count serves to complete the rest.
             (0, 0) => Ok(self.model_config(1)?.context),
             (0, set) | (set, 0) => Ok(set),
@@ -160,7 +161,7 @@ impl Settings {
     /// # Errors
     /// `Invalid`, naming the key.
     pub fn data_settings(&self) -> Result<PrepareSettings> {
-        let mut data = self.data.clone();
+        let mut data = self.data.prepare.clone();
         data.sequence_length = self.sequence_length()?;
         // A model that has learned one tokenizer's tokens can make nothing of another's.
         if data.tokenizer.is_empty() && Path::new(&self.model.from).join(TOKENIZER).is_file() {
@@ -189,6 +190,7 @@ impl Settings {
         self.sample.check()?;
         self.checkpoint.check()?;
         self.network.check()?;
+        self.data.check()?;
         self.order.validate()?;
         self.bucket.validate()?;
         self.check_discretion()?;

@@ -1,5 +1,6 @@
 //! Figures as people read them, the same on the terminal and in reports.
 
+use gradus_store::MixtureProgress;
 use gradus_train::{DataRecord, DataWaits, Exposed, Mesh, Straggling};
 
 /// A count with its thousands apart: `10,512`.
@@ -159,6 +160,15 @@ pub fn data_read(record: &DataRecord) -> String {
     }
     parts.push(format!("bucket {} ({})", share(found.bucket), asked.join(", ")));
     format!("{} read: {}", bytes(record.bytes), parts.join(", "))
+}
+
+/// How datasets are mixed, and how often the run has seen each.
+pub fn mixture(mixture: &[MixtureProgress]) -> String {
+    let one = |part: &MixtureProgress| {
+        let seen = if part.samples > 0 { format!(" ({:.2} epochs)", part.epochs) } else { String::new() };
+        format!("{} {:.1}%{seen}", printable(&part.prepared), part.share * 100.0)
+    };
+    mixture.iter().map(one).collect::<Vec<_>>().join(", ")
 }
 
 /// More ranks than these are counted, not named.

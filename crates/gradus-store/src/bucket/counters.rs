@@ -35,6 +35,27 @@ pub struct BucketCounters {
     pub cost: f64,
 }
 
+impl std::iter::Sum for BucketCounters {
+    /// Of several buckets together.
+    fn sum<I: Iterator<Item = Self>>(all: I) -> Self {
+        all.fold(Self::default(), |one, other| Self {
+            gets: one.gets + other.gets,
+            heads: one.heads + other.heads,
+            puts: one.puts + other.puts,
+            lists: one.lists + other.lists,
+            deletes: one.deletes + other.deletes,
+            bytes_read: one.bytes_read + other.bytes_read,
+            bytes_written: one.bytes_written + other.bytes_written,
+            retries: one.retries + other.retries,
+            throttled: one.throttled + other.throttled,
+            under_way: one.under_way + other.under_way,
+            allowed: one.allowed + other.allowed,
+            lowest_allowed: one.lowest_allowed + other.lowest_allowed,
+            cost: one.cost + other.cost,
+        })
+    }
+}
+
 /// Which price a request has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum RequestKind {

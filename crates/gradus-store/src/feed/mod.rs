@@ -18,6 +18,7 @@ mod readers;
 mod sample;
 mod samples;
 mod serving;
+mod several;
 mod share;
 mod society;
 mod stalls;
@@ -283,13 +284,11 @@ impl Core {
         let uses = Uses::new(order.clone(), mine, end);
         let window_bytes = window_bytes(cache);
         let depth = Arc::new(Mutex::new(Depth::new(FIRST_DEPTH_BYTES, window_bytes)));
-        let tier = match source {
-            Source::Files => None,
-            Source::Bucket(_) => {
-                let window_blocks = (window_bytes / cache.block_bytes).min(map.blocks());
-                Some(Tier0::open(map.clone(), cache, window_blocks)?)
-            }
-        };
+        let tier = source.is_remote().then(|| {
+            let window_blocks = (window_bytes / cache.block_bytes).min(map.blocks());
+            Tier0::open(map.clone(), cache, window_blocks)
+        });
+        let tier = tier.transpose()?;
         let origin = source.origin(map.clone(), depth.clone(), clock.clone());
         let plan = Plan { index, map, order, readers, end };
         Ok(Self { plan, tier, origin, depth, walk: Mutex::new(Walk::new(uses)), clock })

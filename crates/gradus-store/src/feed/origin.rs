@@ -2,6 +2,7 @@
 
 use super::buffers::{Buffer, Buffers};
 use super::depth::Depth;
+use super::several::Several;
 use super::stalls::Cause;
 use super::unit::Origin;
 use crate::blocks::BlockMap;
@@ -20,9 +21,20 @@ pub enum Source {
     Files,
     /// In a bucket.
     Bucket(Bucket),
+    /// One after another in several places: so many objects in each.
+    Several(Vec<(usize, Source)>),
 }
 
 impl Source {
+    /// Whether any object comes from a bucket.
+    pub fn is_remote(&self) -> bool {
+        match self {
+            Self::Files => false,
+            Self::Bucket(_) => true,
+            Self::Several(parts) => parts.iter().any(|(_, part)| part.is_remote()),
+        }
+    }
+
     pub(super) fn origin(
         &self,
         map: Arc<BlockMap>,
@@ -36,6 +48,12 @@ impl Source {
                 Arc::new(Files { map, files, buffers })
             }
             Self::Bucket(bucket) => Arc::new(Remote { bucket: bucket.clone(), map, buffers, depth, clock }),
+            Self::Several(parts) => {
+                let each = parts.iter().map(|(objects, part)| {
+                    (*objects, part.origin(map.clone(), depth.clone(), clock.clone()))
+                });
+                Arc::new(Several::new(each, map.clone()))
+            }
         }
     }
 }
@@ -80,8 +98,12 @@ impl Origin for Files {
         }
     }
 
-    fn cause(&self) -> Cause {
+    fn cause(&self, _: u32) -> Cause {
         Cause::Disk
+    }
+
+    fn is_near(&self, _: u32) -> bool {
+        true
     }
 
     fn counters(&self) -> BucketCounters {
@@ -125,8 +147,12 @@ impl Origin for Remote {
 
     fn expect(&self, _: u32, _: Range<u64>) {}
 
-    fn cause(&self) -> Cause {
+    fn cause(&self, _: u32) -> Cause {
         Cause::Bucket
+    }
+
+    fn is_near(&self, _: u32) -> bool {
+        false
     }
 
     fn counters(&self) -> BucketCounters {

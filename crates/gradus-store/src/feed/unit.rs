@@ -33,8 +33,11 @@ pub(crate) trait Origin: Send + Sync {
     /// Says that part of an object will be read soon.
     fn expect(&self, object: u32, range: Range<u64>);
 
-    /// What a reader waits for who reads from it.
-    fn cause(&self) -> Cause;
+    /// What a reader waits for who reads an object from it.
+    fn cause(&self, object: u32) -> Cause;
+
+    /// Whether an object is a file of this host, which is read where it is: nothing keeps it again.
+    fn is_near(&self, object: u32) -> bool;
 
     /// What was asked of it.
     fn counters(&self) -> BucketCounters;
@@ -190,7 +193,7 @@ impl Unit {
             Whereabouts::Pieces(pieces) => pieces,
             Whereabouts::There => {
                 let mut read = None;
-                timed(origin.cause(), &mut || {
+                timed(origin.cause(self.object), &mut || {
                     read = Some(origin.read(self.object, self.range.clone())?);
                     Ok(())
                 })?;

@@ -196,6 +196,30 @@ impl Index {
         Ok(index)
     }
 
+    /// Several as one: their objects, and so their samples, one after another.
+    ///
+    /// # Errors
+    /// `Invalid` without any, or when two are of other formats.
+    pub fn join(parts: Vec<Self>) -> Result<Self> {
+        let mut parts = parts.into_iter();
+        let mut joined = parts.next().ok_or_else(|| Error::invalid("there is no dataset to be read"))?;
+        for part in parts {
+            if part.format != joined.format {
+                return Err(Error::invalid(format!(
+                    "datasets that are read as one differ: {} and {}",
+                    joined.format.title(),
+                    part.format.title()
+                )));
+            }
+            let samples = joined.samples();
+            joined.first.extend(part.first[1..].iter().map(|first| samples + first));
+            joined.objects.extend(part.objects);
+            joined.tables.extend(part.tables);
+            joined.keys.extend(part.keys);
+        }
+        Ok(joined)
+    }
+
     fn new(format: Format, objects: Vec<ObjectInfo>, tables: Vec<Table>, keys: Vec<Vec<String>>) -> Self {
         let mut first = vec![0];
         for table in &tables {

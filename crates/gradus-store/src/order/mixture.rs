@@ -48,7 +48,7 @@ impl Mixture {
         let slots = self.spread.slots();
         let turned = (self.beginning(position / slots) + position % slots) % slots;
         let component = self.spread.component_of(turned);
-        (component, self.local_before(component, position))
+        (component, self.positions_before(component, position))
     }
 
     /// The samples of a component.
@@ -67,16 +67,11 @@ impl Mixture {
         (self.spread.slots_of(component), self.spread.slots())
     }
 
-    /// The slot of the pattern at which a period begins.
-    fn beginning(&self, period: u64) -> u64 {
-        let words = philox(self.key, u128::from(period));
-        let word = u64::from(words[0]) << 32 | u64::from(words[1]);
-        // A period has so few slots that the remainder's bias is below one part of 2^43.
-        word % self.spread.slots()
-    }
-
-    /// A component's positions before a position.
-    fn local_before(&self, component: usize, position: u64) -> u64 {
+    /// How many of the positions before `position` a component has.
+    ///
+    /// # Panics
+    /// If there is no such component.
+    pub fn positions_before(&self, component: usize, position: u64) -> u64 {
         let (slots, own) = (self.spread.slots(), self.spread.slots_of(component));
         let beginning = self.beginning(position / slots);
         let end = beginning + position % slots;
@@ -86,6 +81,14 @@ impl Mixture {
             own + self.spread.count_before(component, end - slots)
         };
         position / slots * own + until_end - self.spread.count_before(component, beginning)
+    }
+
+    /// The slot of the pattern at which a period begins.
+    fn beginning(&self, period: u64) -> u64 {
+        let words = philox(self.key, u128::from(period));
+        let word = u64::from(words[0]) << 32 | u64::from(words[1]);
+        // A period has so few slots that the remainder's bias is below one part of 2^43.
+        word % self.spread.slots()
     }
 
     /// The position that is a component's local one.
@@ -117,7 +120,7 @@ impl Order for Mixture {
         if self.spread.slots_of(component) == 0 {
             return None;
         }
-        let from = self.local_before(component, from);
+        let from = self.positions_before(component, from);
         let local = self.orders[component].next_position(sample - self.first_sample[component], from)?;
         self.position_of(component, local)
     }

@@ -8,6 +8,7 @@ mod cache;
 mod cargo;
 mod feed;
 mod index;
+mod mixtures;
 mod nodes;
 mod packed;
 mod peers;

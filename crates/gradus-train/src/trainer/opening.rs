@@ -16,7 +16,7 @@ use gradus_collective::Communicator;
 use gradus_compute::Device;
 use gradus_error::{Error, Result};
 use gradus_model::ModelConfig;
-use gradus_store::{Dataset, Split, Tokenizer};
+use gradus_store::{DataSummary, Tokenizer};
 use std::ops::Range;
 use std::path::Path;
 
@@ -36,7 +36,7 @@ impl Trainer {
             mut communicator,
             nodes,
             hosts,
-            dataset,
+            data,
             tokens,
             held_out,
             tokenizer,
@@ -45,8 +45,8 @@ impl Trainer {
         } = parts;
         let mesh = Mesh::from_settings(&settings.parallel, communicator.world_size())?;
         settings.train.check(mesh.data_ranks())?;
-        let sequence = sequence_length(&settings.train, &config, &dataset)?;
-        let documents = DocumentRule::new(end_of_text(&settings.train, &dataset)?);
+        let sequence = sequence_length(&settings.train, &config, &data)?;
+        let documents = DocumentRule::new(end_of_text(&settings.train, &data)?);
         let mut own = learner_settings(&settings, &mesh, sequence)?;
         warn_of_waiting(&communicator, &mesh, own.microbatches);
         let mut peak = [parts.peak_flops_per_s];
@@ -64,11 +64,11 @@ impl Trainer {
         }
         let sampler = sampler(&mut learner, tokenizer.as_ref(), &settings)?;
         let sums = way_of_sums(&mut learner);
-        let conditions = conditions::of_run(&settings, (&mesh, &sums, chosen), &described, &dataset.digest());
+        let conditions = conditions::of_run(&settings, (&mesh, &sums, chosen), &described, &data.digest);
         let state = first_state(&settings, conditions);
         let mut trainer = Self {
             learner,
-            dataset,
+            data,
             tokens,
             held_out,
             evaluations: 0,
@@ -233,7 +233,7 @@ fn sampler(
 }
 
 /// `T`: as set, or the model's context, as the data were packed.
-fn sequence_length(train: &TrainSettings, model: &ModelConfig, dataset: &Dataset) -> Result<usize> {
+fn sequence_length(train: &TrainSettings, model: &ModelConfig, data: &DataSummary) -> Result<usize> {
     let context = model.context;
     let sequence = if train.sequence_length > 0 { train.sequence_length } else { context };
     if sequence > context {
@@ -241,24 +241,24 @@ fn sequence_length(train: &TrainSettings, model: &ModelConfig, dataset: &Dataset
             "train.sequence_length is {sequence}, longer than model.context ({context})"
         )));
     }
-    if dataset.sequence_length() != sequence {
+    if data.sequence_length != sequence {
         return Err(Error::invalid(format!(
             "the data are packed into sequences of {} tokens, the run asks for {sequence}: prepare them again",
-            dataset.sequence_length()
+            data.sequence_length
         )));
     }
-    if dataset.split(Split::Train).samples() == 0 {
+    if data.train.samples == 0 {
         return Err(Error::invalid("the training split holds no whole sequence: give more text"));
     }
     Ok(sequence)
 }
 
 /// The token after which attention must not look back, where documents are kept apart.
-fn end_of_text(train: &TrainSettings, dataset: &Dataset) -> Result<Option<u32>> {
+fn end_of_text(train: &TrainSettings, data: &DataSummary) -> Result<Option<u32>> {
     if train.cross_documents {
         return Ok(None);
     }
-    let known = dataset.end_of_text().ok_or_else(|| {
+    let known = data.end_of_text.ok_or_else(|| {
         Error::invalid(
             "train.cross_documents is false, but the data name no end-of-text token: set it to true",
         )

@@ -6,7 +6,7 @@ use crate::exposed::Exposed;
 use crate::learner::StepResult;
 use crate::reading::{DataRecord, DataWaits};
 use gradus_host::processors;
-use gradus_store::Split;
+use gradus_store::MixtureProgress;
 
 /// Times of one step on this rank, seconds.
 #[derive(Clone, Copy)]
@@ -21,7 +21,7 @@ pub(super) struct StepTimes {
 
 impl Trainer {
     pub(super) fn describe(&mut self) -> RunDescription {
-        let (train, held_out) = (self.dataset.split(Split::Train), self.dataset.split(Split::HeldOut));
+        let (train, held_out) = (self.data.train, self.data.held_out);
         let transport = self.learner.communicator().transport_name().to_owned();
         RunDescription {
             world_size: self.learner.mesh().world_size(),
@@ -31,11 +31,12 @@ impl Trainer {
             parameters: self.learner.config().parameter_count(),
             model: self.learner.config().summary(),
             tokens_per_step: self.settings.train.global_batch * self.sequence,
-            train_tokens: train.tokens(),
-            held_out_tokens: held_out.tokens(),
-            bytes_per_token: held_out.bytes_per_token().unwrap_or(0.0),
+            train_tokens: train.tokens,
+            held_out_tokens: held_out.tokens,
+            bytes_per_token: held_out.bytes_per_token.unwrap_or(0.0),
             peak_flops_per_s: self.peak_flops_per_s,
             resumed_from: self.state.step,
+            mixture: self.mixture_progress(),
         }
     }
 
@@ -75,8 +76,14 @@ impl Trainer {
     pub(super) fn report_data(&self, observer: &mut dyn Observer) {
         let held_out = self.held_out.as_ref().and_then(|tokens| tokens.counters());
         if let Some(record) = DataRecord::of(self.state.step, [self.tokens.counters(), held_out]) {
-            observer.observe(&Event::Data(record));
+            observer.observe(&Event::Data(DataRecord { mixture: self.mixture_progress(), ..record }));
         }
+    }
+
+    /// How far the run is with each dataset, if several are mixed.
+    fn mixture_progress(&self) -> Vec<MixtureProgress> {
+        let position = self.state.step * self.settings.train.global_batch as u64;
+        self.data.mixture.as_ref().map(|order| order.progress(position)).unwrap_or_default()
     }
 
     /// A run that is over before its learning rate has risen is seldom what somebody wants.

@@ -5,7 +5,6 @@ use crate::checkpoint;
 use crate::evaluate::{Evaluation, evaluated_samples};
 use crate::events::{EvaluationRecord, Event, Observer};
 use gradus_error::Result;
-use gradus_store::Split;
 use std::path::PathBuf;
 
 impl Trainer {
@@ -27,14 +26,14 @@ impl Trainer {
     }
 
     fn evaluate(&mut self, observer: &mut dyn Observer) -> Result<()> {
-        let split = self.dataset.split(Split::HeldOut);
+        let split = self.data.held_out;
         let Some(tokens) = self.held_out.as_deref_mut() else { return Ok(()) };
         let shares = self.settings.parallel.shares(self.learner.mesh());
         let mut evaluation = Evaluation {
             tokens,
             buffer: &mut self.buffer,
             before: self.evaluations,
-            samples: evaluated_samples(split.samples(), self.settings.train.evaluate_tokens, self.sequence),
+            samples: evaluated_samples(split.samples, self.settings.train.evaluate_tokens, self.sequence),
             batch: self.settings.train.microbatch_sequences(shares),
             sequence: self.sequence,
             rule: self.documents,
@@ -42,7 +41,7 @@ impl Trainer {
         };
         self.evaluations += 1;
         let sum = self.learner.evaluate(&mut evaluation)?;
-        let bytes_per_token = split.bytes_per_token().unwrap_or(0.0);
+        let bytes_per_token = split.bytes_per_token.unwrap_or(0.0);
         observer.observe(&Event::Evaluation(EvaluationRecord {
             step: self.state.step,
             loss: sum.mean(),

@@ -1,8 +1,9 @@
 //! `gradus cache warm`: fills the folder of a cache before a run reads from it.
 
 use crate::data_source::{DataSource, cache_for};
+use crate::found_data::order_of_part;
 use crate::logging;
-use crate::run_data::{cache_of_part, order_of_part};
+use crate::run_data::cache_of_part;
 use crate::run_settings::Settings;
 use crate::settings;
 use crate::sinks::Preparation;
@@ -36,7 +37,12 @@ pub fn run(arguments: &WarmArguments, overrides: &[(String, String)]) -> Result<
     if let Some(name) = &arguments.node_id {
         settings.network.node_id.clone_from(name);
     }
-    let address = arguments.source.clone().unwrap_or_else(|| settings.data.prepared.clone());
+    let address = arguments.source.clone().unwrap_or_else(|| settings.data.prepare.prepared.clone());
+    if address.is_empty() && settings.data.is_mixed() {
+        return Err(Error::invalid(
+            "data.mixture cannot be fetched ahead: a run fetches what it needs of each of them",
+        ));
+    }
     if address.is_empty() {
         return Err(Error::invalid("say where the data are: --source s3://BUCKET/PREFIX, or data.prepared"));
     }

@@ -2,9 +2,10 @@
 
 use super::environment;
 use crate::data_source::DataSource;
+use crate::mixture;
 use crate::run_settings::Settings;
 use crate::sinks::Preparation;
-use gradus_error::Result;
+use gradus_error::{Error, Result};
 use gradus_store::{Bucket, Dataset, PreparePhase, PrepareProgress, Prepared, Split, prepare_with_buckets};
 
 /// Prepares the data of `settings`, or finds that nothing has changed.
@@ -12,6 +13,11 @@ use gradus_store::{Bucket, Dataset, PreparePhase, PrepareProgress, Prepared, Spl
 /// # Errors
 /// What [`prepare`] says of inputs, tokenizer and disk.
 pub fn run(settings: &Settings) -> Result<Prepared> {
+    if settings.data.is_mixed() {
+        return Err(Error::invalid(
+            "data.mixture names data that were prepared before: prepare each by itself, with its data.input and data.prepared",
+        ));
+    }
     let mut screen = Screen { preparation: Preparation::new(), phase: None };
     let open = |address: &_| Bucket::open(address, &settings.bucket, &environment);
     let prepared =
@@ -20,21 +26,24 @@ pub fn run(settings: &Settings) -> Result<Prepared> {
     Ok(prepared)
 }
 
-/// The vocabulary of the data: of what is prepared now, or of what is there where no input is given.
+/// The vocabulary of the data: of what is prepared now, or of what is there where no input is given, or several are mixed.
 ///
 /// # Errors
 /// As of [`run`]; `Invalid` where nothing was prepared.
 pub fn vocabulary(settings: &Settings) -> Result<usize> {
-    if !settings.data.input.is_empty() || !is_addressed(settings) {
+    if settings.data.is_mixed() {
+        return Ok(mixture::open(settings)?.0.parts()[0].dataset.vocabulary());
+    }
+    if !settings.data.prepare.input.is_empty() || !is_addressed(settings) {
         return Ok(run(settings)?.manifest.vocabulary);
     }
-    let source = DataSource::open(&settings.data.prepared, settings)?;
+    let source = DataSource::open(&settings.data.prepare.prepared, settings)?;
     Ok(Dataset::find(source.bucket(), &source.address())?.vocabulary())
 }
 
 /// Whether the data lie at an address, which need not be a folder of this host.
 pub fn is_addressed(settings: &Settings) -> bool {
-    settings.data.prepared.contains("://")
+    settings.data.prepare.prepared.contains("://")
 }
 
 /// What was prepared, in a sentence.

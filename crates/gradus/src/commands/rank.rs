@@ -1,8 +1,8 @@
 //! One rank of a run: everything is opened, connected and handed to the trainer.
 
-use super::{environment, first_weights, open_device, prepare};
-use crate::data_source::DataSource;
+use super::{environment, first_weights, open_device};
 use crate::exit;
+use crate::found_data::FoundData;
 use crate::gathered::texts;
 use crate::logging;
 use crate::report;
@@ -23,7 +23,7 @@ use gradus_fabric::{
 };
 use gradus_host::{Clock, RealClock, disk, processors};
 use gradus_model::ModelConfig;
-use gradus_store::{Dataset, Tokenizer};
+use gradus_store::{DataSummary, Tokenizer};
 use gradus_train::{FirstWeights, Observer, Outcome, Parts, RunSettings, Trainer};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -58,7 +58,7 @@ pub fn run(resolved: &Resolved<Settings>, launch: Option<Launch>, resume: bool) 
         device,
         measure_on,
         memory_bytes,
-        dataset,
+        summary,
         data,
         tokenizer,
         mut observer,
@@ -76,7 +76,7 @@ pub fn run(resolved: &Resolved<Settings>, launch: Option<Launch>, resume: bool) 
         communicator,
         nodes,
         hosts,
-        dataset,
+        data: summary,
         tokens,
         held_out,
         tokenizer,
@@ -104,7 +104,7 @@ struct Opened {
     device: Arc<dyn Device>,
     measure_on: Option<Arc<dyn Device>>,
     memory_bytes: u64,
-    dataset: Dataset,
+    summary: DataSummary,
     data: RunData,
     tokenizer: Option<Tokenizer>,
     observer: Box<dyn Observer>,
@@ -120,7 +120,7 @@ fn open(
 ) -> Result<Opened> {
     let settings = &resolved.settings;
     let first = communicator.rank() == 0;
-    let (dataset, source) = dataset(settings, communicator)?;
+    let found = FoundData::find(settings, communicator)?;
     // Others may have more to prepare than we.
     communicator.patient_barrier()?;
     let seats = seats(communicator, &network.node_id)?;
@@ -128,23 +128,19 @@ fn open(
     let nodes = Nodes::try_from(Seat::by_node(&seats))?;
     let hosts = hosts(communicator)?;
     let device = open_device(settings.train.threads, sharers, settings.train.precision)?;
-    agree(communicator, "the data", &dataset.digest())?;
+    let summary = found.summary(settings)?;
+    agree(communicator, "the data", &summary.digest)?;
     agree(communicator, "the kernels", &kernels(&device.describe()))?;
     // Until here a signal simply ends the process: there is nothing to save yet.
     let stop = stop_on_signals()?;
     let (path, folder, checkpoint) = folder(settings, first, resume)?;
-    let tokenizer = dataset.tokenizer()?;
-    let data = match &source {
-        None => RunData::of_folder(&dataset, settings)?,
-        Some(source) => {
-            let mut place = run_data::Place { communicator, nodes: &nodes, network, launch };
-            RunData::of_bucket(source, &dataset, settings, &mut place)?
-        }
-    };
+    let tokenizer = found.dataset().tokenizer()?;
+    let mut place = run_data::Place { communicator, nodes: &nodes, network, launch };
+    let data = RunData::open(&found, settings, &mut place)?;
     // All ranks measure at once, as they will compute: a peak that nobody else shares would flatter nobody.
     communicator.patient_barrier()?;
     let peak_flops_per_s = device.peak_flops();
-    let config = settings.model_config(dataset.vocabulary())?;
+    let config = settings.model_config(found.dataset().vocabulary())?;
     let observer = observers(resolved, first, &path)?;
     let run = settings.run_settings(path, checkpoint)?;
     // The ranks of a host share its memory as they share its processors.
@@ -164,30 +160,13 @@ fn open(
         device,
         measure_on,
         memory_bytes,
-        dataset,
+        summary,
         data,
         tokenizer,
         observer,
         peak_flops_per_s,
         stop,
     })
-}
-
-/// What was prepared, made now if it is not there yet and there is an input; with its source where it has an address. A
-/// folder is each host's own, unless they share it, and processes take turns at it; into a bucket rank 0 prepares for all.
-fn dataset(settings: &Settings, communicator: &mut Communicator) -> Result<(Dataset, Option<DataSource>)> {
-    if !prepare::is_addressed(settings) {
-        return Ok((Dataset::open(&prepare::run(settings)?.folder)?, None));
-    }
-    let source = DataSource::open(&settings.data.prepared, settings)?;
-    if !settings.data.input.is_empty() {
-        if communicator.rank() == 0 || !source.is_remote() {
-            prepare::run(settings)?;
-        }
-        communicator.patient_barrier()?;
-    }
-    let dataset = Dataset::find(source.bucket(), &source.address())?;
-    Ok((dataset, Some(source)))
 }
 
 /// A failure as the other ranks shall hear of it.

@@ -52,6 +52,7 @@ pub mod examples {
             bytes_per_token: 3.62,
             peak_flops_per_s: 2.31e12,
             resumed_from: 0,
+            mixture: Vec::new(),
         }
     }
 

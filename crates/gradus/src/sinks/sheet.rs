@@ -33,6 +33,9 @@ pub fn description(run: &RunDescription, paint: Paint) -> String {
     if run.mesh.world_size() > 1 {
         rows.insert(4, ("mesh", run.mesh.describe()));
     }
+    if !run.mixture.is_empty() {
+        rows.insert(2, ("mixture", wording::mixture(&run.mixture)));
+    }
     if run.peak_flops_per_s > 0.0 {
         rows.push(("peak", format!("{}FLOP/s in matrix products, measured", flops(run.peak_flops_per_s))));
     }
@@ -187,6 +190,8 @@ pub fn summary(end: &End<'_>, paint: Paint) -> String {
         rows.extend(tally.data_wait().map(|part| ("data wait", format!("{part} of the time"))));
     }
     rows.extend(end.data.map(|record| ("data", wording::data_read(record))));
+    let mixture = end.data.map(|record| &record.mixture).filter(|mixture| !mixture.is_empty());
+    rows.extend(mixture.map(|mixture| ("mixture", wording::mixture(mixture))));
     if tally.skipped > 0 {
         rows.push(("skipped", wording::counted(tally.skipped, "step") + ": a gradient was not finite"));
     }

@@ -18,7 +18,11 @@ pub struct Home {
 impl Home {
     /// Prepares, trains once from the folder as the run `folder`, and copies what was prepared.
     pub fn new() -> Self {
-        let place = Place::new();
+        Self::of(Place::new())
+    }
+
+    /// The same of another corpus.
+    fn of(place: Place) -> Self {
         place.train(&["--run.dir", "runs/folder", "--data.prepared", "prepared"]);
         let root = tempfile::tempdir().unwrap();
         let server = S3Server::start(root.path()).unwrap();
@@ -42,22 +46,12 @@ impl Home {
     pub fn command(&self, run: &str, arguments: &[&str]) -> Command {
         let dir = format!("runs/{run}");
         let common = ["train", "run.toml", "--run.dir", &dir, "--data.prepared", "s3://data/set"];
-        self.with_bucket(self.place.command([&common[..], arguments].concat()))
+        with_bucket(&self.server, self.place.command([&common[..], arguments].concat()))
     }
 
     /// The program, with what it needs to reach the bucket.
     pub fn reaching(&self, arguments: &[&str]) -> Command {
-        self.with_bucket(self.place.command(arguments))
-    }
-
-    /// A command that can reach the bucket.
-    fn with_bucket(&self, mut command: Command) -> Command {
-        command
-            .env("AWS_ENDPOINT_URL", self.server.endpoint())
-            .env("AWS_ACCESS_KEY_ID", ACCESS_KEY)
-            .env("AWS_SECRET_ACCESS_KEY", SECRET_KEY)
-            .env_remove("AWS_PROFILE");
-        command
+        with_bucket(&self.server, self.place.command(arguments))
     }
 
     pub fn train(&self, run: &str, arguments: &[&str]) {
@@ -69,6 +63,15 @@ impl Home {
     pub fn train_two_from_folder(&self) {
         let folder = ["--run.dir", "runs/two-folder", "--data.prepared", "prepared"];
         self.place.train(&[&folder[..], &["--nproc-per-node", "2"]].concat());
+    }
+
+    /// Blocks that the folder of a cache holds.
+    fn blocks_of(&self, folder: &str) -> u64 {
+        let output = self.place.run(&["cache", "stat", folder]);
+        assert!(output.status.success(), "{}", text(&output));
+        let lines = String::from_utf8(output.stdout).unwrap();
+        let count = lines.lines().find_map(|line| line.strip_prefix("blocks ")).unwrap();
+        count.trim().parse().unwrap()
     }
 
     /// Bytes of shards that have left the bucket since the last call: to learn from, and held out.
@@ -87,6 +90,16 @@ impl Home {
 
 /// Without an input, what is to be read must be there.
 const FOUND: [&str; 2] = ["--data.input", ""];
+
+/// A command that can reach the server's buckets.
+pub fn with_bucket(server: &S3Server, mut command: Command) -> Command {
+    command
+        .env("AWS_ENDPOINT_URL", server.endpoint())
+        .env("AWS_ACCESS_KEY_ID", ACCESS_KEY)
+        .env("AWS_SECRET_ACCESS_KEY", SECRET_KEY)
+        .env_remove("AWS_PROFILE");
+    command
+}
 
 pub fn text(output: &Output) -> String {
     String::from_utf8_lossy(&output.stderr).into_owned()
@@ -124,7 +137,7 @@ fn data_are_prepared_from_a_bucket_into_it_and_give_the_same_bits() {
     let places = ["--data.input", "s3://data/corpus", "--data.prepared", "s3://data/made"];
     let prepare = || {
         let command = home.place.command([&["prepare", "run.toml"], &places[..]].concat());
-        let output = home.with_bucket(command).output().unwrap();
+        let output = with_bucket(&home.server, command).output().unwrap();
         assert!(output.status.success(), "{}", text(&output));
         String::from_utf8(output.stdout).unwrap()
     };
@@ -184,6 +197,37 @@ fn blocks_on_disk_stay_of_use_in_another_order_and_with_another_budget() {
         home.train(run, &[&cache[..], &[shuffle, "--cache.disk_bytes", disk_bytes]].concat());
         assert_eq!(home.fetched(), [0, 0], "{run}");
         assert!(home.place.final_bytes(run) == home.place.final_bytes("folder"));
+    }
+}
+
+#[test]
+fn nodes_that_are_started_again_keep_what_they_have_on_disk() {
+    let place = Place::new();
+    // More of the same, so that every node is home of several blocks.
+    for document in 12..96 {
+        let [from, to] =
+            [document % 12, document].map(|number| place.path().join(format!("corpus/{number:02}.txt")));
+        fs::copy(from, to).unwrap();
+    }
+    let home = Home::of(place);
+    let cache = ["--cache.folder", "tier0", "--cache.disk_bytes", "1048576", "--cache.block_bytes", "4096"];
+    let nodes = |run: &str, nodes: &str| {
+        let named = ["--nproc-per-node", nodes, "--launch.logical_nodes", nodes, "--node-id", "node"];
+        home.train(run, &[&cache[..], &named].concat());
+        home.fetched()
+    };
+    let first = nodes("three", "3");
+    assert!(first[0] > 0 && first[0] <= home.bytes[0], "{first:?}: every block once for all nodes");
+    // One of the three comes no more, and with it what it has.
+    let gone = ["train", "held_out"].map(|part| home.blocks_of(&format!("tier0/node.2/{part}")));
+    assert!(gone[0] > 3 && gone[1] > 0, "{gone:?}");
+    let fetched = nodes("two", "2");
+    for ((fetched, gone), all) in fetched.into_iter().zip(gone).zip(home.bytes) {
+        // All blocks are whole but the last of the only shard.
+        let last = 4096 - all % 4096;
+        let least = (gone * 4096).saturating_sub(last);
+        // A node that was slow to answer may have cost a block or two more; other homes cost six.
+        assert!((least..=(gone + 2) * 4096).contains(&fetched), "{fetched} for {gone} blocks");
     }
 }
 

@@ -17,12 +17,14 @@ mod far;
 mod hosts;
 mod members;
 mod meshes;
+mod mixtures;
 #[path = "../../../gradus-collective/tests/it/namespaces.rs"]
 #[allow(dead_code, reason = "shared with the tests of collectives, which need more of it")]
 mod namespaces;
 mod nodes;
 mod preflight;
 mod program;
+mod quickstart;
 mod ranks;
 mod resume;
 mod watching;

@@ -24,7 +24,7 @@ impl Walk {
         let is_wanted = is_read && known.is_none();
         let blocks = plan.map.covering(place.object as usize, place.unit.clone()).len() as u64;
         // A unit that would take most of the memory goes past the cache.
-        let tier = tier.filter(|tier| blocks <= tier.pages() / 2);
+        let tier = tier.filter(|tier| blocks <= tier.pages() / 2 && !origin.is_near(place.object));
         let at = match tier.filter(|_| is_wanted || self.company.is_some()) {
             Some(tier) => Whereabouts::Pieces(self.pieces(plan, tier, origin, place, is_wanted)?),
             None => Whereabouts::There,
@@ -35,7 +35,7 @@ impl Walk {
         }
         if matches!(at, Whereabouts::There) {
             self.expected.push((place.object, place.unit.clone()));
-            self.brings(origin.cause(), place.unit.end - place.unit.start);
+            self.brings(origin.cause(place.object), place.unit.end - place.unit.start);
         }
         let unit =
             Arc::new(Unit::new(place.object, place.unit.clone(), (place.decoding, place.unit_bytes), at));

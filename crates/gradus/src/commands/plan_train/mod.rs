@@ -188,7 +188,7 @@ fn vocabulary(settings: &Settings) -> Result<usize, Error> {
     match (model.vocabulary, preset) {
         _ if !model.from.is_empty() => Ok(1),
         (0, Some((_, config))) => Ok(config.vocabulary),
-        (0, None) if settings.data.vocabulary > 0 => Ok(settings.data.vocabulary),
+        (0, None) if settings.data.prepare.vocabulary > 0 => Ok(settings.data.prepare.vocabulary),
         (0, None) => {
             Err(Error::invalid("model.vocabulary is missing: without data nobody knows the tokenizer's"))
         }
