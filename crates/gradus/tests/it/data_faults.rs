@@ -19,13 +19,17 @@ impl Home {
         self.command(run, arguments).stderr(Stdio::piped()).spawn().unwrap()
     }
 
-    /// Requests that a run with these arguments makes for anything else than samples, before it reads any.
-    fn preparing_requests(&self, run: &str, arguments: &[&str]) -> u64 {
+    /// Requests that a run with these arguments makes for anything else than samples, before it reads any; and those for
+    /// samples to learn from.
+    fn requests(&self, run: &str, arguments: &[&str]) -> (u64, u64) {
         self.fetched();
         self.train(run, arguments);
         let counts = self.server.faults().counts();
-        let of_shards = counts.by_target.iter().filter(|((_, target), _)| target.ends_with(".bin"));
-        counts.requests - of_shards.map(|(_, count)| count).sum::<u64>()
+        let of = |is_meant: fn(&str) -> bool| -> u64 {
+            let targets = counts.by_target.iter().filter(|((_, target), _)| is_meant(target));
+            targets.map(|(_, count)| count).sum()
+        };
+        (counts.requests - of(|target| target.ends_with(".bin")), of(is_train))
     }
 }
 
@@ -42,7 +46,7 @@ fn a_bucket_that_is_far_or_grows_slow_in_mid_run_costs_time_and_no_bit() {
     home.train("far", &[]);
     assert!(home.place.final_bytes("far") == home.place.final_bytes("folder"));
     faults.set(|plan| plan.latency = Duration::ZERO);
-    let before = home.preparing_requests("near", &SMALL);
+    let (before, _) = home.requests("near", &SMALL);
     faults.reset_counts();
     faults.set(|plan| plan.bandwidth = Some(1_000_000));
     let run = home.start("slow", &SMALL);
@@ -58,12 +62,13 @@ fn a_node_that_stands_still_is_done_without_until_it_goes_on() {
     home.train_two_from_folder();
     let two = ["--nproc-per-node", "2", "--launch.logical_nodes", "2", "--network.failure_detection", "60s"];
     let two = [&two[..], &["--cache.block_bytes", "4096"]].concat();
-    let before = home.preparing_requests("two", &two);
+    let (before, of_samples) = home.requests("two", &two);
     let whole = home.fetched()[0];
     let faults = home.server.faults();
     faults.hold_after(before);
     let run = home.start("stopped", &two);
-    faults.wait_for_requests(before + 1);
+    // Both have asked for the blocks that they are home of.
+    faults.wait_for_requests(before + of_samples);
     let stopped = ranks_of(run.id()).into_iter().find(|(rank, _)| rank == "1").unwrap().1;
     kill_process(stopped, Signal::STOP).unwrap();
     faults.release();
@@ -83,6 +88,9 @@ fn a_node_that_stands_still_is_done_without_until_it_goes_on() {
 /// Bytes of shards to learn from that have left the bucket since they were last counted.
 fn train_bytes(home: &Home) -> u64 {
     let counts = home.server.faults().counts();
-    let is_train = |target: &str| target.ends_with(".bin") && target.contains("/train-");
     counts.bytes_by_target.iter().filter(|(target, _)| is_train(target)).map(|(_, bytes)| bytes).sum()
+}
+
+fn is_train(target: &str) -> bool {
+    target.ends_with(".bin") && target.contains("/train-")
 }
