@@ -10,6 +10,7 @@
 //!
 //! Invariant: a position is taken as often as there are readers of it here, and is in the window until then.
 
+mod known;
 mod others;
 mod pieces;
 
@@ -26,9 +27,10 @@ use crate::blocks::{Block, BlockMap};
 use crate::cache::Tier0;
 use crate::index::{Index, SamplePlace};
 use crate::order::{Order, Uses};
+use known::Known;
 use std::collections::{BTreeMap, VecDeque};
 use std::ops::Range;
-use std::sync::{Arc, Weak};
+use std::sync::Arc;
 use std::time::Duration;
 
 /// What is read, by whom, in which order.
@@ -89,9 +91,9 @@ pub(super) struct Walk {
     /// Bytes that units in the window are fetched for.
     waiting_bytes: u64,
     /// Units that somebody still needs, by object and place.
-    units: BTreeMap<(u32, u64, u64), Weak<Unit>>,
+    units: Known<(u32, u64, u64), Unit>,
     /// Blocks that are to be read from disk.
-    loading: BTreeMap<Block, Weak<Loading>>,
+    loading: Known<Block, Loading>,
     /// What will be read past the cache, and the origin was not told of yet.
     expected: Vec<(u32, Range<u64>)>,
     pub uses: Uses,
@@ -131,8 +133,8 @@ struct Begun {
     is_read: bool,
 }
 
-/// Weak entries at which those that lead nowhere are cleared.
-const CLEAR_AT: usize = 4096;
+/// Most positions that the walk remembers to be read already.
+const MOST_TAKEN: usize = 4096;
 
 impl Walk {
     pub fn new(uses: Uses) -> Self {
@@ -141,8 +143,8 @@ impl Walk {
             next: 0,
             window: VecDeque::new(),
             waiting_bytes: 0,
-            units: BTreeMap::new(),
-            loading: BTreeMap::new(),
+            units: Known::new(),
+            loading: Known::new(),
             expected: Vec::new(),
             uses,
             begun: Begun::default(),
@@ -266,7 +268,7 @@ impl Walk {
             (self.base, self.next) = (position + 1, position + 1);
             self.taken = self.taken.split_off(&self.next);
             self.saw(position);
-        } else if position >= self.next && self.taken.len() < CLEAR_AT {
+        } else if position >= self.next && self.taken.len() < MOST_TAKEN {
             *self.taken.entry(position).or_default() += 1;
         }
     }

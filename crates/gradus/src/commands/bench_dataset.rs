@@ -12,6 +12,8 @@ use gradus_store::{Feed, FeedCounters, Order, Readers, Reading, Sample, Split};
 use serde_json::json;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::thread::Scope;
 use std::time::Duration;
 
 /// What the command line says.
@@ -55,14 +57,18 @@ pub fn run(arguments: &BenchDatasetArguments, settings: &Settings) -> Result<()>
     let cache = cache_for(&index, settings.cache.clone(), settings.order.shuffle);
     let reading = Reading { index, order, readers: Readers::alone(), end };
     let feed = Feed::open(reading, &source.source(), &cache, clock.clone())?;
-    let indexed = clock.now();
-    feed.begin(0);
-    let reader = Reader { feed: &feed, clock: &*clock, arguments, samples };
-    for epoch in 0..arguments.epochs {
-        let before = feed.counters();
-        let read = reader.epoch(epoch)?;
-        report(epoch, &read, (&before, &feed.counters()), indexed.saturating_sub(began))?;
-    }
+    let reader = Reader { feed: &feed, clock: &*clock, arguments, samples, next: AtomicU64::new(0) };
+    std::thread::scope(|scope| -> Result<()> {
+        let workers: Vec<Worker> = (0..arguments.threads).map(|_| Worker::start(scope, &reader)).collect();
+        let opening = clock.now().saturating_sub(began);
+        feed.begin(0);
+        for epoch in 0..arguments.epochs {
+            let before = feed.counters();
+            let read = reader.epoch(&workers, epoch)?;
+            report(epoch, &read, (&before, &feed.counters()), opening)?;
+        }
+        Ok(())
+    })?;
     if arguments.stay {
         std::io::copy(&mut std::io::stdin(), &mut std::io::sink()).context("cannot read stdin")?;
     }
@@ -74,6 +80,27 @@ struct Reader<'a> {
     clock: &'a dyn Clock,
     arguments: &'a BenchDatasetArguments,
     samples: u64,
+    /// The first place of the epoch that no thread has taken.
+    next: AtomicU64,
+}
+
+/// A thread that reads its part of an epoch when it is told to. It stays for the next one, as loaders' workers do.
+struct Worker {
+    /// Number and beginning of an epoch.
+    epochs: SyncSender<(u64, Duration)>,
+    parts: Receiver<gradus_error::Result<Epoch>>,
+}
+
+impl Worker {
+    fn start<'scope>(scope: &'scope Scope<'scope, '_>, reader: &'scope Reader) -> Self {
+        let (epochs, told) = sync_channel(1);
+        let (sender, parts) = sync_channel(1);
+        // Ends when nobody tells it of epochs any more.
+        scope.spawn(move || {
+            told.into_iter().try_for_each(|(epoch, begin)| sender.send(reader.batches(epoch, begin)))
+        });
+        Self { epochs, parts }
+    }
 }
 
 /// What an epoch gave.
@@ -89,18 +116,13 @@ struct Epoch {
 }
 
 impl Reader<'_> {
-    fn epoch(&self, epoch: u64) -> Result<Epoch> {
-        let next = AtomicU64::new(0);
+    fn epoch(&self, workers: &[Worker], epoch: u64) -> Result<Epoch> {
+        let panicked = "a reading thread has panicked";
+        self.next.store(0, Ordering::Relaxed);
         let begin = self.clock.now();
-        let read = std::thread::scope(|scope| -> Result<Vec<Epoch>> {
-            let threads: Vec<_> = (0..self.arguments.threads)
-                .map(|_| scope.spawn(|| self.batches(epoch, &next, begin)))
-                .collect();
-            threads
-                .into_iter()
-                .map(|thread| Ok(thread.join().ok().context("a reading thread has panicked")??))
-                .collect()
-        })?;
+        workers.iter().try_for_each(|worker| worker.epochs.send((epoch, begin)).context(panicked))?;
+        let parts = workers.iter().map(|worker| Ok(worker.parts.recv().context(panicked)??));
+        let read = parts.collect::<Result<Vec<_>>>()?;
         let seconds = self.clock.now().saturating_sub(begin).as_secs_f64();
         let first = read.iter().map(|part| part.first_batch_s).fold(f64::INFINITY, f64::min);
         let stalled =
@@ -116,11 +138,11 @@ impl Reader<'_> {
     }
 
     /// One thread's batches.
-    fn batches(&self, epoch: u64, next: &AtomicU64, begin: Duration) -> gradus_error::Result<Epoch> {
+    fn batches(&self, epoch: u64, begin: Duration) -> gradus_error::Result<Epoch> {
         let mut read = Epoch { first_batch_s: f64::INFINITY, ..Epoch::default() };
         let mut due = self.clock.now();
         loop {
-            let first = next.fetch_add(self.arguments.batch, Ordering::Relaxed);
+            let first = self.next.fetch_add(self.arguments.batch, Ordering::Relaxed);
             if first >= self.samples {
                 return Ok(read);
             }

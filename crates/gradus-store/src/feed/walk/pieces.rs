@@ -1,13 +1,13 @@
 //! What one position comes to: its unit, and the accesses to the unit's blocks.
 
-use super::{Begun, CLEAR_AT, Plan, Walk};
+use super::{Begun, Plan, Walk};
 use crate::blocks::Block;
 use crate::cache::{Access, Fill, Tier0};
 use crate::feed::stalls::Cause;
 use crate::feed::unit::{Loading, Origin, Piece, Unit, What, Whereabouts};
 use crate::index::SamplePlace;
 use std::ops::Range;
-use std::sync::{Arc, Weak};
+use std::sync::Arc;
 
 impl Walk {
     /// The unit of a sample, if it is read here; nothing while there is no page for a block of it.
@@ -20,7 +20,7 @@ impl Walk {
         is_read: bool,
     ) -> Option<Option<Arc<Unit>>> {
         let key = (place.object, place.unit.start, place.unit.end);
-        let known = if is_read { self.units.get(&key).and_then(Weak::upgrade) } else { None };
+        let known = if is_read { self.units.get(&key) } else { None };
         let is_wanted = is_read && known.is_none();
         let blocks = plan.map.covering(place.object as usize, place.unit.clone()).len() as u64;
         // A unit that would take most of the memory goes past the cache.
@@ -39,10 +39,7 @@ impl Walk {
         }
         let unit =
             Arc::new(Unit::new(place.object, place.unit.clone(), (place.decoding, place.unit_bytes), at));
-        self.units.insert(key, Arc::downgrade(&unit));
-        if self.units.len() > CLEAR_AT {
-            self.units.retain(|_, unit| unit.strong_count() > 0);
-        }
+        self.units.insert(key, &unit);
         Some(Some(unit))
     }
 
@@ -106,9 +103,6 @@ impl Walk {
             }
         }
         begin_in_runs(missing, origin);
-        if self.loading.len() > CLEAR_AT {
-            self.loading.retain(|_, loading| loading.strong_count() > 0);
-        }
         (!is_full).then(|| std::mem::take(&mut self.begun).pieces)
     }
 
@@ -121,13 +115,13 @@ impl Walk {
         missing: &mut Vec<Fill>,
     ) -> Option<What> {
         Some(match access {
-            Access::Held(held) => match self.loading.get(&block).and_then(Weak::upgrade) {
+            Access::Held(held) => match self.loading.get(&block) {
                 Some(loading) => What::OnDisk(loading),
                 None => What::Coming(held, cause),
             },
             Access::OnDisk(load) => {
                 let loading = Arc::new(Loading::new(load));
-                self.loading.insert(block, Arc::downgrade(&loading));
+                self.loading.insert(block, &loading);
                 What::OnDisk(loading)
             }
             Access::Missing(fill) => {
