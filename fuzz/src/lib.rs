@@ -16,6 +16,9 @@ pub mod runner;
 
 // They name each other by these names.
 #[allow(dead_code, reason = "the program has more uses for it")]
+#[path = "../../crates/gradus/src/data_section.rs"]
+mod data_section;
+#[allow(dead_code, reason = "the program has more uses for it")]
 #[path = "../../crates/gradus/src/run_settings.rs"]
 mod run_settings;
 #[allow(dead_code, unused_imports, reason = "the program has more uses for it")]

@@ -3,6 +3,7 @@
 mod cli;
 mod commands;
 mod config;
+mod data_section;
 mod data_source;
 mod exit;
 mod found_data;

@@ -1,6 +1,6 @@
 //! All settings of a run, section by section, as a TOML file gives them.
 
-use crate::mixture::DataSection;
+use crate::data_section::DataSection;
 use crate::settings::parse_duration;
 use gradus_error::{Error, Result};
 use gradus_fabric::membership::CoordinatorAddress;
