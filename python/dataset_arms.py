@@ -226,6 +226,10 @@ class Webdataset:
         else:
             shards = sorted(str(path) for path in pathlib.Path(options.set, "tars").glob("*.tar"))
         data = webdataset.WebDataset(shards, shardshuffle=len(shards), seed=options.seed, **cache)
+        for stage in data.pipeline:
+            # Its cache is trimmed every 30 s, for which there is no setting here: within them it would hold more than others may.
+            if options.cache_bytes and isinstance(stage, webdataset.cache.FileCache):
+                stage.cleaner.interval = None
         data = data.shuffle(SHUFFLE_BUFFER, seed=options.seed).to_tuple("bin").batched(options.batch, self.collate)
         self.loader = webdataset.WebLoader(data, batch_size=None, **loader_settings(options))
 

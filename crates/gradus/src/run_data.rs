@@ -3,7 +3,7 @@
 //! Prepared data are a folder of this host, or lie in a bucket. Of a bucket one rank of each node reads for all of them: it
 //! has the feed and its cache, and the others ask it; feeds of several nodes share what they have fetched.
 
-use crate::data_source::{cache_for, known_block_bytes};
+use crate::data_source::{chosen_block_bytes, known_block_bytes};
 use crate::found_data::FoundData;
 use crate::gathered::texts;
 use crate::holdings;
@@ -16,7 +16,7 @@ use gradus_fabric::{Launch, NetworkSettings};
 use gradus_host::{Clock, RealClock};
 use gradus_store::peers::{self, PeersSettings};
 use gradus_store::{
-    Asker, CacheSettings, Feed, FeedTokens, FileTokens, Joining, Keeper, Order, Readers, Reading, Source,
+    Asker, CacheSettings, Feed, FeedTokens, FileTokens, Index, Joining, Keeper, Order, Readers, Reading, Source,
     Split, Tokens,
 };
 use gradus_train::Mesh;
@@ -27,8 +27,8 @@ use std::sync::Arc;
 /// Bytes of what a rank says of its feed: the name of a keeper, and where other nodes find it.
 const LONGEST_WORD: usize = 512;
 
-/// Digits of the greatest number of 64 bits.
-const LONGEST_NUMBER: usize = 20;
+/// Digits of two of the greatest numbers of 64 bits, and a blank.
+const LONGEST_SIZES: usize = 41;
 
 /// What a rank says of its feed.
 #[derive(Default, Serialize, Deserialize)]
@@ -129,17 +129,16 @@ impl Opening<'_, '_> {
         let rank = self.place.communicator.rank();
         let (node, place) = self.place.nodes.place(rank);
         let cache = cache_of_part(self.settings.cache.clone(), &self.place.network.node_id, split);
-        let block_bytes = self.agreed_block_bytes((place == 0).then_some(&cache))?;
-        let opened = match place {
-            0 => Some(self.feed(
-                split,
-                order,
-                (batch, microbatch),
-                (node, CacheSettings { block_bytes, ..cache }),
-            )?),
-            _ => None,
+        let found = if place == 0 { Some(self.found.index(split)?) } else { None };
+        let block_bytes = self.agreed_block_bytes(found.as_ref(), &cache)?;
+        let cache = CacheSettings { block_bytes, ..cache };
+        let (feed, word, held) = match found {
+            Some(found) => {
+                let readers = Readers::new(batch, microbatch, readers(&self.mesh()?, self.place.nodes), node);
+                self.feed(found, order, readers, (self.end(split, batch), &cache))?
+            }
+            None => Default::default(),
         };
-        let (feed, word, held) = opened.unwrap_or_default();
         let own = serde_json::to_string(&word)
             .map_err(|error| Error::internal("what a rank says of its feed is no JSON").with_source(error))?;
         let words = texts(self.place.communicator, &own, LONGEST_WORD)?;
@@ -155,32 +154,35 @@ impl Opening<'_, '_> {
         Ok(Box::new(FeedTokens::far(asker, self.found.dataset())))
     }
 
-    /// Size of blocks where a node knows it, which is one for all: they share blocks. What the first has that knows one; 0 if
-    /// it is to be chosen. Who reads for its node brings its cache. All ranks call it together.
-    fn agreed_block_bytes(&mut self, cache: Option<&CacheSettings>) -> Result<u64> {
-        let own = cache.and_then(known_block_bytes).unwrap_or(0).to_string();
-        let told = texts(self.place.communicator, &own, LONGEST_NUMBER)?;
-        Ok(told.iter().filter_map(|bytes| bytes.parse().ok()).find(|bytes| *bytes > 0).unwrap_or(0))
+    /// Size of blocks, one for all nodes: they share blocks. What the first has that knows one, else what the first would
+    /// choose that reads for its node. All ranks call it together.
+    fn agreed_block_bytes(&mut self, found: Option<&(Index, Source)>, cache: &CacheSettings) -> Result<u64> {
+        let own = found.map_or((0, 0), |(index, source)| {
+            let nodes = if self.shares(source) { self.place.nodes.members().len() } else { 1 };
+            let chosen = chosen_block_bytes(index, cache, self.settings.order.shuffle, nodes as u64);
+            (known_block_bytes(cache).unwrap_or(0), chosen)
+        });
+        let told = texts(self.place.communicator, &format!("{} {}", own.0, own.1), LONGEST_SIZES)?;
+        let sizes: Vec<(u64, u64)> = told.iter().filter_map(|text| sizes_in(text)).collect();
+        let known = sizes.iter().map(|(known, _)| *known).find(|bytes| *bytes > 0);
+        let chosen = || sizes.iter().map(|(_, chosen)| *chosen).find(|bytes| *bytes > 0);
+        known.or_else(chosen).ok_or_else(|| Error::internal("no rank reads for its node"))
     }
 
-    /// This node's feed, what others are to know of it, and what it has on disk.
+    /// A feed for this node, what others are to know of it, and what it has on disk.
     fn feed(
         &mut self,
-        split: Split,
+        (index, source): (Index, Source),
         order: Arc<dyn Order>,
-        (batch, microbatch): (u64, u64),
-        (node, cache): (usize, CacheSettings),
+        readers: Readers,
+        (end, cache): (Option<u64>, &CacheSettings),
     ) -> Result<(Option<Arc<Feed>>, Word, Vec<u8>)> {
-        let (index, source) = self.found.index(split)?;
-        let index = Arc::new(index);
-        let cache = cache_for(&index, cache, self.settings.order.shuffle);
-        let mesh = self.mesh()?;
-        let readers = Readers::new(batch, microbatch, readers(&mesh, self.place.nodes), node);
-        let reading = Reading { index, order, readers, end: self.end(split, batch) };
+        let node = self.place.nodes.place(self.place.communicator.rank()).0;
+        let reading = Reading { index: Arc::new(index), order, readers, end };
         let clock: Arc<dyn Clock> = Arc::new(RealClock::new());
         let feed = match self.joining(node, &source)? {
-            Some(joining) => Feed::open_among(reading, &source, &cache, joining, clock)?,
-            None => Feed::open(reading, &source, &cache, clock)?,
+            Some(joining) => Feed::open_among(reading, &source, cache, joining, clock)?,
+            None => Feed::open(reading, &source, cache, clock)?,
         };
         let feed = Arc::new(feed);
         let place = feed.place().cloned();
@@ -200,12 +202,15 @@ impl Opening<'_, '_> {
         (split == Split::Train && steps > 0).then(|| steps.saturating_mul(batch))
     }
 
+    /// Whether nodes share blocks: files of a host are not fetched, so of them there is nothing to share.
+    fn shares(&self, source: &Source) -> bool {
+        self.place.nodes.members().len() > 1 && self.settings.cache.share && source.is_remote()
+    }
+
     /// What this node needs to share blocks with others, if there are any and they are to.
     fn joining(&self, node: usize, source: &Source) -> Result<Option<Joining>> {
-        let Place { nodes, network, launch, .. } = &*self.place;
-        // Files of a host are not fetched, so there is nothing to share.
-        let shares = nodes.members().len() > 1 && self.settings.cache.share && source.is_remote();
-        let Some(launch) = launch.filter(|_| shares) else { return Ok(None) };
+        let Place { network, launch, .. } = &*self.place;
+        let Some(launch) = launch.filter(|_| self.shares(source)) else { return Ok(None) };
         let keys = Keys::new(&launch.secret, network, launch.rank)?;
         let listener = Listener::open(&keys, network, &launch.interfaces, &meeting_place(launch))?;
         Ok(Some(Joining {
@@ -216,6 +221,12 @@ impl Opening<'_, '_> {
             settings: PeersSettings::default(),
         }))
     }
+}
+
+/// Two sizes, as one rank tells them to the others.
+fn sizes_in(text: &str) -> Option<(u64, u64)> {
+    let (known, chosen) = text.split_once(' ')?;
+    Some((known.parse().ok()?, chosen.parse().ok()?))
 }
 
 /// Tells a feed of those of other nodes, if blocks are shared, and what each has `held` since an earlier run: so that homes keep it.

@@ -11,6 +11,7 @@ mod awaited;
 mod brought;
 mod buffers;
 mod depth;
+mod hints;
 mod mailbox;
 mod nodes;
 mod origin;

@@ -2,6 +2,7 @@
 
 use super::buffers::{Buffer, Buffers};
 use super::depth::Depth;
+use super::hints::Hints;
 use super::several::Several;
 use super::stalls::Cause;
 use super::unit::Origin;
@@ -45,7 +46,7 @@ impl Source {
         match self {
             Self::Files => {
                 let files = map.objects().iter().map(|_| OnceLock::new()).collect();
-                Arc::new(Files { map, files, buffers })
+                Arc::new(Files { map, files, buffers, hints: Hints::default(), clock })
             }
             Self::Bucket(bucket) => Arc::new(Remote { bucket: bucket.clone(), map, buffers, depth, clock }),
             Self::Several(parts) => {
@@ -64,6 +65,8 @@ struct Files {
     /// Of each object, once it is open.
     files: Vec<OnceLock<OpenFile>>,
     buffers: Arc<Buffers>,
+    hints: Hints,
+    clock: Arc<dyn Clock>,
 }
 
 impl Files {
@@ -86,16 +89,21 @@ impl Origin for Files {
     }
 
     fn read(&self, object: u32, range: Range<u64>) -> Result<Buffer> {
-        let mut buffer = self.buffers.take((range.end - range.start) as usize);
-        self.file(object)?.read_at(range.start, buffer.space())?;
+        let bytes = range.end - range.start;
+        let mut buffer = self.buffers.take(bytes as usize);
+        let file = self.file(object)?;
+        let begun = self.clock.now();
+        file.read_at(range.start, buffer.space())?;
+        self.hints.read(bytes, self.clock.now().saturating_sub(begun));
         Ok(buffer)
     }
 
     fn expect(&self, object: u32, range: Range<u64>) {
         // Whoever reads it finds out what is wrong with it.
-        if let Ok(file) = self.file(object) {
-            file.expect(range);
-        }
+        let Some(file) = self.hints.are_wanted().then(|| self.file(object).ok()).flatten() else { return };
+        let (bytes, begun) = (range.end - range.start, self.clock.now());
+        file.expect(range);
+        self.hints.gave(bytes, self.clock.now().saturating_sub(begun));
     }
 
     fn cause(&self, _: u32) -> Cause {

@@ -16,6 +16,9 @@ use std::sync::{Mutex, PoisonError};
 /// Most threads.
 const MOST_THREADS: usize = 64;
 
+/// Objects that are read at a time where it is a few bytes of each: a bucket's latency is waited for, nothing is computed.
+const HEADS_AT_ONCE: usize = 32;
+
 /// What one object came to.
 pub(super) struct Described {
     pub(super) table: Table,
@@ -112,23 +115,28 @@ impl State<'_> {
     }
 }
 
-/// As [`Index::build`].
+/// As [`Index::build_listed`].
 pub(super) fn build(
     objects: &dyn Objects,
     prefix: &str,
+    listed: &[ObjectInfo],
     settings: &IndexSettings,
     progress: &(dyn Fn(IndexProgress) + Sync),
 ) -> Result<Index> {
-    let listed = objects.list(prefix)?;
-    let run = |infos: Vec<ObjectInfo>, format, each: &Each| {
-        each_object(objects, infos, format, settings, progress, each)
+    let run_on = |threads, infos: Vec<ObjectInfo>, format, each: &Each| {
+        each_object(objects, infos, format, threads, progress, each)
     };
-    match detect(prefix, listed.clone())? {
-        Found::Tokens(manifest) => tokens::index(objects, &manifest, &listed, settings),
+    let run = |infos, format, each: &Each| run_on(settings.threads, infos, format, each);
+    match detect(prefix, listed.to_vec())? {
+        Found::Tokens(manifest) => tokens::index(objects, &manifest, listed, settings),
         Found::Mosaic(index) => {
-            let shards = mosaic::Shards::read(objects, &index, &listed)?;
+            let shards = mosaic::Shards::read(objects, &index, listed)?;
             let format = Format::Mosaic { columns: shards.columns.clone() };
-            run(shards.objects(), format, &|at, work| shards.describe(at, work, settings.checksums))
+            let takes_heads = shards.are_plain() && !settings.checksums;
+            let threads = if takes_heads { settings.threads.max(HEADS_AT_ONCE) } else { settings.threads };
+            run_on(threads, shards.objects(), format, &|at, work| {
+                shards.describe(at, work, settings.checksums)
+            })
         }
         Found::JsonLines(files) => {
             let infos = files.iter().map(|(object, _)| object.clone()).collect();
@@ -150,7 +158,7 @@ fn each_object(
     objects: &dyn Objects,
     infos: Vec<ObjectInfo>,
     format: Format,
-    settings: &IndexSettings,
+    threads: usize,
     progress: &(dyn Fn(IndexProgress) + Sync),
     each: &Each,
 ) -> Result<Index> {
@@ -175,7 +183,7 @@ fn each_object(
         }
     };
     std::thread::scope(|scope| {
-        let threads = settings.threads.clamp(1, MOST_THREADS).min(infos.len());
+        let threads = threads.clamp(1, MOST_THREADS).min(infos.len());
         (1..threads).for_each(|_| drop(scope.spawn(work)));
         work();
     });

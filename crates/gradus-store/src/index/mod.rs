@@ -186,7 +186,21 @@ impl Index {
         settings: &IndexSettings,
         progress: &(dyn Fn(IndexProgress) + Sync),
     ) -> Result<Self> {
-        let index = build::build(objects, prefix, settings, progress)?;
+        Self::build_listed(objects, prefix, &objects.list(prefix)?, settings, progress)
+    }
+
+    /// As [`Index::build`], for whoever has listed `prefix` already ([`Objects::list`]).
+    ///
+    /// # Errors
+    /// As [`Index::build`].
+    pub fn build_listed(
+        objects: &dyn Objects,
+        prefix: &str,
+        listed: &[ObjectInfo],
+        settings: &IndexSettings,
+        progress: &(dyn Fn(IndexProgress) + Sync),
+    ) -> Result<Self> {
+        let index = build::build(objects, prefix, listed, settings, progress)?;
         if index.samples() == 0 {
             return Err(Error::invalid(format!(
                 "the {} files at {prefix} hold no sample",

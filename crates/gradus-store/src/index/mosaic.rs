@@ -109,6 +109,11 @@ impl Shards {
         self.shards.iter().map(|shard| shard.object.clone()).collect()
     }
 
+    /// Whether their tables describe them all.
+    pub(super) fn are_plain(&self) -> bool {
+        self.shards.iter().all(|shard| shard.decoding == Decoding::Raw)
+    }
+
     /// Describes a shard. With `checksums`, all of a plain one is read.
     pub(super) fn describe(&self, number: usize, work: &Work<'_>, checksums: bool) -> Result<Described> {
         let shard = &self.shards[number];

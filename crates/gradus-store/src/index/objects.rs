@@ -5,7 +5,7 @@
 
 use crate::blocks::ObjectInfo;
 use crate::bucket::{Address, Bucket};
-use gradus_error::{Error, Result};
+use gradus_error::{Error, Kind, Result};
 use std::io::Read;
 
 /// A store of objects. Calls may block; any number of threads may call at once.
@@ -40,13 +40,27 @@ impl Objects for Bucket {
         let Some(key) = below.map(|rest| rest.trim_matches('/')) else {
             return Err(Error::invalid(format!("{prefix} is not below {own}")));
         };
-        let is_bucket = matches!(self.address(), Address::S3 { key, .. } if key.is_empty());
-        if let Some(object) = if is_bucket && key.is_empty() { None } else { self.find(key)? } {
-            return Ok(vec![object]);
+        let folder = if key.is_empty() { String::new() } else { format!("{key}/") };
+        let below = || {
+            let mut listed = self.list(&folder)?;
+            listed.retain(|object| !is_hidden(object, prefix));
+            Ok(listed)
+        };
+        match self.address() {
+            Address::S3 { key: own, .. } if own.is_empty() && key.is_empty() => below(),
+            // Most datasets are several objects, and each question costs a bucket's latency. Who may not list may be allowed
+            // to read the one object that is named.
+            Address::S3 { .. } => match below() {
+                Ok(listed) if listed.is_empty() => Ok(self.find(key)?.into_iter().collect()),
+                Err(error) if *error.kind() == Kind::Denied => match self.find(key) {
+                    Ok(Some(object)) => Ok(vec![object]),
+                    _ => Err(error),
+                },
+                listed => listed,
+            },
+            // A file has nothing below it that could be listed.
+            Address::File(_) => self.find(key)?.map_or_else(below, |object| Ok(vec![object])),
         }
-        let mut listed = self.list(&if key.is_empty() { String::new() } else { format!("{key}/") })?;
-        listed.retain(|object| !is_hidden(object, prefix));
-        Ok(listed)
     }
 
     fn open(&self, object: &ObjectInfo) -> Result<Box<dyn Read + Send>> {

@@ -5,8 +5,9 @@
 //! as the run goes on, a sample whose position has passed is asked for its next one. Why: a cache that lets go of what is
 //! used last of all needs this number at every access, and finding it anew means to ask for every sample of the block.
 //!
-//! Cost: one inverse of the order, or two, for each sample and epoch, however many nodes share the positions, and 8 bytes
-//! for each sample of the blocks that are remembered. A block that was forgotten pays for all its samples again.
+//! Cost: one inverse of the order, or two, for each sample and epoch, however many nodes share the positions and however
+//! many blocks the sample lies in, and 8 bytes for each sample of the blocks that are remembered. A block that was forgotten
+//! pays for all its samples again.
 //!
 //! Invariant: the answer depends on the order, the samples and the position alone, not on what was asked before.
 
@@ -14,6 +15,7 @@ use super::Order;
 use crate::Block;
 use std::cmp::Reverse;
 use std::collections::binary_heap::PeekMut;
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BinaryHeap};
 use std::fmt;
 use std::ops::Range;
@@ -28,24 +30,36 @@ pub type Mine = Arc<dyn Fn(u64) -> bool + Send + Sync>;
 
 /// The next uses of blocks.
 pub struct Uses {
-    order: Arc<dyn Order>,
+    order: Asked,
     mine: Mine,
     end: u64,
     blocks: BTreeMap<Block, Upcoming>,
+}
+
+/// An order, and what it answered last: blocks of one sample ask the same one after another.
+struct Asked {
+    order: Arc<dyn Order>,
+    /// A position, and its sample.
+    sample: Option<(u64, u64)>,
+    /// A sample, from where its next position was sought, and that.
+    next: Option<((u64, u64), Option<u64>)>,
 }
 
 /// The next positions of a block's samples.
 struct Upcoming {
     /// No position before this one is waiting that should not be.
     from: u64,
-    /// How far ahead a use counts.
-    ahead: u64,
+    /// The first and the last of the samples.
+    ends: [u64; 2],
+    /// How far ahead a use counts, once positions are others'. While they are not, the first is much nearer than that.
+    ahead: Option<u64>,
     positions: BinaryHeap<Reverse<u64>>,
 }
 
 impl Uses {
     /// The uses at the positions of `order` that are `mine`, up to and without `end`.
     pub fn new(order: Arc<dyn Order>, mine: Mine, end: Option<u64>) -> Self {
+        let order = Asked { order, sample: None, next: None };
         Self { order, mine, end: end.unwrap_or(u64::MAX), blocks: BTreeMap::new() }
     }
 
@@ -62,16 +76,17 @@ impl Uses {
 
     /// The first position at or after `from` at which one of `samples` is used: as [`Uses::next`].
     pub fn first(&mut self, block: Block, samples: Range<u64>, from: u64) -> Option<u64> {
-        let upcoming = self
-            .blocks
-            .entry(block)
-            .and_modify(|upcoming| {
+        let upcoming = match self.blocks.entry(block) {
+            Entry::Vacant(place) => place.insert(Upcoming::new(&mut self.order, samples, from)),
+            Entry::Occupied(known) => {
+                let upcoming = known.into_mut();
                 if upcoming.from > from {
-                    *upcoming = Upcoming::new(self.order.as_ref(), samples.clone(), from);
+                    *upcoming = Upcoming::new(&mut self.order, samples, from);
                 }
-            })
-            .or_insert_with(|| Upcoming::new(self.order.as_ref(), samples, from));
-        upcoming.next(self.order.as_ref(), &*self.mine, from, self.end)
+                upcoming
+            }
+        };
+        upcoming.next(&mut self.order, &*self.mine, from, self.end)
     }
 
     /// Forgets a block of which nobody will ask for a while.
@@ -80,19 +95,47 @@ impl Uses {
     }
 }
 
-impl Upcoming {
-    fn new(order: &dyn Order, samples: Range<u64>, from: u64) -> Self {
-        let ends = [samples.start, samples.end.saturating_sub(1)];
-        // Samples that never come are in no heap, and need no horizon.
-        let ahead = ends.into_iter().filter_map(|sample| rounds(order, sample)).max().unwrap_or(0);
-        let positions = samples.filter_map(|sample| order.next_position(sample, from)).map(Reverse).collect();
-        Self { from, ahead, positions }
+impl Asked {
+    fn sample_at(&mut self, position: u64) -> u64 {
+        match self.sample {
+            Some((asked, sample)) if asked == position => sample,
+            _ => {
+                let sample = self.order.sample_at(position);
+                self.sample = Some((position, sample));
+                sample
+            }
+        }
     }
 
-    fn next(&mut self, order: &dyn Order, mine: impl Fn(u64) -> bool, from: u64, end: u64) -> Option<u64> {
+    fn next_position(&mut self, sample: u64, from: u64) -> Option<u64> {
+        match self.next {
+            Some((asked, next)) if asked == (sample, from) => next,
+            _ => {
+                let next = self.order.next_position(sample, from);
+                self.next = Some(((sample, from), next));
+                next
+            }
+        }
+    }
+}
+
+impl Upcoming {
+    fn new(order: &mut Asked, samples: Range<u64>, from: u64) -> Self {
+        let ends = [samples.start, samples.end.saturating_sub(1)];
+        let positions = samples.filter_map(|sample| order.next_position(sample, from)).map(Reverse).collect();
+        Self { from, ends, ahead: None, positions }
+    }
+
+    fn next(
+        &mut self,
+        order: &mut Asked,
+        mine: impl Fn(u64) -> bool,
+        from: u64,
+        end: u64,
+    ) -> Option<u64> {
         self.from = from;
-        let horizon = from.saturating_add(self.ahead).min(end);
         loop {
+            let horizon = self.ahead.map_or(end, |ahead| from.saturating_add(ahead).min(end));
             let mut first = self.positions.peek_mut()?;
             let position = first.0;
             if position >= horizon {
@@ -101,7 +144,16 @@ impl Upcoming {
             if position >= from && mine(position) {
                 return Some(position);
             }
-            match order.next_position(order.sample_at(position), from.max(position + 1)) {
+            if position >= from && self.ahead.is_none() {
+                // Samples that never come have no rounds; the one at this position has.
+                let rounds = |sample| rounds(order.order.as_ref(), sample);
+                let of_ends = self.ends.into_iter().filter_map(rounds).max();
+                let of_this = || rounds(order.order.sample_at(position));
+                self.ahead = Some(of_ends.or_else(of_this).unwrap_or(0));
+                continue;
+            }
+            let sample = order.sample_at(position);
+            match order.next_position(sample, from.max(position + 1)) {
                 Some(next) => *first = Reverse(next),
                 None => drop(PeekMut::pop(first)),
             }
@@ -122,7 +174,7 @@ fn rounds(order: &dyn Order, sample: u64) -> Option<u64> {
 impl fmt::Debug for Uses {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Uses")
-            .field("order", &self.order)
+            .field("order", &self.order.order)
             .field("blocks", &self.blocks.len())
             .finish_non_exhaustive()
     }
@@ -180,7 +232,9 @@ mod tests {
                 prop_assert_eq!(next, uses(&case, nodes, end).next(Block(3), range.clone(), after));
                 let is_use = |position: &u64| range.contains(&order.sample_at(*position)) && one_of(nodes)(*position);
                 // Where few of the samples ever come, they have come round eight times much sooner.
-                let far = kept.blocks[&Block(3)].ahead.min(3 * order.samples());
+                let ends = [range.start, range.end.saturating_sub(1)];
+                let ahead = ends.into_iter().filter_map(|sample| rounds(order.as_ref(), sample)).max();
+                let far = ahead.unwrap_or(0).min(3 * order.samples());
                 let searched = next.map_or(after + far, |next| next + 1).min(end.unwrap_or(u64::MAX));
                 prop_assert_eq!((after + 1..searched).find(is_use), next);
             }

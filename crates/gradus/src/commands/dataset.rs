@@ -71,12 +71,13 @@ fn open(uri: &str) -> Result<(Bucket, String)> {
 
 fn index(uri: &str, output: Option<PathBuf>, settings: &IndexSettings) -> Result<()> {
     let (bucket, address) = open(uri)?;
-    if output.is_none() && matches!(&*Objects::list(&bucket, &address)?, [only] if only.address == address) {
+    let listed = Objects::list(&bucket, &address)?;
+    if output.is_none() && matches!(&*listed, [only] if only.address == address) {
         return Err(Error::invalid(format!(
             "{uri} is one object: say where its index is to be written with --output"
         )));
     }
-    let index = build_shown(&bucket, &address, settings)?;
+    let index = build_shown(&bucket, &address, &listed, settings)?;
     let description = describe(&index, uri);
     let written = match output {
         Some(path) => {
@@ -97,7 +98,12 @@ fn index(uri: &str, output: Option<PathBuf>, settings: &IndexSettings) -> Result
 }
 
 /// Indexes on another thread, so that this one shows how far it is.
-fn build_shown(objects: &dyn Objects, uri: &str, settings: &IndexSettings) -> Result<Index> {
+fn build_shown(
+    objects: &dyn Objects,
+    uri: &str,
+    listed: &[ObjectInfo],
+    settings: &IndexSettings,
+) -> Result<Index> {
     let (sender, receiver) = sync_channel(MOST_UNSHOWN);
     let (mut preparation, mut begun, mut done_bytes) = (Preparation::new(), false, 0);
     let index = std::thread::scope(|scope| {
@@ -105,7 +111,7 @@ fn build_shown(objects: &dyn Objects, uri: &str, settings: &IndexSettings) -> Re
         let tell = move |progress: IndexProgress| {
             let _ = sender.try_send(progress);
         };
-        let indexing = scope.spawn(move || Index::build(objects, uri, settings, &tell));
+        let indexing = scope.spawn(move || Index::build_listed(objects, uri, listed, settings, &tell));
         for progress in receiver {
             if !begun {
                 preparation.begin("indexing", progress.bytes);
@@ -135,7 +141,7 @@ fn show(uri: &str) -> Result<()> {
     if !listed.iter().any(|object| name(object) == MANIFEST) {
         return Err(Error::invalid(format!("{uri} has no index: make one (gradus dataset index {uri})")));
     }
-    let index = Index::build(&bucket, &address, &IndexSettings::default(), &|_| ())?;
+    let index = Index::build_listed(&bucket, &address, &listed, &IndexSettings::default(), &|_| ())?;
     logging::print(format_args!("{}", describe(&index, uri)))
 }
 

@@ -10,7 +10,7 @@ use std::process::Command;
 pub const BATCH: &str = "32";
 /// Of every arm that shuffles.
 const SEED: &str = "3";
-/// What Gradus may hold in memory beside its disk cache.
+/// What Gradus may hold in memory beside its disk cache, less than half of the smallest set.
 const MEMORY_BYTES: u64 = 64 << 20;
 
 /// Where samples come from.
@@ -242,13 +242,14 @@ impl Programs {
         };
         command.args(["bench", "dataset", "--stay", "--source", &source, "--threads", threads]);
         command.args(["--order.shuffle", order, "--order.block_samples", "64", "--order.window_blocks", "8"]);
-        // A set that memory holds is kept there; else memory and disk together hold no more than a peer's cache may.
+        // A set that memory holds is kept there. Else the disk holds as much as a peer's cache may, and memory what is on its
+        // way: of what is kept, memory has copies.
         let Some((folder, Some(limit))) = cache else {
             return push(command, "--cache.memory_bytes", set.bytes + set.bytes / 2);
         };
         command.arg("--cache.folder").arg(folder);
         let command = push(command, "--cache.memory_bytes", MEMORY_BYTES);
-        push(command, "--cache.disk_bytes", limit.saturating_sub(MEMORY_BYTES))
+        push(command, "--cache.disk_bytes", limit)
     }
 
     fn peer(

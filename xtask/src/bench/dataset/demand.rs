@@ -51,6 +51,7 @@ pub fn measure(
     rounds: usize,
     log: &Path,
 ) -> Result<Vec<Reading>> {
+    sets::warm(&set.folder.join(&programs.form))?;
     let mut readings = Vec::new();
     for round in 0..rounds {
         eprintln!("demand, round {} of {rounds}", round + 1);

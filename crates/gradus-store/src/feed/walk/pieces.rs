@@ -20,11 +20,14 @@ impl Walk {
         is_read: bool,
     ) -> Option<Option<Arc<Unit>>> {
         let key = (place.object, place.unit.start, place.unit.end);
-        let known = if is_read { self.units.get(&key) } else { None };
+        let is_near = origin.is_near(place.object);
+        // What lies in a file, and is one sample's alone, is read for each reader as it comes.
+        let is_looked_for = !is_near || place.len < place.unit_bytes;
+        let known = if is_read && is_looked_for { self.units.get(&key) } else { None };
         let is_wanted = is_read && known.is_none();
         let blocks = plan.map.covering(place.object as usize, place.unit.clone()).len() as u64;
         // A unit that would take most of the memory goes past the cache.
-        let tier = tier.filter(|tier| blocks <= tier.pages() / 2 && !origin.is_near(place.object));
+        let tier = tier.filter(|tier| blocks <= tier.pages() / 2 && !is_near);
         let at = match tier.filter(|_| is_wanted || self.company.is_some()) {
             Some(tier) => Whereabouts::Pieces(self.pieces(plan, tier, origin, place, is_wanted)?),
             None => Whereabouts::There,
@@ -39,7 +42,9 @@ impl Walk {
         }
         let unit =
             Arc::new(Unit::new(place.object, place.unit.clone(), (place.decoding, place.unit_bytes), at));
-        self.units.insert(key, &unit);
+        if is_looked_for {
+            self.units.insert(key, &unit);
+        }
         Some(Some(unit))
     }
 

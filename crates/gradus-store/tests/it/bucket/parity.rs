@@ -5,6 +5,7 @@ use gradus_error::Kind;
 use gradus_store::ObjectInfo;
 use gradus_store::bucket::{Address, Bucket, BucketSettings};
 use gradus_store::index::Objects;
+use gradus_testbed::Refusal;
 use std::io::{Read, Write};
 
 /// A bucket and a folder, empty both, with parts as small as they may be.
@@ -253,6 +254,21 @@ fn datasets_are_indexed_from_either() {
         objects.open(&listed[1]).unwrap().read_to_string(&mut text).unwrap();
         assert_eq!(text, "d/e/2");
     }
+}
+
+#[test]
+fn an_object_that_is_named_is_found_by_whoever_may_not_list() {
+    let home = home();
+    let [remote, _] = places(&home);
+    let written = remote.write("d/1", b"one").unwrap();
+    let objects: &dyn Objects = &remote;
+    let refuse_the_listing = || {
+        home.server.faults().set(|plan| (plan.refuse_next, plan.refusal) = (1, Refusal::AccessDenied));
+    };
+    refuse_the_listing();
+    assert_eq!(objects.list(&written.address).unwrap(), [written]);
+    refuse_the_listing();
+    assert_kind(objects.list(&address(&remote, "d")), &Kind::Denied);
 }
 
 #[test]
