@@ -19,11 +19,24 @@ pub fn run_as_threads<T: Send>(
     stall_limit: Duration,
     body: impl Fn(Communicator) -> T + Sync,
 ) -> Result<Vec<T>> {
+    run_as_threads_with(&NetworkSettings::default(), world_size, stall_limit, body)
+}
+
+/// As [`run_as_threads`], under these settings.
+///
+/// # Errors
+/// As [`run_as_threads`].
+pub fn run_as_threads_with<T: Send>(
+    settings: &NetworkSettings,
+    world_size: usize,
+    stall_limit: Duration,
+    body: impl Fn(Communicator) -> T + Sync,
+) -> Result<Vec<T>> {
     let describe = || "cannot listen on the loopback interface".to_owned();
     let listener = TcpListener::bind("127.0.0.1:0").context(describe)?;
     let port = listener.local_addr().context(describe)?.port();
     let rank = |number| {
-        let transport = meet(number, world_size, port, &listener)?;
+        let transport = meet(settings, number, world_size, (port, &listener))?;
         Ok(body(Communicator::new(transport, stall_limit)))
     };
     let rank = &rank;
@@ -33,8 +46,13 @@ pub fn run_as_threads<T: Send>(
     })
 }
 
-fn meet(rank: usize, world_size: usize, port: u16, door: &TcpListener) -> Result<Box<dyn Transport>> {
+fn meet(
+    settings: &NetworkSettings,
+    rank: usize,
+    world_size: usize,
+    (port, door): (u16, &TcpListener),
+) -> Result<Box<dyn Transport>> {
     let mut launch = Launch::local(rank, world_size, port);
     launch.rendezvous_fd = (rank == 0).then(|| door.as_raw_fd());
-    connect(&launch, TransportKind::SharedMemory, &NetworkSettings::default(), "threads")
+    connect(&launch, TransportKind::SharedMemory, settings, "threads")
 }

@@ -2,11 +2,13 @@
 
 use super::*;
 use crate::settings::{GradientFormat, OptimizerKind};
-use gradus_collective::{Communicator, run_as_threads};
+use gradus_collective::{Communicator, run_as_threads_with};
 use gradus_compute::{CpuDevice, Precision};
+use gradus_fabric::{NetworkSettings, PeerMemory};
+use gradus_host::{Clock, RealClock};
 use gradus_model::{Batch, ModelConfig, PRESETS, Seams, Transformer, Workspace};
 use half::bf16;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 /// Bytes of a bucket.
 const BUCKET: usize = 1 << 16;
@@ -62,9 +64,12 @@ impl Seams for Watch<'_> {
 
 impl Watch<'_> {
     fn wait_for_bytes(&self) {
-        let begun = Instant::now();
-        while (self.bytes_sent)() < self.free_to_leave && begun.elapsed() < PATIENCE {
-            std::thread::sleep(Duration::from_millis(1));
+        let clock = RealClock::new();
+        let begun = clock.now();
+        while (self.bytes_sent)() < self.free_to_leave && clock.now().saturating_sub(begun) < PATIENCE {
+            // As between the operations of a longer pass.
+            self.sum.progress();
+            clock.sleep(Duration::from_millis(1));
         }
     }
 }
@@ -109,11 +114,11 @@ fn backward(mut communicator: Communicator, format: GradientFormat) -> Pass {
     let rooms = |size| Staging::new(device.as_ref(), size, &mut Communicator::alone()).unwrap();
     let sum = Reduction::new(&device, units, &sharding, (dp, fsdp), (memory, size.map(rooms)), BUCKET);
     sum.clear();
-    let others = communicator.world_size() as u64 - 1;
+    let halves = if format == GradientFormat::Bf16 { 4 } else { 2 };
     let watch = Watch {
         sum: &sum,
         bytes_sent: &|| communicator.counters().bytes_sent,
-        free_to_leave: others * (BUCKET * format.bytes() / GradientFormat::F32.bytes() / 2) as u64,
+        free_to_leave: if communicator.world_size() > 1 { (BUCKET / halves) as u64 } else { 0 },
         end: layout_len,
         seen: RefCell::default(),
     };
@@ -127,7 +132,9 @@ fn backward(mut communicator: Communicator, format: GradientFormat) -> Pass {
 
 fn of_two(format: GradientFormat) -> Vec<Pass> {
     let pass = move |communicator: Communicator| backward(communicator, format);
-    run_as_threads(2, Duration::from_secs(120), pass).unwrap()
+    // Else ranks may find it fast to read each other's memory, and send nothing.
+    let settings = NetworkSettings { peer_memory: PeerMemory::Never, ..NetworkSettings::default() };
+    run_as_threads_with(&settings, 2, Duration::from_secs(120), pass).unwrap()
 }
 
 /// After the first block left, buckets are under way, and more after each.
