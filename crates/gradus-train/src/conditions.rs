@@ -4,6 +4,7 @@ use crate::mesh::Mesh;
 use crate::settings::{OptimizerKind, OptimizerSettings, ParallelSettings};
 use crate::trainer::RunSettings;
 use gradus_error::{Error, Result};
+use gradus_store::OrderSettings;
 use serde::Serialize;
 use serde_json::{Map, Value};
 
@@ -26,6 +27,9 @@ const MASTERS: &str = "masters";
 
 /// The section that says how ranks split the work.
 const PARALLEL: &str = "parallel";
+
+/// The section that says in which order samples come.
+const ORDER: &str = "order";
 
 /// The conditions of a run. Settings are named by their keys.
 ///
@@ -51,14 +55,16 @@ pub(crate) fn of_run(
         ("train.cross_documents", train.cross_documents.to_string()),
     ];
     let owned = |(key, value): (&str, String)| (key.to_owned(), value);
-    let sections = of_parallel(&settings.parallel).chain(of_optimizer(&settings.optimizer));
-    run.map(owned).into_iter().chain(sections).chain(links).collect()
+    let parallel = beside_default(PARALLEL, &settings.parallel.as_far_as_it_counts());
+    let order = beside_default(ORDER, &settings.order.as_far_as_it_counts());
+    let sections = [parallel, order, of_optimizer(&settings.optimizer), links];
+    run.map(owned).into_iter().chain(sections.into_iter().flatten()).collect()
 }
 
-/// What of these settings counts and is not the default, so that checkpoints of runs that split nothing stay as they were.
-fn of_parallel(settings: &ParallelSettings) -> impl Iterator<Item = (String, String)> {
-    let given = named(PARALLEL, fields_of(&settings.as_far_as_it_counts()));
-    given.filter(|(key, value)| Some(value) != default_of(key).as_ref())
+/// What of a section is not the default, so that checkpoints of runs that are given none of it stay as they were.
+fn beside_default(section: &str, settings: &impl Serialize) -> Conditions {
+    let given = named(section, fields_of(settings));
+    given.filter(|(key, value)| Some(value) != default_of(key).as_ref()).collect()
 }
 
 /// What a key was that a checkpoint does not name, of those that are left out where they are as by default.
@@ -66,6 +72,7 @@ fn default_of(key: &str) -> Option<String> {
     let (section, field) = key.split_once('.')?;
     let section = match section {
         PARALLEL => fields_of(&ParallelSettings::default()),
+        ORDER => fields_of(&OrderSettings::default()),
         OPTIMIZER if field == MASTERS => fields_of(&OptimizerSettings::default()),
         _ => return None,
     };
@@ -152,6 +159,7 @@ mod tests {
     use crate::settings::MuonSettings;
     use gradus_compute::Format;
     use gradus_error::Kind;
+    use gradus_store::Shuffle;
 
     #[test]
     fn every_change_is_named_by_its_key() {
@@ -180,7 +188,7 @@ mod tests {
 
     #[test]
     fn of_splits_what_counts_and_differs_from_the_default_is_a_condition() {
-        let of = |settings: ParallelSettings| of_parallel(&settings).collect::<Conditions>();
+        let of = |settings: ParallelSettings| beside_default(PARALLEL, &settings.as_far_as_it_counts());
         let none = of(ParallelSettings::default());
         let idle = ParallelSettings { dp: 2, zero: 1, schedule: Schedule::GPipe, ..Default::default() };
         assert_eq!((none.clone(), of(idle)), (Vec::new(), Vec::new()));
@@ -197,6 +205,21 @@ mod tests {
         for named in ["fsdp was 2 and is 1", "pp was 1 and is 2", "schedule was \"1f1b\" and is \"gpipe\""] {
             assert!(text.contains(named), "{text}");
         }
+    }
+
+    #[test]
+    fn another_order_is_a_change_and_what_it_has_no_use_for_is_none() {
+        let of = |settings: OrderSettings| beside_default(ORDER, &settings.as_far_as_it_counts());
+        let whole = of(OrderSettings { window_blocks: 3, ..Default::default() });
+        assert_eq!(whole, Vec::new());
+        let blocks = of(OrderSettings { shuffle: Shuffle::Blocks, window_blocks: 3, ..Default::default() });
+        for (before, now) in [(&whole, &blocks), (&blocks, &whole)] {
+            let text = check_unchanged(before, now).unwrap_err().to_string();
+            assert!(text.contains("order.shuffle was") && text.contains("order.window_blocks was"), "{text}");
+        }
+        let other = of(OrderSettings { shuffle: Shuffle::Blocks, ..Default::default() });
+        let text = check_unchanged(&blocks, &other).unwrap_err().to_string();
+        assert!(text.contains("order.window_blocks was 3 and is 64") && !text.contains("shuffle"), "{text}");
     }
 
     #[test]

@@ -21,7 +21,7 @@ use gradus_compute::Device;
 use gradus_error::{Error, Result};
 use gradus_host::Clock;
 use gradus_model::{Batch, ModelConfig, Transformer};
-use gradus_store::{DataSummary, Tokenizer, Tokens};
+use gradus_store::{DataSummary, OrderSettings, Tokenizer, Tokens};
 use reporting::StepTimes;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -44,6 +44,8 @@ pub struct RunSettings {
     pub duration_s: f64,
     /// Of everything random.
     pub seed: u64,
+    /// In which order samples come.
+    pub order: OrderSettings,
     /// Where checkpoints and the model go.
     pub folder: PathBuf,
     /// A checkpoint to go on from.

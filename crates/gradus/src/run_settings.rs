@@ -322,6 +322,7 @@ impl Settings {
             sample: self.sample.clone(),
             duration_s: self.duration_s()?,
             seed: self.run.seed,
+            order: self.order.clone(),
             folder,
             resume,
         })

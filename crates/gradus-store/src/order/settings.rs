@@ -53,6 +53,15 @@ impl OrderSettings {
         Ok(())
     }
 
+    /// The same without what makes no difference: runs of samples where none are kept together.
+    pub fn as_far_as_it_counts(&self) -> Self {
+        if self.shuffle == Shuffle::Blocks {
+            self.clone()
+        } else {
+            Self { shuffle: self.shuffle, ..Self::default() }
+        }
+    }
+
     /// The order of `samples` samples under `seed`.
     ///
     /// # Errors

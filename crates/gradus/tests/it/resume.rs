@@ -94,6 +94,12 @@ fn a_resume_that_would_change_the_bits_is_refused_unless_told() {
     let other = place.run(&[&again[..], &["2", "--optimizer.beta2", "0.5"]].concat());
     let text = String::from_utf8_lossy(&other.stderr);
     assert!(other.status.code() == Some(2) && text.contains("optimizer.beta2 was 0.95 and is 0.5"), "{text}");
+    let other = place.run(&[&again[..], &["2", "--order.shuffle", "none"]].concat());
+    let text = String::from_utf8_lossy(&other.stderr);
+    assert!(
+        other.status.code() == Some(2) && text.contains("order.shuffle was \"whole\" and is \"none\""),
+        "{text}"
+    );
     let told = place.run(&[&again[..], &["1", "--checkpoint.allow_changes", "true"]].concat());
     assert!(told.status.success(), "{}", String::from_utf8_lossy(&told.stderr));
     assert!(place.checkpoint("a", 6).is_dir());
