@@ -14,6 +14,9 @@ use std::time::Duration;
 /// Credentials are renewed this long before they expire.
 const MARGIN: Duration = Duration::from_secs(300);
 
+/// Credentials that could not be renewed in time, or that are short-lived, are used meanwhile, and looked for again after this.
+const RENEWAL_PAUSE: Duration = Duration::from_secs(10);
+
 /// Times that a service which gives credentials is asked, and the pause in between.
 const ATTEMPTS: u32 = 3;
 const PAUSE: Duration = Duration::from_millis(200);
@@ -28,6 +31,28 @@ pub(super) struct Found {
     pub(super) expires: Option<Duration>,
 }
 
+impl Found {
+    /// Refuses what cannot stand in a request's head.
+    ///
+    /// # Errors
+    /// `Denied`, naming where they are from; they are not shown.
+    fn checked(self) -> Result<Self> {
+        let token = self.keys.token.as_deref().unwrap_or_default();
+        if [self.keys.key_id.as_str(), token].into_iter().all(is_sendable) {
+            return Ok(self);
+        }
+        Err(Error::denied(format!(
+            "{} hold a character that no request can carry, such as the end of a line: set them without it",
+            self.who
+        )))
+    }
+}
+
+/// Whether a text can stand in the head of a request: visible ASCII and blanks (RFC 9110, section 5.5).
+pub(super) fn is_sendable(text: &str) -> bool {
+    text.bytes().all(|byte| (b' '..=b'~').contains(&byte))
+}
+
 /// Credentials of a bucket, found when they are first needed and renewed before they expire.
 #[derive(Debug)]
 pub(super) struct Credentials {
@@ -37,6 +62,8 @@ pub(super) struct Credentials {
     region: String,
     client: reqwest::Client,
     found: Mutex<Option<Found>>,
+    /// When they were looked for last; time since 1970.
+    asked: Mutex<Option<Duration>>,
     /// One search at a time.
     searching: tokio::sync::Mutex<()>,
     clock: RealClock,
@@ -56,6 +83,7 @@ impl Credentials {
             region,
             client,
             found: Mutex::new(None),
+            asked: Mutex::new(None),
             searching: tokio::sync::Mutex::new(()),
             clock: RealClock::new(),
         }
@@ -80,9 +108,16 @@ impl Credentials {
         let _one = self.searching.lock().await;
         let mut failures = 0;
         while self.good().is_none() {
-            match super::chain::find(&self.profile, &self.search()).await {
+            let found = super::chain::find(&self.profile, &self.search()).await.and_then(Found::checked);
+            *self.asked.lock().unwrap_or_else(PoisonError::into_inner) = Some(self.clock.calendar());
+            match found {
                 Ok(found) => {
                     *self.lock() = Some(found);
+                    return Ok(());
+                }
+                // Those that were to be renewed hold a while yet.
+                Err(error) if self.good().is_some() => {
+                    tracing::warn!("{} could not be renewed yet: {error}", self.who());
                     return Ok(());
                 }
                 Err(error) if *error.kind() == Kind::Unavailable && failures < ATTEMPTS - 1 => {
@@ -108,9 +143,12 @@ impl Credentials {
 
     fn good(&self) -> Option<Arc<AwsCredential>> {
         let now = self.clock.calendar();
+        let asked = *self.asked.lock().unwrap_or_else(PoisonError::into_inner);
+        let just_asked = asked.is_some_and(|asked| now.saturating_sub(asked) < RENEWAL_PAUSE);
+        let margin = if just_asked { Duration::ZERO } else { MARGIN };
         let found = self.lock();
         let found = found.as_ref()?;
-        found.expires.is_none_or(|expires| now + MARGIN < expires).then(|| Arc::clone(&found.keys))
+        found.expires.is_none_or(|expires| now + margin < expires).then(|| Arc::clone(&found.keys))
     }
 
     fn lock(&self) -> MutexGuard<'_, Option<Found>> {

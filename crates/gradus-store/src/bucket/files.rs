@@ -212,9 +212,11 @@ impl OpenFile {
 
     /// Says that a range will be read soon.
     pub(crate) fn expect(&self, range: Range<u64>) {
-        let len = std::num::NonZeroU64::new(range.end - range.start);
-        // A hint: where the system does not take it, it reads when it is asked to.
-        let _ = rustix::fs::fadvise(&self.file, range.start, len, rustix::fs::Advice::WillNeed);
+        // None would stand for all up to the end.
+        if let Some(len) = std::num::NonZeroU64::new(range.end - range.start) {
+            // A hint: where the system does not take it, it reads when it is asked to.
+            let _ = rustix::fs::fadvise(&self.file, range.start, Some(len), rustix::fs::Advice::WillNeed);
+        }
     }
 
     fn check(&self) -> Result<()> {

@@ -37,7 +37,8 @@ pub(super) async fn of_container(search: &Search<'_>) -> Result<Option<Found>> {
         }
         (None, None) => return Ok(None),
     };
-    let mut request = search.client.get(&url).timeout(PATIENCE);
+    let direct = super::transport::direct(environment.get("AWS_CA_BUNDLE"))?;
+    let mut request = direct.get(&url).timeout(PATIENCE);
     if let Some(file) = environment.get("AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE") {
         let token = std::fs::read_to_string(file).map_err(|error| {
             Error::io(format!("cannot read {file} (AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE)"), error)
@@ -77,8 +78,8 @@ pub(super) async fn of_instance(search: &Search<'_>) -> Result<Option<Found>> {
     let set = environment.get("AWS_EC2_METADATA_SERVICE_ENDPOINT");
     let host = set.unwrap_or(INSTANCE_HOST).trim_end_matches('/');
     let who = format!("the credentials of this instance's role from {host}");
-    let token = search
-        .client
+    let direct = super::transport::direct(environment.get("AWS_CA_BUNDLE"))?;
+    let token = direct
         .put(format!("{host}/latest/api/token"))
         .header("x-aws-ec2-metadata-token-ttl-seconds", "21600")
         .timeout(PATIENCE);
@@ -89,7 +90,7 @@ pub(super) async fn of_instance(search: &Search<'_>) -> Result<Option<Found>> {
         Err(error) => return Err(error),
     };
     let get = |path: String| {
-        let request = search.client.get(format!("{host}/latest/meta-data/iam/security-credentials/{path}"));
+        let request = direct.get(format!("{host}/latest/meta-data/iam/security-credentials/{path}"));
         request.header("x-aws-ec2-metadata-token", token.as_str()).timeout(PATIENCE)
     };
     let role =
@@ -121,9 +122,11 @@ pub(super) async fn ask(request: RequestBuilder, who: &str) -> Result<Vec<u8>> {
         return Ok(body);
     }
     let text = String::from_utf8_lossy(&body);
-    let message = super::transport::element(&text, "Message").unwrap_or_default();
+    let element = |name| super::transport::element(&text, name).unwrap_or_default();
+    let (code, message) = (element("Code"), element("Message"));
     let text = format!("{who} cannot be had: status {} {message}", status.as_u16());
-    let passing = status.is_server_error() && status.as_u16() != 501;
+    let is_asked_too_often = status.as_u16() == 429 || code.starts_with("Throttl");
+    let passing = is_asked_too_often || status.is_server_error() && status.as_u16() != 501;
     Err(if passing { Error::unavailable(text) } else { Error::denied(text) })
 }
 

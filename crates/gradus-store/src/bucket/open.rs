@@ -29,7 +29,7 @@ pub(super) fn remote(
     let environment = Environment::read(lookup);
     // One that is named must be there, whoever's credentials are used in the end.
     let profile = Profile::read(&settings.profile, &environment)?.unwrap_or_default();
-    let region = region(settings, &environment, &profile);
+    let region = region(settings, &environment, &profile)?;
     let set = endpoint(settings, &environment, &profile)?;
     let client = transport::client(settings, &set, environment.get("AWS_CA_BUNDLE"))?;
     let credentials = Arc::new(Credentials::new(settings, environment, region.clone(), client.clone()));
@@ -72,10 +72,14 @@ pub(super) fn remote(
     })
 }
 
-fn region(settings: &BucketSettings, environment: &Environment, profile: &Profile) -> String {
+fn region(settings: &BucketSettings, environment: &Environment, profile: &Profile) -> Result<String> {
     let set = (!settings.region.is_empty()).then_some(settings.region.as_str());
     let set = set.or_else(|| environment.get("AWS_REGION")).or_else(|| environment.get("AWS_DEFAULT_REGION"));
-    set.or_else(|| profile.get("region")).unwrap_or(DEFAULT_REGION).to_owned()
+    let region = set.or_else(|| profile.get("region")).unwrap_or(DEFAULT_REGION);
+    if region.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_".contains(&byte)) {
+        return Ok(region.to_owned());
+    }
+    Err(Error::invalid(format!("`{}` is no region (bucket.region, AWS_REGION)", region.escape_debug())))
 }
 
 /// The endpoint that is set; empty is Amazon's.

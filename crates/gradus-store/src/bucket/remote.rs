@@ -5,7 +5,7 @@
 //! object's; what has arrived is kept, and only the rest is asked for again.
 
 use super::counters::Tally;
-use super::credentials::Credentials;
+use super::credentials::{Credentials, is_sendable};
 use super::failure::{Deed, Failure, Then};
 use super::gate::{Gate, Permit};
 use super::read::Destination;
@@ -28,6 +28,10 @@ use std::time::Duration;
 
 /// Most keys of one listing: what a dataset could name, in about a gigabyte.
 const MOST_KEYS: usize = 10_000_000;
+
+/// Bytes that a failed read has to have brought at least for what is left to have a budget of its own; an eighth of what was
+/// asked for does as well.
+const LEAST_PROGRESS: usize = 64 << 10;
 
 /// A bucket, and how to behave towards it.
 pub(super) struct Remote {
@@ -67,8 +71,11 @@ impl Attempts<'_> {
     }
 
     /// Waits for a turn, with credentials that are good.
-    async fn begin(&self) -> Result<Permit> {
+    async fn begin(&mut self) -> Result<Permit> {
+        let queued = self.remote.clock.now();
         let permit = self.remote.gate.enter().await;
+        // A queue is no failure of the store's.
+        self.retry.leave_out(self.remote.clock.now().saturating_sub(queued));
         self.remote
             .credentials
             .ready()
@@ -209,7 +216,8 @@ impl Remote {
         let (mut objects, mut token) = (Vec::new(), None);
         loop {
             let (page, next) = self.page(prefix, token, None, &address).await?;
-            for meta in page {
+            // The mark of the folder itself, `a/`, is `a` here, and lies outside of it.
+            for meta in page.into_iter().filter(|meta| meta.location.as_ref().starts_with(prefix)) {
                 objects.push(match meta.e_tag {
                     Some(_) => self.described(meta).map_err(|failure| failure.error)?,
                     // Some stores tell ETags one by one only.
@@ -264,7 +272,7 @@ impl Remote {
                 // It came whole before the connection failed; whose it was, the answer's head had said.
                 return Ok(());
             }
-            if filled > before {
+            if filled - before >= LEAST_PROGRESS.min(into.room() / 8).max(1) {
                 // It came further: what is left is another request, with a budget of its own.
                 attempts.retry = Retry::new(self.budget, self.clock.now());
             }
@@ -418,7 +426,7 @@ impl Remote {
     /// Throws the parts of an upload away.
     pub(super) async fn abort_upload(&self, key: &str, upload: &String) -> Result<()> {
         let (path, address) = (self.path(key)?, self.address(key));
-        let attempts = self.attempts("end the upload of", &address);
+        let mut attempts = self.attempts("end the upload of", &address);
         let _permit = attempts.begin().await?;
         self.store.abort_multipart(&path, upload).await.map_err(|error| attempts.failed(error).error)
     }
@@ -454,9 +462,10 @@ fn bare(etag: &str) -> &str {
     etag.strip_prefix('"').and_then(|etag| etag.strip_suffix('"')).unwrap_or(etag)
 }
 
-/// `If-Match` for an ETag. A weak one matches nothing by RFC 9110, 13.1.1; the answer's own is compared then.
+/// `If-Match` for an ETag. A weak one matches nothing by RFC 9110, 13.1.1, and one with other characters than a head may have
+/// cannot be sent; the answer's own is compared then.
 fn condition(etag: &str) -> Option<String> {
-    (!etag.starts_with("W/")).then(|| format!("\"{etag}\""))
+    (!etag.starts_with("W/") && is_sendable(etag)).then(|| format!("\"{etag}\""))
 }
 
 /// Drops the empty objects that stand for folders: consoles make `a/` for a folder, which is listed as `a` here.

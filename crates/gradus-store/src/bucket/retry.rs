@@ -47,12 +47,17 @@ impl Retry {
         (ends <= self.budget.total).then_some(pause)
     }
 
+    /// Time that was not the operation's own.
+    pub(super) fn leave_out(&mut self, waited: Duration) {
+        self.started = self.started.saturating_add(waited);
+    }
+
     /// Failures so far.
     pub(super) fn failures(&self) -> u32 {
         self.failures
     }
 
-    /// Time since the beginning.
+    /// Time since the beginning, without what was left out.
     pub(super) fn elapsed(&self, now: Duration) -> Duration {
         now.saturating_sub(self.started)
     }
@@ -73,6 +78,15 @@ mod tests {
             assert_eq!(retry.failed(Duration::ZERO, draw), Some(Duration::from_millis(least)));
         }
         assert_eq!(retry.failed(Duration::ZERO, 0.5), None, "five sendings are all");
+    }
+
+    #[test]
+    fn time_in_a_queue_is_not_counted() {
+        let mut retry = Retry::new(BUDGET, Duration::ZERO);
+        retry.leave_out(Duration::from_secs(500));
+        assert!(retry.failed(Duration::from_secs(559), 0.5).is_some());
+        assert_eq!(retry.elapsed(Duration::from_secs(559)), Duration::from_secs(59));
+        assert!(retry.failed(Duration::from_secs(560), 0.5).is_none());
     }
 
     #[test]

@@ -55,7 +55,7 @@ impl Default for BucketSettings {
             profile: String::new(),
             addressing: String::new(),
             anonymous: false,
-            connections: 256,
+            connections: 512,
             retry_attempts: 10,
             retry_total_ms: 180_000,
             retry_pause_ms: 100,
@@ -121,6 +121,12 @@ pub(super) fn check_endpoint(endpoint: &str, set_in: &str) -> Result<()> {
     }
     if url.host_str().is_none_or(str::is_empty) || url.query().is_some() || url.fragment().is_some() {
         return Err(bad("is no endpoint: write https://HOST or http://HOST:PORT"));
+    }
+    if !url.username().is_empty() || url.password().is_some() {
+        // Not shown: messages name the endpoint, and would name the password.
+        return Err(Error::invalid(format!(
+            "{set_in} has a user or a password in it: credentials are looked for elsewhere (AWS_ACCESS_KEY_ID, bucket.profile)"
+        )));
     }
     Ok(())
 }

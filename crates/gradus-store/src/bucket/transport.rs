@@ -74,11 +74,7 @@ pub(super) fn client(
     endpoint: &str,
     bundle: Option<&str>,
 ) -> Result<reqwest::Client> {
-    static PROVIDER: Once = Once::new();
-    // It fails only where a provider was installed before, which does as well.
-    PROVIDER.call_once(|| drop(rustls::crypto::ring::default_provider().install_default()));
-    let mut builder = reqwest::Client::builder()
-        .http1_only()
+    let mut builder = builder(bundle)?
         .tcp_nodelay(true)
         // A store that sends elsewhere means that the region is wrong; the signature would not hold there.
         .redirect(reqwest::redirect::Policy::none())
@@ -89,9 +85,29 @@ pub(super) fn client(
     if is_on_this_machine(endpoint) {
         builder = builder.no_proxy();
     }
-    if let Some(path) = bundle {
-        builder = builder.tls_certs_merge(certificates(path)?);
-    }
+    built(builder)
+}
+
+/// A client for services of this machine or next to it, to and from which keys go: past every proxy.
+///
+/// # Errors
+/// As of [`client`].
+pub(super) fn direct(bundle: Option<&str>) -> Result<reqwest::Client> {
+    built(builder(bundle)?.no_proxy().redirect(reqwest::redirect::Policy::none()))
+}
+
+fn builder(bundle: Option<&str>) -> Result<reqwest::ClientBuilder> {
+    static PROVIDER: Once = Once::new();
+    // It fails only where a provider was installed before, which does as well.
+    PROVIDER.call_once(|| drop(rustls::crypto::ring::default_provider().install_default()));
+    let builder = reqwest::Client::builder().http1_only();
+    Ok(match bundle {
+        Some(path) => builder.tls_certs_merge(certificates(path)?),
+        None => builder,
+    })
+}
+
+fn built(builder: reqwest::ClientBuilder) -> Result<reqwest::Client> {
     builder.build().map_err(|error| Error::unavailable("cannot set up the HTTP client").with_source(error))
 }
 
