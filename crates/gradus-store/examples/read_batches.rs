@@ -11,7 +11,7 @@ use gradus_host::{Clock, RealClock};
 use gradus_store::order::Shuffled;
 use gradus_store::{
     Address, Bucket, BucketSettings, CacheSettings, Cause, Feed, Index, IndexSettings, Readers, Reading,
-    Source,
+    Shuffle, Source, cache_for,
 };
 use std::sync::Arc;
 
@@ -32,7 +32,7 @@ fn main() -> Result<()> {
         end: Some(EPOCHS * samples),
     };
     let source = if address.is_remote() { Source::Bucket(bucket) } else { Source::Files };
-    let cache = CacheSettings { block_bytes: 1 << 18, ..CacheSettings::default() };
+    let cache = cache_for(&reading.index, CacheSettings::default(), Shuffle::Whole);
     let clock = Arc::new(RealClock::new());
     let feed = Feed::open(reading, &source, &cache, clock.clone())?;
     feed.begin(0);

@@ -32,6 +32,13 @@ pub struct ObjectInfo {
     pub etag: String,
 }
 
+impl ObjectInfo {
+    /// The last part of its address.
+    pub fn name(&self) -> &str {
+        self.address.rsplit('/').next().unwrap_or_default()
+    }
+}
+
 /// What a block is known by beyond one process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct BlockKey {

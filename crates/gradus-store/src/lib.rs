@@ -1,8 +1,9 @@
-//! Corpora, tokenizing, dataset shards, the order of samples, atomic objects.
+//! Corpora, tokenizing, dataset shards, the order of samples, atomic objects; datasets in buckets, and what a node keeps of them.
 //!
 //! [`prepare()`] turns a corpus into a folder of token shards, once; a [`Dataset`] reads samples from it;
 //! an [`Order`] says which sample stands at which position, and when it comes next; a [`Tokenizer`] turns text into tokens
-//! and back; [`atomic`] writes folders that are either the old one or the new one, and checks them.
+//! and back; a [`Bucket`] holds objects, an [`Index`] says where a dataset's samples are in them, and a [`Feed`] reads them
+//! ahead through a cache ([`cache`]) that nodes share ([`peers`]); [`atomic`] writes folders that are either the old one or the new one, and checks them.
 //!
 //! Invariants: nothing in a finished folder is changed in place; the same corpus and settings give the same bytes,
 //! whatever the number of threads; memory is bounded whatever the size of the corpus.
@@ -13,6 +14,7 @@ pub mod atomic;
 mod blocks;
 pub mod bucket;
 pub mod cache;
+mod crc32c;
 mod dataset;
 mod digest;
 mod feed;
@@ -35,7 +37,7 @@ pub use dataset::{Dataset, TokenFiles, TokenSplit};
 pub use digest::digest_file;
 pub use feed::{
     Asker, Brought, Cause, Fallbacks, Feed, FeedCounters, Joining, Keeper, Readers, Reading, Sample, Samples,
-    Source, Stalls, Warmed, warm,
+    Source, Stalls, Warmed, cache_for, chosen_block_bytes, known_block_bytes, warm,
 };
 pub use index::{Index, IndexSettings, Objects};
 pub use manifest::{InputStamp, Inputs, MANIFEST, Manifest, Shard, Split, SplitManifest, TokenType};

@@ -10,6 +10,7 @@ use s3s::service::S3ServiceBuilder;
 use std::io;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use tempfile::TempDir;
 use tokio::net::TcpListener;
 use tokio::runtime::{Builder, Runtime};
 
@@ -25,6 +26,8 @@ pub struct S3Server {
     address: SocketAddr,
     root: PathBuf,
     faults: Faults,
+    /// The folder that it serves, if it made it itself: goes with it.
+    _own: Option<TempDir>,
 }
 
 impl S3Server {
@@ -34,6 +37,18 @@ impl S3Server {
     /// The system's failure to listen, to read `root`, or to start threads.
     pub fn start(root: &Path) -> io::Result<Self> {
         Self::start_at(root, SocketAddr::from(([127, 0, 0, 1], 0)), Some((ACCESS_KEY, SECRET_KEY)), 2)
+    }
+
+    /// As [`S3Server::start`], of a folder of its own with one empty bucket.
+    ///
+    /// # Errors
+    /// As [`S3Server::start`]; the system's failure to make the folder.
+    pub fn with_bucket(name: &str) -> io::Result<Self> {
+        let own = tempfile::tempdir()?;
+        let mut server = Self::start(own.path())?;
+        server.make_bucket(name)?;
+        server._own = Some(own);
+        Ok(server)
     }
 
     /// Serves `root` at `address`, to these keys (or, without, to whoever does not sign), with this many threads.
@@ -60,7 +75,7 @@ impl S3Server {
         let listener = runtime.block_on(TcpListener::bind(address))?;
         let address = listener.local_addr()?;
         runtime.spawn(accept(listener, service));
-        Ok(Self { runtime: Some(runtime), address, root: root.to_owned(), faults })
+        Ok(Self { runtime: Some(runtime), address, root: root.to_owned(), faults, _own: None })
     }
 
     /// Where it listens, as clients want it: `http://127.0.0.1:PORT`.

@@ -16,6 +16,8 @@ pub struct DataWaits {
     pub peer: f64,
     /// For decompression.
     pub decode: f64,
+    /// For a place in the cache's memory.
+    pub memory: f64,
     /// For the rank that reads for this node; what it waits for is known to it alone.
     pub keeper: f64,
 }
@@ -31,6 +33,7 @@ impl DataWaits {
             disk: of(Cause::Disk),
             peer: of(Cause::Peer),
             decode: of(Cause::Decode),
+            memory: of(Cause::Memory),
             keeper: of(Cause::Keeper),
         }
     }
@@ -41,12 +44,13 @@ impl DataWaits {
     }
 
     /// Each cause with its name, in reports' order.
-    pub fn named(&self) -> [(&'static str, f64); 5] {
+    pub fn named(&self) -> [(&'static str, f64); Cause::ALL.len()] {
         [
             (Cause::Bucket.name(), self.bucket),
             (Cause::Disk.name(), self.disk),
             (Cause::Peer.name(), self.peer),
             (Cause::Decode.name(), self.decode),
+            (Cause::Memory.name(), self.memory),
             (Cause::Keeper.name(), self.keeper),
         ]
     }
@@ -58,6 +62,7 @@ impl AddAssign for DataWaits {
         self.disk += more.disk;
         self.peer += more.peer;
         self.decode += more.decode;
+        self.memory += more.memory;
         self.keeper += more.keeper;
     }
 }
@@ -194,7 +199,7 @@ mod tests {
             samples: 3,
             bytes: 300,
             brought: Brought { memory: 100, disk: 150, peer: 0, bucket: 50 },
-            stalls: Stalls { seconds: [1.0, 0.5, 0.0, 0.25, 0.0], times: [1; 5] },
+            stalls: Stalls { seconds: [1.0, 0.5, 0.0, 0.25, 0.0, 0.0], times: [1; 6] },
             depth_bytes: 64,
             cache: CacheCounters {
                 accesses: 10,
@@ -229,11 +234,11 @@ mod tests {
 
     #[test]
     fn waits_are_those_between_two_readings() {
-        let before = Stalls { seconds: [1.0, 0.0, 0.0, 0.0, 2.0], times: [1; 5] };
-        let now = Stalls { seconds: [1.5, 0.0, 0.25, 0.0, 2.0], times: [1; 5] };
+        let before = Stalls { seconds: [1.0, 0.0, 0.0, 0.0, 0.0, 2.0], times: [1; 6] };
+        let now = Stalls { seconds: [1.5, 0.0, 0.25, 0.0, 0.5, 2.0], times: [1; 6] };
         let waits = DataWaits::between(&before, &now);
-        assert_eq!(waits, DataWaits { bucket: 0.5, peer: 0.25, ..Default::default() });
-        assert_eq!(waits.total(), 0.75);
+        assert_eq!(waits, DataWaits { bucket: 0.5, peer: 0.25, memory: 0.5, ..Default::default() });
+        assert_eq!(waits.total(), 1.25);
         assert_eq!(DataWaits::between(&now, &before).total(), 0.0);
     }
 }

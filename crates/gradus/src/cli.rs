@@ -144,12 +144,14 @@ impl Command {
                 | Self::Preflight(_)
                 | Self::Bench { what: Bench::Dataset(_) }
                 | Self::Cache { what: CacheCommand::Warm(_) }
+                | Self::Dataset { .. }
                 | Self::Plan { what: Plan::Collective(_) | Plan::Train(_) },
                 _,
             )
             | (_, None) => Ok(()),
             (_, Some((key, _))) => Err(Error::invalid(format!(
-                "--{key} is a setting of a run: only train, preflight, prepare, config, plan train and cache warm take settings"
+                "--{key} is a setting of a run: only train, prepare, config, preflight, coordinator, plan collective, plan train, cache warm, dataset and bench \
+                 dataset take settings"
             ))),
         }
     }

@@ -8,7 +8,7 @@ use gradus_collective::Communicator;
 use gradus_error::{Error, Result};
 use gradus_store::index::Format;
 use gradus_store::order::Selection;
-use gradus_store::{DataSummary, Dataset, Index, Mixed, MixedPart, Order, Source, Split};
+use gradus_store::{DataSummary, Dataset, Index, Mixed, Order, Source, Split};
 use gradus_train::evaluated_samples;
 use std::sync::Arc;
 
@@ -96,8 +96,8 @@ impl FoundData {
     /// `Invalid` where something else is described than prepared tokens; what [`Index::build`] says.
     pub fn index(&self, split: Split) -> Result<(Index, Source)> {
         let (mut indexes, mut places) = (Vec::new(), Vec::new());
-        for source in self.sources(split) {
-            let index = index_of_tokens(source, split)?;
+        for (source, dataset) in self.sources(split) {
+            let index = index_of_tokens(source, dataset, split)?;
             places.push((index.objects().len(), source.source()));
             indexes.push(index);
         }
@@ -105,22 +105,30 @@ impl FoundData {
     }
 
     /// Where those are that have samples of one part.
-    fn sources(&self, split: Split) -> Vec<&DataSource> {
+    fn sources(&self, split: Split) -> Vec<(&DataSource, &Dataset)> {
         match self {
-            Self::One { source, .. } => source.iter().collect(),
+            Self::One { source, dataset } => source.iter().map(|source| (source, dataset.as_ref())).collect(),
             Self::Mixed { mixed, sources } => {
-                let has_samples = |part: &MixedPart| part.dataset.split(split).samples() > 0;
-                let parts = sources.iter().zip(mixed.parts());
-                parts.filter(|(_, part)| has_samples(part)).map(|(source, _)| source).collect()
+                let parts = sources.iter().zip(mixed.parts().iter().map(|part| &part.dataset));
+                parts.filter(|(_, dataset)| dataset.split(split).samples() > 0).collect()
             }
         }
     }
 }
 
-fn index_of_tokens(source: &DataSource, split: Split) -> Result<Index> {
+/// Where the samples of a part of `dataset` are, which was found at `source` before.
+fn index_of_tokens(source: &DataSource, dataset: &Dataset, split: Split) -> Result<Index> {
     let index = source.index(split)?;
-    if matches!(index.format(), Format::Tokens { .. }) {
-        return Ok(index);
+    if let Format::Tokens { sequence_length, .. } = index.format() {
+        let samples = dataset.split(split).samples();
+        if index.samples() == samples && *sequence_length == dataset.sequence_length() as u64 {
+            return Ok(index);
+        }
+        return Err(Error::corrupt(format!(
+            "{} was prepared anew while this run began ({} samples, {samples} before): start it again",
+            source.address(),
+            index.samples()
+        )));
     }
     Err(Error::invalid(format!(
         "{} is described as {}, not as prepared tokens: remove the index that lies there",
@@ -133,7 +141,7 @@ fn index_of_tokens(source: &DataSource, split: Split) -> Result<Index> {
 ///
 /// # Errors
 /// `Invalid` for settings of the order that cannot be.
-pub fn order_of_part(dataset: &Dataset, settings: &Settings, split: Split) -> Result<Option<Arc<dyn Order>>> {
+fn order_of_part(dataset: &Dataset, settings: &Settings, split: Split) -> Result<Option<Arc<dyn Order>>> {
     let all = dataset.split(split).samples();
     match split {
         Split::Train => Ok(Some(settings.order.order(settings.run.seed, all)?.into())),

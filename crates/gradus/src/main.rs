@@ -59,7 +59,7 @@ fn run() -> Result<u8> {
                 commands::prepare::describe(&commands::prepare::run(&settings)?)
             ))?;
         }
-        Command::Dataset { what } => commands::dataset::run(what)?,
+        Command::Dataset { what } => commands::dataset::run(what, &overrides)?,
         Command::Generate(arguments) => commands::generate::run(arguments)?,
         Command::Logits(arguments) => commands::logits::run(arguments)?,
         Command::Config { file } => {

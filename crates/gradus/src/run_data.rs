@@ -3,7 +3,6 @@
 //! Prepared data are a folder of this host, or lie in a bucket. Of a bucket one rank of each node reads for all of them: it
 //! has the feed and its cache, and the others ask it; feeds of several nodes share what they have fetched.
 
-use crate::data_source::{chosen_block_bytes, known_block_bytes};
 use crate::found_data::FoundData;
 use crate::gathered::texts;
 use crate::holdings;
@@ -16,8 +15,8 @@ use gradus_fabric::{Launch, NetworkSettings};
 use gradus_host::{Clock, RealClock};
 use gradus_store::peers::{self, PeersSettings};
 use gradus_store::{
-    Asker, CacheSettings, Feed, FeedTokens, FileTokens, Index, Joining, Keeper, Order, Readers, Reading, Source,
-    Split, Tokens,
+    Asker, CacheSettings, Feed, FeedTokens, FileTokens, Index, Joining, Keeper, Order, Readers, Reading,
+    Source, Split, Tokens, chosen_block_bytes, known_block_bytes,
 };
 use gradus_train::Mesh;
 use serde::{Deserialize, Serialize};

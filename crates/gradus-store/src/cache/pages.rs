@@ -1,7 +1,7 @@
 //! What the cache's pages are about: each holds a block, and knows its checksum once somebody has asked.
 
 use crate::blocks::Block;
-use crc_fast::CrcAlgorithm;
+use crate::crc32c::crc32c;
 use gradus_memory::pages;
 use std::sync::OnceLock;
 
@@ -28,9 +28,4 @@ impl Content {
     pub(super) fn checksum(&self, bytes: &[u8]) -> u32 {
         *self.checksum.get_or_init(|| crc32c(bytes))
     }
-}
-
-/// CRC-32C (RFC 9260, appendix A) of some bytes.
-pub(super) fn crc32c(bytes: &[u8]) -> u32 {
-    crc_fast::checksum(CrcAlgorithm::Crc32Iscsi, bytes) as u32
 }

@@ -17,7 +17,8 @@ pub struct CacheSettings {
     pub disk_bytes: u64,
     /// What blocks may take in memory, those that readers are about to use included.
     pub memory_bytes: u64,
-    /// Size of a block: a power of two from 4 KiB to 64 MiB; 0: chosen by what suits the samples and their order.
+    /// Size of a block: a power of two from 4 KiB to 64 MiB; 0: not chosen yet; [`crate::cache_for`]
+    /// chooses by the samples and their order.
     pub block_bytes: u64,
     /// Who goes when a tier is full.
     pub policy: PolicyKind,
@@ -67,7 +68,7 @@ impl CacheSettings {
     pub(super) fn room(&self, blocks: u64, window_blocks: u64) -> Result<Room> {
         let window = window_blocks.max(1);
         let least = self.least_memory_bytes(window);
-        if self.block_bytes == 0 || self.memory_bytes < least {
+        if self.memory_bytes < least {
             return Err(Error::invalid(format!(
                 "cache.memory_bytes is {}: {window} blocks of {} bytes are in use at once, which takes at least {least}",
                 self.memory_bytes, self.block_bytes

@@ -12,8 +12,8 @@ mod format;
 
 pub use folder::{FolderContent, Verified, clear_folder, folder_block_bytes, verify_folder};
 
-use super::pages::crc32c;
 use crate::blocks::BlockKey;
+use crate::crc32c::crc32c;
 use format::{Header, RECORD_BYTES, Record};
 use gradus_error::{Error, IoContext, Result};
 use rustix::fs::{FlockOperation, flock};

@@ -15,6 +15,7 @@ use std::path::Path;
 use std::sync::mpsc::{Receiver, channel, sync_channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 /// What all who deal with the cache share.
 pub(super) struct Shared {
@@ -101,6 +102,14 @@ impl Tier0 {
         self.hand_out(found, released)
     }
 
+    /// Says when a block is used next, if it is here, that is not accessed although its time has come.
+    pub fn pass_over(&self, block: Block, next_use: impl FnOnce() -> Option<u64>) {
+        if self.foresees {
+            let next_use = next_use();
+            self.shared.lock().foresee(&[(block, next_use)]);
+        }
+    }
+
     /// Accesses a block that another node keeps: it has a page while it is held, and nobody goes for it.
     ///
     /// # Panics
@@ -148,6 +157,13 @@ impl Tier0 {
     /// Calls `waker` once a page is free: at once if one is. For whoever was told [`Access::Full`].
     pub fn when_free(&self, waker: Waker) {
         self.shared.pages.when_free(waker);
+    }
+
+    /// Waits until a page is free, but not longer than `at_most`: whether one is.
+    pub fn wait_until_free(&self, at_most: Duration) -> bool {
+        let (sender, freed) = sync_channel(1);
+        self.when_free(Box::new(move || _ = sender.try_send(())));
+        freed.recv_timeout(at_most).is_ok()
     }
 
     /// Waits until every block that has come so far is on disk, if it is to be there.

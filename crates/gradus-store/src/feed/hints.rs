@@ -14,7 +14,7 @@ const ENOUGH: u32 = 64;
 const QUICK: Pace = Pace { call: Duration::from_micros(5), mebibyte: Duration::from_micros(25) };
 
 /// What a read takes at most that does.
-const SWIFT: Pace = Pace { call: Duration::from_micros(200), mebibyte: Duration::from_millis(2) };
+const SWIFT: Pace = Pace { call: Duration::from_micros(50), mebibyte: Duration::from_micros(700) };
 
 /// So long for a call, and for each 2^20 bytes of it.
 struct Pace {
@@ -86,7 +86,7 @@ mod tests {
         let hints = Hints::default();
         (0..ENOUGH).for_each(|_| hints.gave(64 << 20, Duration::from_millis(1)));
         assert!(!hints.are_wanted());
-        hints.read(64 << 20, Duration::from_millis(100));
+        hints.read(64 << 20, Duration::from_millis(40));
         assert!(!hints.are_wanted());
     }
 }

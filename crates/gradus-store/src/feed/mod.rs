@@ -8,6 +8,7 @@
 //! cause; no reader waits for what another reader has yet to do.
 
 mod awaited;
+mod block_size;
 mod brought;
 mod buffers;
 mod depth;
@@ -27,6 +28,7 @@ mod unit;
 mod walk;
 mod warm;
 
+pub use block_size::{cache_for, chosen_block_bytes, known_block_bytes};
 pub use brought::Brought;
 pub use nodes::{Fallbacks, Joining};
 pub use origin::Source;
@@ -47,7 +49,6 @@ use gradus_error::{Error, Result};
 use gradus_host::Clock;
 use society::Society;
 use std::ops::Range;
-use std::sync::mpsc::sync_channel;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use unit::Origin;
@@ -307,10 +308,7 @@ impl Core {
 
     /// Waits until a page is free; not for long, since whoever has them all may not let go of one.
     fn wait_for_page(&self) -> bool {
-        let Some(tier) = &self.tier else { return false };
-        let (sender, freed) = sync_channel(1);
-        tier.when_free(Box::new(move || _ = sender.try_send(())));
-        freed.recv_timeout(PAGE_PATIENCE).is_ok()
+        self.tier.as_ref().is_some_and(|tier| tier.wait_until_free(PAGE_PATIENCE))
     }
 
     fn advance(&self, walk: &mut Walk) {

@@ -1,6 +1,7 @@
 //! A sample, in the memory that it lies in.
 
 use super::unit::Part;
+use crate::crc32c::Crc32c;
 use gradus_error::{Error, Result};
 use std::io::Read;
 use std::ops::Range;
@@ -65,9 +66,9 @@ impl Sample {
     /// Compares the bytes with what they were when they were indexed, where that is known.
     pub(super) fn check(&self, crc32c: Option<u32>) -> Result<()> {
         let Some(expected) = crc32c else { return Ok(()) };
-        let mut digest = crc_fast::Digest::new(crc_fast::CrcAlgorithm::Crc32Iscsi);
-        self.parts().for_each(|part| digest.update(part));
-        if digest.finalize() as u32 == expected {
+        let mut crc = Crc32c::new();
+        self.parts().for_each(|part| crc.update(part));
+        if crc.value() == expected {
             return Ok(());
         }
         Err(Error::corrupt(

@@ -4,7 +4,7 @@
 //! not twice for each. What a reader waited for is told to the walk when it claims next; at once if it was something that
 //! deeper reading ahead would have spared.
 
-use super::stalls::Stalls;
+use super::stalls::{Cause, Stalls};
 use super::unit::{Unit, Waited, Whereabouts};
 use super::walk::{Claim, Taken, Walk};
 use super::{Core, Feed, Sample};
@@ -65,7 +65,7 @@ impl<'a> Samples<'a> {
     }
 
     fn claim(&mut self) -> Result<()> {
-        let claims = self.feed.core.claim(self.positions.clone(), &mut self.taken)?;
+        let claims = self.feed.core.claim(self.positions.clone(), &mut self.taken, &mut self.waits)?;
         self.positions.start += claims.len() as u64;
         self.claimed = claims;
         self.feed.nudge();
@@ -102,7 +102,7 @@ impl Drop for Samples<'_> {
 
 impl Core {
     /// Claims the first of `positions`, as soon as that is possible, and those behind it that the walk has. At least one.
-    fn claim(&self, positions: Range<u64>, taken: &mut Taken) -> Result<VecDeque<Claim>> {
+    fn claim(&self, positions: Range<u64>, taken: &mut Taken, waits: &mut Stalls) -> Result<VecDeque<Claim>> {
         if self.plan.end.is_some_and(|end| positions.start >= end) {
             let position = positions.start;
             return Err(Error::invalid(format!("position {position} is behind the end of the order")));
@@ -123,8 +123,11 @@ impl Core {
                 break;
             }
             self.leave(walk);
+            let begun = self.clock.now();
             // Whatever comes of it, others may have walked on meanwhile.
             may_wait = self.wait_for_page();
+            let waited = self.clock.now().saturating_sub(begun);
+            [&mut taken.stalls, &mut *waits].into_iter().for_each(|stalls| stalls.add(Cause::Memory, waited));
             walk = self.walk();
         }
         walk.pass_by(&self.plan, positions.start);

@@ -176,6 +176,8 @@ pub struct Asker {
     /// Positions that were asked for and not answered.
     asked: VecDeque<u64>,
     patience: Duration,
+    /// Whether an answer has failed to come: what comes after may be an answer to anything.
+    is_lost: bool,
 }
 
 impl Asker {
@@ -190,14 +192,15 @@ impl Asker {
         check_user(&stream)?;
         stream.set_read_timeout(Some(patience)).context(describe)?;
         let answers = BufReader::with_capacity(1 << 16, stream.try_clone().context(describe)?);
-        Ok(Self { questions: stream, answers, asked: VecDeque::new(), patience })
+        Ok(Self { questions: stream, answers, asked: VecDeque::new(), patience, is_lost: false })
     }
 
     /// Asks for positions that will be read next, in this order.
     ///
     /// # Errors
-    /// `Unavailable` when the keeper has gone.
+    /// `Unavailable` when the keeper has gone, or has failed to answer before.
     pub fn ask(&mut self, positions: impl Iterator<Item = u64>) -> Result<()> {
+        self.check()?;
         let known = self.asked.len();
         self.asked.extend(positions);
         let questions: Vec<u8> =
@@ -213,19 +216,30 @@ impl Asker {
         if self.asked.front() != Some(&position) {
             // Somebody has changed their mind: what was asked for comes first all the same.
             while !self.asked.is_empty() {
+                // What is wrong with a sample that nobody wants is nobody's concern.
                 let _ = self.receive(bytes);
+                self.check()?;
             }
             self.ask(std::iter::once(position))?;
         }
         self.receive(bytes)
     }
 
+    fn check(&self) -> Result<()> {
+        if self.is_lost {
+            return Err(Error::unavailable("the rank that reads for this node has failed to answer before"));
+        }
+        Ok(())
+    }
+
     fn receive(&mut self, bytes: &mut Vec<u8>) -> Result<()> {
+        self.check()?;
         self.asked.pop_front();
         let mut code = [0];
         self.answers.read_exact(&mut code).map_err(|error| self.gone(error))?;
         let len = read_u64(&mut self.answers).map_err(|error| self.gone(error))?;
         if len > MOST_BYTES {
+            self.is_lost = true;
             return Err(Error::corrupt(format!("the rank that reads for this node announced {len} bytes")));
         }
         bytes.clear();
@@ -242,7 +256,8 @@ impl Asker {
         }
     }
 
-    fn gone(&self, error: std::io::Error) -> Error {
+    fn gone(&mut self, error: std::io::Error) -> Error {
+        self.is_lost = true;
         use std::io::ErrorKind::{TimedOut, WouldBlock};
         let what = match error.kind() {
             TimedOut | WouldBlock => format!("has not answered for {} s", self.patience.as_secs_f64()),

@@ -13,13 +13,16 @@ pub enum Cause {
     Peer,
     /// Decompressing, or taking apart a Parquet column.
     Decode,
+    /// A place in memory, all of which is in use.
+    Memory,
     /// The rank that reads for this node, which alone knows what it waits for itself.
     Keeper,
 }
 
 impl Cause {
     /// All of them.
-    pub const ALL: [Self; 5] = [Self::Bucket, Self::Disk, Self::Peer, Self::Decode, Self::Keeper];
+    pub const ALL: [Self; 6] =
+        [Self::Bucket, Self::Disk, Self::Peer, Self::Decode, Self::Memory, Self::Keeper];
 
     /// Its name in reports.
     pub fn name(self) -> &'static str {
@@ -28,6 +31,7 @@ impl Cause {
             Self::Disk => "disk",
             Self::Peer => "peer",
             Self::Decode => "decode",
+            Self::Memory => "memory",
             Self::Keeper => "keeper",
         }
     }

@@ -326,7 +326,7 @@ impl Walk {
         match from {
             Cause::Disk => self.brought.disk += bytes,
             Cause::Peer => self.brought.peer += bytes,
-            Cause::Bucket | Cause::Decode | Cause::Keeper => self.brought.bucket += bytes,
+            Cause::Bucket | Cause::Decode | Cause::Memory | Cause::Keeper => self.brought.bucket += bytes,
         }
     }
 

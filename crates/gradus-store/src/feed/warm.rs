@@ -8,16 +8,14 @@ use super::depth::Depth;
 use super::origin::Source;
 use super::unit::{Loading, Origin};
 use super::walk::begin_in_runs;
-use super::{FIRST_DEPTH_BYTES, window_bytes};
+use super::{FIRST_DEPTH_BYTES, PAGE_PATIENCE, window_bytes};
 use crate::blocks::{Block, BlockMap};
-use crate::bucket::Bucket;
 use crate::cache::{Access, CacheCounters, CacheSettings, Held, Tier0};
 use crate::index::Index;
 use crate::order::Order;
 use gradus_error::{Error, Result};
 use gradus_host::Clock;
 use std::collections::VecDeque;
-use std::sync::mpsc::sync_channel;
 use std::sync::{Arc, Mutex};
 
 /// Blocks on their way at once: enough to keep a bucket's connections busy.
@@ -34,15 +32,15 @@ pub struct Warmed {
     pub cache: CacheCounters,
 }
 
-/// Fills the folder of `cache` with what one epoch of `order` reads out of `bucket`; `progress` is told the bytes that are
-/// there, and all.
+/// Fills the folder of `cache` with what is read at the positions of `order` before `end`, as far as it does not lie in files
+/// of this host; `progress` is told the bytes that are there, and all that there may come to be.
 ///
 /// # Errors
 /// `Invalid` for a cache without a folder, or settings that cannot be; `Exhausted` when the disk is full; what the bucket
 /// says in the end; what [`Tier0::open`] says.
 pub fn warm(
-    (index, order): (&Index, &dyn Order),
-    bucket: &Bucket,
+    (index, order, end): (&Index, &dyn Order, u64),
+    source: &Source,
     cache: &CacheSettings,
     clock: Arc<dyn Clock>,
     progress: &mut dyn FnMut(u64, u64),
@@ -60,21 +58,26 @@ pub fn warm(
     let tier = Tier0::open(map.clone(), cache, window)?;
     tier.begin(&mut first_use);
     let depth = Arc::new(Mutex::new(Depth::new(FIRST_DEPTH_BYTES, window_bytes(cache))));
-    let origin = Source::Bucket(bucket.clone()).origin(map.clone(), depth, clock);
-    let room = (cache.disk_bytes / cache.block_bytes).min(map.blocks());
-    let objects_bytes: u64 = index.objects().iter().map(|object| object.bytes).sum();
+    let origin = source.origin(map.clone(), depth, clock);
+    let far = index.objects().iter().enumerate().filter(|(object, _)| !origin.is_near(*object as u32));
+    let (all_blocks, all_bytes) = far.fold((0, 0), |(blocks, bytes), (object, info)| {
+        (blocks + map.covering(object, 0..info.bytes).len() as u64, bytes + info.bytes)
+    });
+    let room = (cache.disk_bytes / cache.block_bytes).min(all_blocks);
     let mut filling = Filling {
         tier: &tier,
         origin: origin.as_ref(),
         most: window.clamp(1, MOST_ON_THEIR_WAY) as usize,
         room,
+        all_blocks,
         seen: vec![false; map.blocks() as usize],
         wanted: 0,
         is_full: false,
         under_way: VecDeque::new(),
         done_bytes: 0,
     };
-    filling.epoch(index, order, &mut |done| progress(done, objects_bytes.min(room * cache.block_bytes)))?;
+    filling
+        .until((index, order, end), &mut |done| progress(done, all_bytes.min(room * cache.block_bytes)))?;
     tier.flush();
     let counters = tier.counters();
     if counters.disk_full {
@@ -93,6 +96,8 @@ struct Filling<'a> {
     most: usize,
     /// Blocks that the folder has room for.
     room: u64,
+    /// Blocks that could be wanted.
+    all_blocks: u64,
     seen: Vec<bool>,
     wanted: u64,
     is_full: bool,
@@ -101,14 +106,21 @@ struct Filling<'a> {
 }
 
 impl Filling<'_> {
-    /// Sees to the coming of what one epoch reads, until there is no more room.
-    fn epoch(&mut self, index: &Index, order: &dyn Order, progress: &mut dyn FnMut(u64)) -> Result<()> {
-        for position in 0..order.samples() {
+    /// Sees to the coming of what is read before `end`, until there is no more room, or nothing more to come.
+    fn until(
+        &mut self,
+        (index, order, end): (&Index, &dyn Order, u64),
+        progress: &mut dyn FnMut(u64),
+    ) -> Result<()> {
+        for position in 0..end {
             let place = index.sample(order.sample_at(position));
+            if self.origin.is_near(place.object) {
+                continue;
+            }
             let fresh = self.fresh(self.tier.map().covering(place.object as usize, place.unit));
             self.begin(&fresh, position)?;
             progress(self.done_bytes);
-            if self.is_full || self.tier.counters().disk_full {
+            if self.is_full || self.wanted == self.all_blocks || self.tier.counters().disk_full {
                 break;
             }
         }
@@ -154,7 +166,8 @@ impl Filling<'_> {
                         // What is waited for must have been asked for.
                         begin_in_runs(std::mem::take(&mut missing), self.origin);
                         self.wait_until(0)?;
-                        self.wait_for_page();
+                        // The writer lets go of one.
+                        while !self.tier.wait_until_free(PAGE_PATIENCE) {}
                         continue;
                     }
                 }
@@ -173,12 +186,5 @@ impl Filling<'_> {
             self.done_bytes += held.bytes().len() as u64;
         }
         Ok(())
-    }
-
-    /// Waits until the writer has let go of a page.
-    fn wait_for_page(&self) {
-        let (sender, freed) = sync_channel(1);
-        self.tier.when_free(Box::new(move || _ = sender.try_send(())));
-        let _ = freed.recv();
     }
 }

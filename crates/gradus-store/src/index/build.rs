@@ -127,7 +127,7 @@ pub(super) fn build(
         each_object(objects, infos, format, threads, progress, each)
     };
     let run = |infos, format, each: &Each| run_on(settings.threads, infos, format, each);
-    match detect(prefix, listed.to_vec())? {
+    match detect(prefix, listed)? {
         Found::Tokens(manifest) => tokens::index(objects, &manifest, listed, settings),
         Found::Mosaic(index) => {
             let shards = mosaic::Shards::read(objects, &index, listed)?;

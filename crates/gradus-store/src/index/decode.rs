@@ -7,6 +7,7 @@
 use super::SamplePlace;
 use super::column::decode_column;
 use crate::blocks::ObjectInfo;
+use crate::crc32c::crc32c;
 use bytes::Bytes;
 use flate2::read::MultiGzDecoder;
 use gradus_error::{Error, Result};
@@ -99,11 +100,6 @@ pub enum ParquetCodec {
     Lz4,
     /// Zstandard.
     Zstd,
-}
-
-/// The CRC-32C (Castagnoli) of `bytes`.
-pub(super) fn crc32c(bytes: &[u8]) -> u32 {
-    crc_fast::checksum(crc_fast::CrcAlgorithm::Crc32Iscsi, bytes) as u32
 }
 
 /// Decodes units and keeps some of them. One for each reader.

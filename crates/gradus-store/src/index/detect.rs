@@ -2,7 +2,6 @@
 
 use super::Format;
 use super::mosaic::INDEX_JSON;
-use super::objects::is_hidden;
 use crate::blocks::ObjectInfo;
 use crate::index::file::INDEX_FILE;
 use crate::manifest::MANIFEST;
@@ -57,23 +56,18 @@ const UNREADABLE: [&str; 11] = [
     ".tar.gz",
     ".tgz",
     ".tar.zst",
-    ".tar.bz2",
-    ".tar.xz",
-    ".jsonl.bz2",
-    ".jsonl.xz",
+    ".tar.zstd",
+    ".bz2",
+    ".xz",
+    ".lz4",
     ".arrow",
     ".csv",
     ".tfrecord",
     ".zip",
 ];
 
-/// The last part of an address.
-fn name(object: &ObjectInfo) -> &str {
-    object.address.rsplit('/').next().unwrap_or_default()
-}
-
 fn kind(object: &ObjectInfo) -> Option<Kind> {
-    let name = name(object).to_ascii_lowercase();
+    let name = object.name().to_ascii_lowercase();
     let hidden = name.starts_with(['.', '_']) || name == INDEX_FILE;
     let found = ENDINGS.iter().find(|(ending, _)| name.ends_with(ending));
     found.filter(|_| !hidden).map(|(_, kind)| *kind)
@@ -92,7 +86,7 @@ pub(super) fn is_data(format: &Format, object: &ObjectInfo) -> bool {
 /// The object that is directly at `prefix` with this name, if it is listed.
 fn at<'a>(listed: &'a [ObjectInfo], prefix: &str, wanted: &str) -> Option<&'a ObjectInfo> {
     let depth = |address: &str| address.matches('/').count();
-    let named = listed.iter().filter(|object| name(object) == wanted);
+    let named = listed.iter().filter(|object| object.name() == wanted);
     // The one nearest to the prefix; one that is no nearer than the data of a folder below belongs to that folder.
     let nearest = named.min_by_key(|object| depth(&object.address))?;
     let least = listed.iter().map(|object| depth(&object.address)).min()?;
@@ -101,15 +95,14 @@ fn at<'a>(listed: &'a [ObjectInfo], prefix: &str, wanted: &str) -> Option<&'a Ob
 }
 
 /// What `listed`, all that is at `prefix`, is a dataset of.
-pub(super) fn detect(prefix: &str, mut listed: Vec<ObjectInfo>) -> Result<Found> {
-    listed.retain(|object| !is_hidden(object, prefix));
+pub(super) fn detect(prefix: &str, listed: &[ObjectInfo]) -> Result<Found> {
     if listed.is_empty() {
         return Err(Error::invalid(format!("there is nothing at {prefix}")));
     }
-    if let Some(manifest) = at(&listed, prefix, MANIFEST) {
+    if let Some(manifest) = at(listed, prefix, MANIFEST) {
         return Ok(Found::Tokens(manifest.clone()));
     }
-    if let Some(index) = at(&listed, prefix, INDEX_JSON) {
+    if let Some(index) = at(listed, prefix, INDEX_JSON) {
         return Ok(Found::Mosaic(index.clone()));
     }
     if let Some(odd) = listed.iter().find(|object| is_unreadable(object)) {
@@ -144,7 +137,7 @@ pub(super) fn detect(prefix: &str, mut listed: Vec<ObjectInfo>) -> Result<Found>
 }
 
 fn is_unreadable(object: &ObjectInfo) -> bool {
-    let name = name(object).to_ascii_lowercase();
+    let name = object.name().to_ascii_lowercase();
     UNREADABLE.iter().any(|ending| name.ends_with(ending))
 }
 

@@ -5,9 +5,10 @@
 
 use super::MOST_SAMPLE_BYTES;
 use super::build::{Counted, Described, Work};
-use super::decode::{Decoding, MOST_UNIT_BYTES, crc32c};
+use super::decode::{Decoding, MOST_UNIT_BYTES};
 use super::detect::Packing;
 use super::table::Table;
+use crate::crc32c::crc32c;
 use flate2::bufread::GzDecoder;
 use gradus_error::{Error, IoContext, Result};
 use std::io::{BufRead, BufReader, Read};
@@ -163,9 +164,7 @@ impl<'a> Lines<'a> {
     fn read_part(&mut self, decoder: &mut dyn Read) -> Result<(), Error> {
         let mut buffer = vec![0; BUFFER_BYTES];
         loop {
-            let read = decoder
-                .read(&mut buffer)
-                .map_err(|error| Error::corrupt("it does not decode").with_source(error))?;
+            let read = decoder.read(&mut buffer).map_err(not_decoded)?;
             if read == 0 {
                 return Ok(());
             }
@@ -269,4 +268,13 @@ impl<'a> Lines<'a> {
         }
         Ok(self.table.into())
     }
+}
+/// What failed may be the store, whose word keeps its kind, or what was packed.
+fn not_decoded(error: std::io::Error) -> Error {
+    let of_the_store =
+        error.raw_os_error().is_some() || error.get_ref().is_some_and(|inner| inner.is::<Error>());
+    if of_the_store {
+        return Error::io("it cannot be read", error);
+    }
+    Error::corrupt("it does not decode").with_source(error)
 }

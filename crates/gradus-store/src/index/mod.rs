@@ -355,7 +355,9 @@ impl Index {
             table.sizes(&mut |bytes, samples| all.push((bytes, samples)));
         }
         all.sort_unstable();
-        let total = all.iter().map(|(bytes, samples)| bytes * samples).sum();
+        let total = all
+            .iter()
+            .fold(0u64, |total, (bytes, samples)| total.saturating_add(bytes.saturating_mul(*samples)));
         let at = |part: f64| {
             let wanted = (self.samples() as f64 * part).ceil() as u64;
             let mut seen = 0;

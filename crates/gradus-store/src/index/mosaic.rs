@@ -6,11 +6,12 @@
 //! package). A plain shard is described by its table alone; a packed one is decoded as a whole.
 
 use super::build::{Described, Work};
-use super::decode::{Decoding, MOST_UNIT_BYTES, crc32c, decode_unit};
+use super::decode::{Decoding, MOST_UNIT_BYTES, decode_unit};
 use super::objects::{Objects, read_whole};
 use super::table::Table;
 use super::{Field, MOST_SAMPLE_BYTES};
 use crate::blocks::ObjectInfo;
+use crate::crc32c::crc32c;
 use gradus_error::{Error, IoContext, Result};
 use serde::{Deserialize, Serialize};
 use std::collections::HashMap;
@@ -269,7 +270,7 @@ impl Shard {
             reader.by_ref().take(place.len).read_to_end(&mut buffer).context(describe)?;
             table.crc32c.push(crc32c(&buffer));
         }
-        work.pass(work.object.bytes - end);
+        work.pass(work.object.bytes.saturating_sub(end));
         Ok(())
     }
 }

@@ -6,8 +6,9 @@
 use super::MOST_SAMPLE_BYTES;
 use super::build::{Described, Work};
 use super::column::decode_column;
-use super::decode::{Decoding, MOST_UNIT_BYTES, ParquetCodec, crc32c};
+use super::decode::{Decoding, MOST_UNIT_BYTES, ParquetCodec};
 use super::table::Table;
+use crate::crc32c::crc32c;
 use ::parquet::basic::{ConvertedType, LogicalType, Type};
 use ::parquet::file::metadata::{ColumnChunkMetaData, ParquetMetaData, ParquetMetaDataReader};
 use ::parquet::schema::types::{ColumnDescriptor, SchemaDescriptor};

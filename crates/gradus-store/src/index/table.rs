@@ -27,7 +27,9 @@ impl Fixed {
     pub(super) fn is_within(&self, bytes: u64) -> bool {
         let last = self.samples.saturating_sub(1).checked_mul(self.stride);
         let end = last.and_then(|last| last.checked_add(self.start)?.checked_add(self.len));
-        self.stride > 0 && self.len <= MOST_SAMPLE_BYTES && end.is_some_and(|end| end <= bytes)
+        // Neighbours share a token or less: an index from elsewhere must not make a byte belong to any number of samples.
+        let is_fine = self.stride > 0 && self.len / 2 <= self.stride && self.len <= MOST_SAMPLE_BYTES;
+        is_fine && end.is_some_and(|end| end <= bytes)
     }
 }
 

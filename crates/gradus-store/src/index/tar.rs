@@ -4,6 +4,7 @@
 //! 256) and of V7. Names and sizes of the next entry may come before it in entries of their own. Written for archives
 //! that come from anywhere: nothing is sized by what a header says, but for names, which are bounded.
 
+use crate::crc32c::Crc32c;
 use gradus_error::{Error, Result};
 use std::io::Read;
 
@@ -54,26 +55,26 @@ pub(super) struct Tar<R> {
     head: Vec<u8>,
     is_head: bool,
     /// Over all that was read since it was begun anew.
-    digest: Option<crc_fast::Digest>,
+    crc: Option<Crc32c>,
 }
 
 impl<R: Read> Tar<R> {
     pub(super) fn new(reader: R, is_part: bool) -> Self {
-        let digest = (!is_part).then(|| crc_fast::Digest::new(crc_fast::CrcAlgorithm::Crc32Iscsi));
-        Self { reader, position: 0, next: 0, is_part, head: Vec::new(), is_head: false, digest }
+        let crc = (!is_part).then(Crc32c::new);
+        Self { reader, position: 0, next: 0, is_part, head: Vec::new(), is_head: false, crc }
     }
 
     /// Begins a checksum at the start of the entry found last.
     pub(super) fn begin_checksum(&mut self) {
-        if let Some(digest) = &mut self.digest {
-            digest.reset();
-            digest.update(&self.head);
+        if let Some(crc) = &mut self.crc {
+            crc.reset();
+            crc.update(&self.head);
         }
     }
 
     /// The CRC-32C of all that was read since it was begun. A part of an archive has none.
     pub(super) fn checksum(&self) -> u32 {
-        self.digest.as_ref().map_or(0, |digest| digest.finalize() as u32)
+        self.crc.as_ref().map_or(0, Crc32c::value)
     }
 
     /// Reads the bytes of the entry found last.
@@ -203,8 +204,8 @@ impl<R: Read> Tar<R> {
         };
         let read = read.map_err(|error| Error::io(format!("at byte {}", self.position), error))?;
         self.position += read as u64;
-        if let Some(digest) = &mut self.digest {
-            digest.update(&into[..read]);
+        if let Some(crc) = &mut self.crc {
+            crc.update(&into[..read]);
             // A part's head is never asked for.
             if self.is_head {
                 self.head.extend_from_slice(&into[..read]);

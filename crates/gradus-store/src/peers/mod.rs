@@ -25,12 +25,13 @@ pub use holdings::Holdings;
 pub use homes::{Homes, Member, Route};
 
 use crate::blocks::BlockKey;
+use crate::crc32c::crc32c;
 use gradus_error::{Error, IoContext, Result};
 use gradus_fabric::service::{Keys, Listener};
 use gradus_host::random;
 use inbox::{Command, Inbox};
 use keeper::Keeper;
-use protocol::{Hello, Kind, MOST_BYTES, VERSION, crc32c};
+use protocol::{Hello, Kind, MOST_BYTES, VERSION};
 use serde::{Deserialize, Serialize};
 use std::net::SocketAddr;
 use std::sync::Arc;

@@ -16,12 +16,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread::yield_now;
 use std::time::Duration;
-use tempfile::TempDir;
 
 /// JSON lines of many lengths in three objects of a bucket.
 struct Home {
     server: S3Server,
-    _folder: TempDir,
     lines: Vec<Vec<u8>>,
     bytes: u64,
 }
@@ -33,9 +31,7 @@ fn home(samples: usize) -> Home {
 }
 
 fn home_of(samples: usize, length: &dyn Fn(usize) -> usize) -> Home {
-    let folder = tempfile::tempdir().unwrap();
-    let server = S3Server::start(folder.path()).unwrap();
-    server.make_bucket("data").unwrap();
+    let server = S3Server::with_bucket("data").unwrap();
     let line = |number| format!("[\"{number:06}{}\"]", "x".repeat(length(number))).into_bytes();
     let lines: Vec<Vec<u8>> = (0..samples).map(line).collect();
     let mut bytes = 0;
@@ -44,7 +40,7 @@ fn home_of(samples: usize, length: &dyn Fn(usize) -> usize) -> Home {
         bytes += text.len() as u64;
         server.put("data", &format!("set/{number}.jsonl"), &text).unwrap();
     }
-    Home { server, _folder: folder, lines, bytes }
+    Home { server, lines, bytes }
 }
 
 impl Home {
@@ -111,6 +107,21 @@ fn where_little_is_kept_every_byte_is_right() {
         let feed = home.feed(&small(memory_bytes));
         home.check(&feed);
         assert!(home.server.faults().counts().bytes() > home.bytes);
+    }
+}
+
+#[test]
+fn who_waits_for_memory_that_others_hold_is_told_so() {
+    let home = home(300);
+    let feed = home.feed(&small(4 * 4096));
+    feed.begin(0);
+    let mut waits = Stalls::default();
+    let held: Vec<_> = (0..8).map(|position| feed.sample_waited(position, &mut waits).unwrap()).collect();
+    assert!(waits.of(Cause::Memory) > 0.0, "{waits:?}");
+    assert_eq!(feed.counters().stalls.of(Cause::Memory), waits.of(Cause::Memory));
+    let order = home.order();
+    for (position, sample) in held.iter().enumerate() {
+        assert_eq!(sample.to_vec(), home.lines[order.sample_at(position as u64) as usize]);
     }
 }
 
@@ -212,11 +223,11 @@ fn warmed(home: &Home, cache: &CacheSettings) -> Warmed {
     let (index, order) = (home.index(&bucket), home.order());
     home.server.faults().reset_counts();
     let (mut last, mut all) = (0, 0);
-    let warmed =
-        warm((&index, order.as_ref()), &bucket, cache, Arc::new(RealClock::new()), &mut |done, of| {
-            assert!(last <= done && done <= of);
-            (last, all) = (done, of);
-        });
+    let (reading, source) = ((&*index, order.as_ref(), order.samples()), Source::Bucket(bucket));
+    let warmed = warm(reading, &source, cache, Arc::new(RealClock::new()), &mut |done, of| {
+        assert!(last <= done && done <= of);
+        (last, all) = (done, of);
+    });
     let warmed = warmed.unwrap();
     assert!(warmed.is_full || last == all, "{last} of {all}");
     warmed
@@ -267,7 +278,8 @@ fn a_small_folder_is_filled_with_what_is_needed_first() {
     let bucket = home.bucket();
     let (index, order) = (home.index(&bucket), home.order());
     let clock = Arc::new(RealClock::new());
-    let without = warm((&index, order.as_ref()), &bucket, &small(1 << 20), clock, &mut |_, _| ());
+    let (reading, source) = ((&*index, order.as_ref(), 1), Source::Bucket(bucket));
+    let without = warm(reading, &source, &small(1 << 20), clock, &mut |_, _| ());
     assert_eq!(without.unwrap_err().kind(), &Kind::Invalid);
 }
 

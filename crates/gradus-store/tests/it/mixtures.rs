@@ -25,10 +25,7 @@ struct Home {
 impl Home {
     /// Two datasets of one tokenizer, the second much smaller; it is in the bucket, too.
     fn new() -> Self {
-        let folder = tempfile::tempdir().unwrap();
-        std::fs::create_dir(folder.path().join("objects")).unwrap();
-        let server = S3Server::start(&folder.path().join("objects")).unwrap();
-        server.make_bucket("data").unwrap();
+        let (folder, server) = (tempfile::tempdir().unwrap(), S3Server::with_bucket("data").unwrap());
         let home = Self { folder, server };
         home.prepare(0, 900, "");
         home.prepare(1, 90, home.path(0).to_str().unwrap());

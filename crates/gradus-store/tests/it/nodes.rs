@@ -31,7 +31,6 @@ const BATCHES: u64 = 3 * SAMPLES / BATCH;
 /// JSON lines of many lengths in three objects of a bucket.
 struct Home {
     server: S3Server,
-    _folder: TempDir,
     lines: Vec<Vec<u8>>,
     bytes: u64,
     index: Arc<Index>,
@@ -43,9 +42,7 @@ fn home() -> Home {
 }
 
 fn home_of(length: &dyn Fn(usize) -> usize) -> Home {
-    let folder = tempfile::tempdir().unwrap();
-    let server = S3Server::start(folder.path()).unwrap();
-    server.make_bucket("data").unwrap();
+    let server = S3Server::with_bucket("data").unwrap();
     let line = |number| format!("[\"{number:06}{}\"]", "x".repeat(length(number))).into_bytes();
     let lines: Vec<Vec<u8>> = (0..SAMPLES as usize).map(line).collect();
     let mut bytes = 0;
@@ -57,7 +54,7 @@ fn home_of(length: &dyn Fn(usize) -> usize) -> Home {
     let bucket = bucket_of(&server);
     let address = bucket.address().to_string();
     let index = Arc::new(Index::build(&bucket, &address, &IndexSettings::default(), &|_| ()).unwrap());
-    Home { server, _folder: folder, lines, bytes, index, secret: Secret::make() }
+    Home { server, lines, bytes, index, secret: Secret::make() }
 }
 
 fn bucket_of(server: &S3Server) -> Bucket {

@@ -17,15 +17,12 @@ use tempfile::TempDir;
 struct Home {
     server: S3Server,
     folder: TempDir,
-    _root: TempDir,
 }
 
 impl Home {
     fn new() -> Self {
-        let (folder, root) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
-        let server = S3Server::start(root.path()).unwrap();
-        server.make_bucket("data").unwrap();
-        let home = Self { server, folder, _root: root };
+        let (folder, server) = (tempfile::tempdir().unwrap(), S3Server::with_bucket("data").unwrap());
+        let home = Self { server, folder };
         let (text, lines) = (texts().concat(), lines(&texts()));
         home.put("corpus/b/a.jsonl", lines.as_bytes());
         home.put("corpus/b/a.jsonl.gz", &gzip(lines.as_bytes()));

@@ -1,14 +1,14 @@
 //! `gradus bench dataset`: reads every sample of a dataset, epoch after epoch, and sums its bytes, as the data loaders do
 //! that `cargo x bench dataset` puts beside it. Prints a line of JSON for each epoch.
 
-use crate::data_source::{DataSource, cache_for};
+use crate::data_source::DataSource;
 use crate::logging;
 use crate::run_settings::Settings;
 use anyhow::{Context, Result};
 use gradus_error::Error;
 use gradus_host::units::parse_bytes;
 use gradus_host::{Clock, RealClock};
-use gradus_store::{Feed, FeedCounters, Order, Readers, Reading, Sample, Split};
+use gradus_store::{Feed, FeedCounters, Order, Readers, Reading, Sample, Split, cache_for};
 use multiversion::multiversion;
 use serde_json::json;
 use std::sync::Arc;

@@ -2,6 +2,8 @@
 
 use super::environment;
 use crate::logging;
+use crate::run_settings::Settings;
+use crate::settings;
 use crate::sinks::Preparation;
 use crate::wording::{bytes, grouped, printable};
 use clap::Subcommand;
@@ -43,11 +45,12 @@ pub enum DatasetCommand {
     },
 }
 
-/// Does what is asked.
+/// Does what is asked; of the settings that are given, those of `[bucket]` count.
 ///
 /// # Errors
-/// What [`Index::build`], [`Index::write`] and [`Index::read`] say.
-pub fn run(command: &DatasetCommand) -> Result<()> {
+/// `Invalid`, naming the key, for a bad setting; what [`Index::build`], [`Index::write`] and [`Index::read`] say.
+pub fn run(command: &DatasetCommand, overrides: &[(String, String)]) -> Result<()> {
+    let reached_by = settings::resolve::<Settings>(None, overrides)?.settings.bucket;
     match command {
         DatasetCommand::Index { uri, output, text_column, checksums } => {
             let settings = IndexSettings {
@@ -56,21 +59,25 @@ pub fn run(command: &DatasetCommand) -> Result<()> {
                 threads: processors::available().min(MOST_THREADS),
                 split: Split::Train,
             };
-            index(uri, output.clone(), &settings)
+            index(open(uri, &reached_by)?, uri, output.clone(), &settings)
         }
-        DatasetCommand::Show { uri } => show(uri),
+        DatasetCommand::Show { uri } => show(open(uri, &reached_by)?, uri),
     }
 }
 
 /// The store at an address, which is given back as it is written in full.
-fn open(uri: &str) -> Result<(Bucket, String)> {
+fn open(uri: &str, settings: &BucketSettings) -> Result<(Bucket, String)> {
     let address = Address::parse(uri)?;
-    let bucket = Bucket::open(&address, &BucketSettings::default(), &environment)?;
+    let bucket = Bucket::open(&address, settings, &environment)?;
     Ok((bucket, address.to_string()))
 }
 
-fn index(uri: &str, output: Option<PathBuf>, settings: &IndexSettings) -> Result<()> {
-    let (bucket, address) = open(uri)?;
+fn index(
+    (bucket, address): (Bucket, String),
+    uri: &str,
+    output: Option<PathBuf>,
+    settings: &IndexSettings,
+) -> Result<()> {
     let listed = Objects::list(&bucket, &address)?;
     if output.is_none() && matches!(&*listed, [only] if only.address == address) {
         return Err(Error::invalid(format!(
@@ -127,8 +134,7 @@ fn build_shown(
     Ok(index)
 }
 
-fn show(uri: &str) -> Result<()> {
-    let (bucket, address) = open(uri)?;
+fn show((bucket, address): (Bucket, String), uri: &str) -> Result<()> {
     let listed = Objects::list(&bucket, &address)?;
     if let Some(file) = listed.iter().find(|object| is_index(object, &listed)) {
         let index = Index::read_object(&bucket, file)?;
@@ -138,20 +144,16 @@ fn show(uri: &str) -> Result<()> {
         }
         return logging::print(format_args!("{}", describe(&index, uri)));
     }
-    if !listed.iter().any(|object| name(object) == MANIFEST) {
+    if !listed.iter().any(|object| object.name() == MANIFEST) {
         return Err(Error::invalid(format!("{uri} has no index: make one (gradus dataset index {uri})")));
     }
     let index = Index::build_listed(&bucket, &address, &listed, &IndexSettings::default(), &|_| ())?;
     logging::print(format_args!("{}", describe(&index, uri)))
 }
 
-fn name(object: &ObjectInfo) -> &str {
-    object.address.rsplit('/').next().unwrap_or_default()
-}
-
 /// Whether an object is the index of what is listed: by its name, or as the only one.
 fn is_index(object: &ObjectInfo, listed: &[ObjectInfo]) -> bool {
-    name(object) == INDEX_FILE || (listed.len() == 1 && object.address.ends_with(".parquet"))
+    object.name() == INDEX_FILE || (listed.len() == 1 && object.address.ends_with(".parquet"))
 }
 
 /// What a dataset holds, in lines.

@@ -4,13 +4,11 @@ use crate::corpus::Place;
 use gradus_testbed::{ACCESS_KEY, S3Server, SECRET_KEY};
 use std::fs;
 use std::process::{Command, Output};
-use tempfile::TempDir;
 
 /// Prepared data in a folder and, the same, in a bucket.
 pub struct Home {
     pub place: Place,
     pub server: S3Server,
-    _root: TempDir,
     /// Bytes of the shards to learn from, and of those held out.
     pub bytes: [u64; 2],
 }
@@ -24,9 +22,7 @@ impl Home {
     /// The same of another corpus.
     fn of(place: Place) -> Self {
         place.train(&["--run.dir", "runs/folder", "--data.prepared", "prepared"]);
-        let root = tempfile::tempdir().unwrap();
-        let server = S3Server::start(root.path()).unwrap();
-        server.make_bucket("data").unwrap();
+        let server = S3Server::with_bucket("data").unwrap();
         let mut bytes = [0; 2];
         for entry in fs::read_dir(place.path().join("prepared")).unwrap() {
             let (name, content) = {
@@ -39,7 +35,7 @@ impl Home {
             server.put("data", &format!("set/{name}"), &content).unwrap();
         }
         server.faults().reset_counts();
-        Self { place, server, _root: root, bytes }
+        Self { place, server, bytes }
     }
 
     /// Trains from the bucket.

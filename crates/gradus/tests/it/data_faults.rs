@@ -69,11 +69,18 @@ fn a_node_that_stands_still_is_done_without_until_it_goes_on() {
     let run = home.start("stopped", &two);
     // Both have asked for the blocks that they are home of.
     faults.wait_for_requests(before + of_samples);
+    // And are past the collective with which steps begin: there nothing would be asked of the one that stands still.
+    let clock = RealClock::new();
+    let end = clock.now() + PATIENCE;
+    let metrics = home.place.path().join("runs/stopped/metrics.jsonl");
+    while std::fs::metadata(&metrics).map_or(0, |metrics| metrics.len()) == 0 {
+        assert!(clock.now() < end, "no step has begun");
+        yield_now();
+    }
     let stopped = ranks_of(run.id()).into_iter().find(|(rank, _)| rank == "1").unwrap().1;
     kill_process(stopped, Signal::STOP).unwrap();
     faults.release();
     // Each block leaves the bucket once for both nodes: more is what was asked of one that does not answer.
-    let clock = RealClock::new();
     let end = clock.now() + PATIENCE;
     while train_bytes(&home) <= whole {
         assert!(clock.now() < end, "{} bytes of {whole} came", train_bytes(&home));

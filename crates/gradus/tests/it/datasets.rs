@@ -14,17 +14,14 @@ const INDEX: &str = "gradus-index.parquet";
 struct Home {
     folder: TempDir,
     server: S3Server,
-    _root: TempDir,
 }
 
 impl Home {
     /// Two files of two samples each, in `set` of both.
     fn new() -> Self {
-        let (folder, root) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
-        let server = S3Server::start(root.path()).unwrap();
-        server.make_bucket("data").unwrap();
+        let (folder, server) = (tempfile::tempdir().unwrap(), S3Server::with_bucket("data").unwrap());
         fs::create_dir(folder.path().join("set")).unwrap();
-        let home = Self { folder, server, _root: root };
+        let home = Self { folder, server };
         home.put("a.jsonl", LINES);
         home.put("b.jsonl", LINES);
         home
@@ -116,6 +113,8 @@ fn what_cannot_be_described_is_said() {
     home.refused(&["dataset", "index", "s3://none/set"], 2, "none");
     home.refused(&["dataset", "index", "s3://data/nothing"], 2, "s3://data/nothing");
     home.refused(&["dataset", "index", "set/a.jsonl"], 2, "--output");
+    home.refused(&["dataset", "index", "s3://data/set", "--bucket.endpoint", "here"], 2, "bucket.endpoint");
+    home.refused(&["dataset", "show", "set", "--bucket.anonymous", "perhaps"], 2, "bucket.anonymous");
     home.refused(&["dataset", "index", "set", "--output", "no/folder/x.parquet"], 2, "no/folder/x.parquet");
     home.refused(&["dataset", "show", "set"], 2, "gradus dataset index set");
     home.refused(&["dataset", "show", "s3://data/set"], 2, "gradus dataset index");

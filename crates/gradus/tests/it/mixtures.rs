@@ -6,7 +6,6 @@ use gradus_testbed::S3Server;
 use serde_json::Value;
 use std::fs;
 use std::process::Command;
-use tempfile::TempDir;
 
 /// What replaces the settings' own input.
 const NO_INPUT: [&str; 2] = ["--data.input", ""];
@@ -15,15 +14,11 @@ const NO_INPUT: [&str; 2] = ["--data.input", ""];
 struct Home {
     place: Place,
     server: S3Server,
-    _root: TempDir,
 }
 
 impl Home {
     fn new() -> Self {
-        let (place, root) = (Place::new(), tempfile::tempdir().unwrap());
-        let server = S3Server::start(root.path()).unwrap();
-        server.make_bucket("data").unwrap();
-        let home = Self { place, server, _root: root };
+        let home = Self { place: Place::new(), server: S3Server::with_bucket("data").unwrap() };
         let other = home.place.path().join("other");
         fs::create_dir(&other).unwrap();
         for document in 0..12 {
@@ -121,6 +116,33 @@ fn folders_and_buckets_are_mixed_with_the_same_bits_by_any_ranks_and_after_a_res
         }
     }
     assert_eq!(home.mixture("two"), shares);
+}
+
+#[test]
+fn a_cache_is_filled_with_what_of_a_mixture_lies_in_a_bucket() {
+    let home = Home::new();
+    let both = mixture(&[("first", "3"), ("s3://data/second", "1")]);
+    let steps = STEPS.to_string();
+    let common = ["--cache.folder", "tier0", "--cache.block_bytes", "4096", "--train.steps", &steps];
+    let warm = |parts: &str| {
+        let arguments =
+            [&["cache", "warm", "run.toml", "--data.mixture", parts], &NO_INPUT[..], &common].concat();
+        with_bucket(&home.server, home.place.command(arguments)).output().unwrap()
+    };
+    let output = warm(&both);
+    assert!(output.status.success(), "{}", text(&output));
+    home.train("warm", &both, &common);
+    let metrics = fs::read_to_string(home.place.path().join("runs/warm/metrics.jsonl")).unwrap();
+    let mut events = metrics.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
+    let last = events.rfind(|event| event["event"] == "data").unwrap();
+    assert_eq!((&last["misses"], &last["fetched_bytes"]), (&0.into(), &0.into()), "{last}");
+    assert!(last["disk_hit_rate"].as_f64() > Some(0.0), "{last}");
+    let refused = warm(&mixture(&[("first", "1"), ("second", "1")]));
+    assert!(
+        refused.status.code() == Some(2) && text(&refused).contains("data.mixture"),
+        "{}",
+        text(&refused)
+    );
 }
 
 #[test]

@@ -34,9 +34,7 @@ fn losses(place: &Place, run: &str) -> Vec<f64> {
 
 #[test]
 fn its_data_in_a_bucket_give_the_bits_of_those_in_a_folder() {
-    let (place, objects) = (Place::new(), tempfile::tempdir().unwrap());
-    let server = S3Server::start(objects.path()).unwrap();
-    server.make_bucket("data").unwrap();
+    let (place, server) = (Place::new(), S3Server::with_bucket("data").unwrap());
     train(&place, &server, "folder", place.path().join("prepared").to_str().unwrap());
     train(&place, &server, "bucket", "s3://data/quickstart");
     let steps = place.losses("folder");

@@ -1,8 +1,8 @@
 //! A cache's folder, looked at without a dataset.
 
-use super::super::pages::crc32c;
 use super::format::Header;
 use super::{DATA, MOST_SLOTS, RECORDS, cannot, read_records, take_lock};
+use crate::crc32c::crc32c;
 use gradus_error::{Error, IoContext, Result};
 use std::collections::BTreeSet;
 use std::fs::File;

@@ -1,7 +1,7 @@
 //! What stands in the file of records: a header, then one record for each slot; little-endian, each with its CRC-32C.
 
-use super::super::pages::crc32c;
 use crate::blocks::{BLOCK_BYTES, BlockKey};
+use crate::crc32c::crc32c;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 

@@ -33,7 +33,10 @@ impl Walk {
             None => Whereabouts::There,
         };
         if !is_wanted {
-            self.brought.memory += if known.is_some() { place.len } else { 0 };
+            if known.is_some() {
+                self.brought.memory += place.len;
+                self.pass_over(plan, tier, place);
+            }
             return Some(known);
         }
         if matches!(at, Whereabouts::There) {
@@ -46,6 +49,18 @@ impl Walk {
             self.units.insert(key, &unit);
         }
         Some(Some(unit))
+    }
+
+    /// Tells the cache when the blocks of a unit are used next that is held already: this position was to be their next use, and
+    /// does not touch them.
+    fn pass_over(&mut self, plan: &Plan, tier: Option<&Tier0>, place: &SamplePlace) {
+        let Some(tier) = tier.filter(|_| self.company.is_none()) else { return };
+        for block in plan.map.covering(place.object as usize, place.unit.clone()) {
+            tier.pass_over(block, || {
+                let samples = plan.index.samples_in(place.object, plan.map.range_of(block));
+                self.uses.next(block, samples, self.next)
+            });
+        }
     }
 
     /// Accesses the blocks of a unit that have their home here, and those that are read here, and begins to fetch what is
