@@ -10,8 +10,8 @@ use std::process::Command;
 pub const BATCH: &str = "32";
 /// Of every arm that shuffles.
 const SEED: &str = "3";
-/// What Gradus may hold in memory beside its disk cache, less than half of the smallest set.
-const MEMORY_BYTES: u64 = 64 << 20;
+/// What Gradus may hold in memory beside its disk cache: half of it is for what is on its way, and the rest for copies of what is kept.
+const MEMORY_BYTES: u64 = 128 << 20;
 
 /// Where samples come from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, clap::ValueEnum)]

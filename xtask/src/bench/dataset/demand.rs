@@ -1,5 +1,5 @@
 //! Whether a reader that uses samples up at a steady rate ever waits: the S3 server on a core of its own, each request 50 ms
-//! later, nothing kept between epochs; the reader on the other core takes batches at a set rate and says what it waited for.
+//! later, next to nothing kept between epochs; the reader on the other core takes batches at a set rate and says what it waited for.
 
 use super::arms::Programs;
 use super::server::Server;
@@ -18,8 +18,12 @@ pub const LATENCY_MS: u64 = 50;
 /// The cores of reader and server.
 const CORES: (&str, &str) = ("0", "1");
 
-/// How often the set is read: nothing of it is kept.
+/// How often the set is read: next to nothing of it is kept.
 const EPOCHS: &str = "3";
+
+/// What the reader may hold in memory, and how many times as large the set is at least.
+const MEMORY_BYTES: u64 = 256 << 20;
+const LEAST_TIMES: u64 = 4;
 
 /// One reading of the set.
 #[derive(Debug, Clone)]
@@ -51,6 +55,10 @@ pub fn measure(
     rounds: usize,
     log: &Path,
 ) -> Result<Vec<Reading>> {
+    ensure!(
+        set.bytes > LEAST_TIMES * MEMORY_BYTES,
+        "--scenario demand wants a set of which memory holds little: --samples 20000"
+    );
     sets::warm(&set.folder.join(&programs.form))?;
     let mut readings = Vec::new();
     for round in 0..rounds {
@@ -70,7 +78,7 @@ fn read(programs: &Programs, server: &Server, set: &Set, order: &'static str) ->
     command.args(["--source", &format!("s3://{}/{}", set.bucket(), programs.form)]);
     command.args(["--demand", &DEMAND_BYTES_PER_S.to_string(), "--order.shuffle", order]);
     command.args(["--order.block_samples", "64", "--order.window_blocks", "8"]);
-    command.args(["--cache.memory_bytes", &(256u64 << 20).to_string()]);
+    command.args(["--cache.memory_bytes", &MEMORY_BYTES.to_string()]);
     server.introduce(&mut command);
     let output = command.stderr(Stdio::inherit()).output().context("cannot start the reader (taskset)")?;
     ensure!(output.status.success(), "the reader ended with {}", output.status);
