@@ -55,4 +55,4 @@ pub use half::{bf16, f16};
 pub use memory::{Buffer, Memory};
 pub use operation::Ready;
 pub use parts::Parts;
-pub use threads::{run_as_threads, run_as_threads_with};
+pub use threads::{run_as_threads, run_as_threads_apart};

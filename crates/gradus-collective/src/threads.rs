@@ -2,7 +2,7 @@
 
 use crate::communicator::Communicator;
 use gradus_error::{IoContext, Result};
-use gradus_fabric::{Launch, NetworkSettings, Transport, TransportKind, connect};
+use gradus_fabric::{Launch, NetworkSettings, PeerMemory, Transport, TransportKind, connect};
 use std::net::TcpListener;
 use std::os::fd::AsRawFd;
 use std::time::Duration;
@@ -19,14 +19,27 @@ pub fn run_as_threads<T: Send>(
     stall_limit: Duration,
     body: impl Fn(Communicator) -> T + Sync,
 ) -> Result<Vec<T>> {
-    run_as_threads_with(&NetworkSettings::default(), world_size, stall_limit, body)
+    run(&NetworkSettings::default(), world_size, stall_limit, body)
 }
 
-/// As [`run_as_threads`], under these settings.
+/// As [`run_as_threads`], but no rank reads another's private memory: what is in it has to be sent. Else ranks do whichever
+/// they find to be faster.
 ///
 /// # Errors
 /// As [`run_as_threads`].
-pub fn run_as_threads_with<T: Send>(
+///
+/// # Panics
+/// If `body` does.
+pub fn run_as_threads_apart<T: Send>(
+    world_size: usize,
+    stall_limit: Duration,
+    body: impl Fn(Communicator) -> T + Sync,
+) -> Result<Vec<T>> {
+    let settings = NetworkSettings { peer_memory: PeerMemory::Never, ..NetworkSettings::default() };
+    run(&settings, world_size, stall_limit, body)
+}
+
+fn run<T: Send>(
     settings: &NetworkSettings,
     world_size: usize,
     stall_limit: Duration,

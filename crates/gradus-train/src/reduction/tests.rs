@@ -2,9 +2,8 @@
 
 use super::*;
 use crate::settings::{GradientFormat, OptimizerKind};
-use gradus_collective::{Communicator, run_as_threads_with};
+use gradus_collective::{Communicator, run_as_threads_apart};
 use gradus_compute::{CpuDevice, Precision};
-use gradus_fabric::{NetworkSettings, PeerMemory};
 use gradus_host::{Clock, RealClock};
 use gradus_model::{Batch, ModelConfig, PRESETS, Seams, Transformer, Workspace};
 use half::bf16;
@@ -132,9 +131,7 @@ fn backward(mut communicator: Communicator, format: GradientFormat) -> Pass {
 
 fn of_two(format: GradientFormat) -> Vec<Pass> {
     let pass = move |communicator: Communicator| backward(communicator, format);
-    // Else ranks may find it fast to read each other's memory, and send nothing.
-    let settings = NetworkSettings { peer_memory: PeerMemory::Never, ..NetworkSettings::default() };
-    run_as_threads_with(&settings, 2, Duration::from_secs(120), pass).unwrap()
+    run_as_threads_apart(2, Duration::from_secs(120), pass).unwrap()
 }
 
 /// After the first block left, buckets are under way, and more after each.
