@@ -174,3 +174,27 @@ impl CredentialProvider for Credentials {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn found(key_id: &str, token: &str) -> Found {
+        let (key_id, secret_key) = (key_id.to_owned(), "any\nthing".to_owned());
+        let keys = AwsCredential { key_id, secret_key, token: Some(token.to_owned()) };
+        Found { keys: Arc::new(keys), who: "the credentials of a test".to_owned(), expires: None }
+    }
+
+    #[test]
+    fn what_no_request_can_carry_is_denied_and_not_shown() {
+        found("AKID", "t0ken+/=").checked().unwrap();
+        for (key_id, token) in
+            [("AKID\n", "token"), ("AKID", "token\r\n"), ("AKID", "t\u{f6}ken"), ("A\u{7f}", "")]
+        {
+            let error = found(key_id, token).checked().unwrap_err();
+            assert_eq!(error.kind(), &Kind::Denied);
+            let text = error.to_string();
+            assert!(text.contains("of a test") && !text.contains("ken"), "{text}");
+        }
+    }
+}

@@ -117,3 +117,24 @@ fn virtual_host(endpoint: &str, bucket: &str) -> Result<String> {
     }
     Ok(format!("{scheme}://{bucket}.{rest}"))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_region_is_a_word() {
+        let of = |region: &str| {
+            let settings = BucketSettings { region: region.to_owned(), ..BucketSettings::default() };
+            region_of(&settings)
+        };
+        assert_eq!(of("eu-west-1").unwrap(), "eu-west-1");
+        for odd in ["us\n", "us east", "r\u{e9}gion"] {
+            assert!(of(odd).unwrap_err().to_string().contains("bucket.region"), "{odd:?}");
+        }
+    }
+
+    fn region_of(settings: &BucketSettings) -> Result<String> {
+        region(settings, &Environment::default(), &Profile::default())
+    }
+}

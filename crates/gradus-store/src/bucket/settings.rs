@@ -159,4 +159,12 @@ mod tests {
             assert_eq!(settings.validate().unwrap_err().kind(), &Kind::Invalid, "{settings:?}");
         }
     }
+
+    #[test]
+    fn a_password_in_an_endpoint_is_refused_and_not_shown() {
+        let endpoint = "http://somebody:secret@host".to_owned();
+        let error = BucketSettings { endpoint, ..BucketSettings::default() }.validate().unwrap_err();
+        assert_eq!(error.kind(), &Kind::Invalid);
+        assert!(!error.to_string().contains("secret"), "{error}");
+    }
 }

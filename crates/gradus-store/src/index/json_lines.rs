@@ -278,3 +278,19 @@ fn not_decoded(error: std::io::Error) -> Error {
     }
     Error::corrupt("it does not decode").with_source(error)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use gradus_error::Kind;
+    use std::io::ErrorKind;
+
+    #[test]
+    fn what_the_store_says_is_no_damage() {
+        let store =
+            std::io::Error::new(ErrorKind::TimedOut, Error::unavailable("the bucket does not answer"));
+        assert_eq!(not_decoded(store).kind(), &Kind::Unavailable);
+        let packed = std::io::Error::new(ErrorKind::InvalidInput, "corrupt deflate stream");
+        assert_eq!(not_decoded(packed).kind(), &Kind::Corrupt);
+    }
+}

@@ -218,3 +218,17 @@ fn first_where(count: usize, holds: impl Fn(usize) -> bool) -> u64 {
     }
     range.start as u64
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_byte_belongs_to_few_samples_of_one_size() {
+        let fixed = |stride, len, samples| Fixed { start: 0, stride, len, samples }.is_within(1 << 20);
+        // Tokens: a sample has one more than its stride, of one to four bytes.
+        assert!(fixed(64, 66, 100) && fixed(2, 4, 9));
+        assert!(!fixed(1, 1 << 19, 1000), "each byte would belong to any number");
+        assert!(!fixed(0, 1, 1) && !fixed(64, 66, 1 << 20) && !fixed(u64::MAX, 1, 3));
+    }
+}

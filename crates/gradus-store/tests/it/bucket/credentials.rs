@@ -6,6 +6,7 @@ use gradus_store::ObjectInfo;
 use gradus_store::bucket::{Address, Bucket, BucketSettings};
 use gradus_testbed::{ACCESS_KEY, InstanceMetadata, Refusal, S3Server, SECRET_KEY};
 use std::fs;
+use std::process::Command;
 
 /// When credentials expire that do not soon.
 const LATER: &str = "2100-01-01T00:00:00Z";
@@ -122,6 +123,23 @@ fn keys_that_expire_soon_are_renewed_and_others_are_kept() {
         (0..3).for_each(|_| drop(bucket.head("key").unwrap()));
         assert_eq!(metadata.asked(), asked);
     }
+}
+
+#[test]
+fn keys_that_are_to_be_renewed_are_used_while_they_hold() {
+    let home = home();
+    let soon =
+        Command::new("date").args(["-u", "-d", "+200 seconds", "+%Y-%m-%dT%H:%M:%SZ"]).output().unwrap();
+    let soon = String::from_utf8(soon.stdout).unwrap();
+    let metadata = InstanceMetadata::start(ACCESS_KEY, SECRET_KEY, soon.trim()).unwrap();
+    let endpoint = metadata.endpoint();
+    let lookup = |name: &str| (name == "AWS_EC2_METADATA_SERVICE_ENDPOINT").then(|| endpoint.clone());
+    home.server.put("data", "key", b"bytes").unwrap();
+    let bucket = Bucket::open(&Address::parse("s3://data").unwrap(), &home.settings(), &lookup).unwrap();
+    (0..2).for_each(|_| drop(bucket.head("key").unwrap()));
+    assert_eq!(metadata.asked(), 1, "not for every request");
+    drop(metadata);
+    bucket.head("key").unwrap();
 }
 
 #[test]
