@@ -1,10 +1,18 @@
 //! How many requests may be under way: a pure machine.
 //!
-//! Additive increase, multiplicative decrease, as TCP does it (Jacobson, "Congestion Avoidance and Control", 1988): a
-//! store that asks for fewer requests halves the limit; a limit's worth of answers in good order raises it by one.
+//! Slow start, additive increase, multiplicative decrease, as TCP does it (Jacobson, "Congestion Avoidance and Control",
+//! 1988; RFC 5681, 3.1): requests that all begin together share what there is of network and processor, and all end late, the
+//! first that is needed like the last. So the limit begins at some and grows with the answers, until the store first
+//! asks for fewer requests. That halves it; from then on a limit's worth of answers in good order raises it by one.
 //! Requests that were sent before the limit was halved say nothing about the new limit: their refusals do not halve it
 //! again, or one moment of too much would leave a single request. Invariant: 1 <= limit <= most, and no more than the
 //! limit begin.
+
+/// Requests that may be under way at first, of as many as may ever be: those that 500 MB/s in samples of 100 KiB need at 50 ms.
+const FIRST: usize = 256;
+
+/// Answers that raise the limit by one before the first refusal, as those of a receiver that acknowledges every other segment.
+const ANSWERS_OF_SLOW_START: usize = 2;
 
 /// The limit, and what is under way.
 #[derive(Debug, Clone)]
@@ -40,7 +48,7 @@ impl Throttle {
     /// At most `most` requests, and at least one.
     pub(super) fn new(most: usize) -> Self {
         let most = most.max(1);
-        Self { most, limit: most, lowest: most, under_way: 0, era: 0, good: 0 }
+        Self { most, limit: most.min(FIRST), lowest: most, under_way: 0, era: 0, good: 0 }
     }
 
     /// Begins a request, if there is room.
@@ -64,13 +72,17 @@ impl Throttle {
             }
             Ended::Good if self.limit < self.most => {
                 self.good += 1;
-                if self.good >= self.limit {
+                if self.good >= self.answers_for_one_more() {
                     self.limit += 1;
                     self.good = 0;
                 }
             }
             _ => {}
         }
+    }
+
+    fn answers_for_one_more(&self) -> usize {
+        if self.era == 0 { ANSWERS_OF_SLOW_START } else { self.limit }
     }
 
     /// Requests under way.
@@ -83,7 +95,7 @@ impl Throttle {
         self.limit
     }
 
-    /// The lowest limit so far.
+    /// The lowest limit that the store asked for so far; the most where it never did.
     pub(super) fn lowest(&self) -> usize {
         self.lowest
     }
@@ -104,6 +116,25 @@ mod tests {
         let pass = throttle.begin().unwrap();
         throttle.end(pass, Ended::Throttled);
         assert_eq!(throttle.limit(), 16, "a request of the new limit was refused");
+    }
+
+    #[test]
+    fn it_grows_with_the_first_answers_until_one_is_a_refusal() {
+        let mut throttle = Throttle::new(2 * FIRST);
+        let mut answer = |how| {
+            let pass = throttle.begin().unwrap();
+            throttle.end(pass, how);
+            throttle.limit()
+        };
+        assert_eq!(
+            [Ended::Good, Ended::Good, Ended::Neither].map(&mut answer),
+            [FIRST, FIRST + 1, FIRST + 1]
+        );
+        (1..ANSWERS_OF_SLOW_START * FIRST).for_each(|_| drop(answer(Ended::Good)));
+        assert_eq!(answer(Ended::Good), 2 * FIRST);
+        assert_eq!(answer(Ended::Throttled), FIRST);
+        assert_eq!([(); 8].map(|()| answer(Ended::Good)), [FIRST; 8]);
+        assert_eq!(throttle.lowest(), FIRST);
     }
 
     #[test]

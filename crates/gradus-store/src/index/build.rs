@@ -130,12 +130,13 @@ pub(super) fn build(
     match detect(prefix, listed)? {
         Found::Tokens(manifest) => tokens::index(objects, &manifest, listed, settings),
         Found::Mosaic(index) => {
-            let shards = mosaic::Shards::read(objects, &index, listed)?;
+            let heads_at_once = if settings.checksums { 0 } else { settings.threads.max(HEADS_AT_ONCE) };
+            let (shards, heads) = mosaic::Shards::read(objects, &index, listed, heads_at_once)?;
             let format = Format::Mosaic { columns: shards.columns.clone() };
-            let takes_heads = shards.are_plain() && !settings.checksums;
-            let threads = if takes_heads { settings.threads.max(HEADS_AT_ONCE) } else { settings.threads };
+            let threads =
+                if shards.are_plain() { heads_at_once.max(settings.threads) } else { settings.threads };
             run_on(threads, shards.objects(), format, &|at, work| {
-                shards.describe(at, work, settings.checksums)
+                shards.describe(at, work, &heads, settings.checksums)
             })
         }
         Found::JsonLines(files) => {
@@ -170,22 +171,13 @@ fn each_object(
         bytes_done: AtomicU64::new(0),
     };
     let slots: Vec<Mutex<Option<Result<Described>>>> = infos.iter().map(|_| Mutex::new(None)).collect();
-    let (next, failed) = (AtomicUsize::new(0), AtomicBool::new(false));
-    let work = || {
-        while !failed.load(Ordering::Relaxed) {
-            let at = next.fetch_add(1, Ordering::Relaxed);
-            let Some(object) = infos.get(at) else { break };
-            let described = each(at, &Work { objects, object, state: &state });
-            failed.fetch_or(described.is_err(), Ordering::Relaxed);
-            *slots[at].lock().unwrap_or_else(PoisonError::into_inner) = Some(described);
-            state.objects_done.fetch_add(1, Ordering::Relaxed);
-            state.tell(0);
-        }
-    };
-    std::thread::scope(|scope| {
-        let threads = threads.clamp(1, MOST_THREADS).min(infos.len());
-        (1..threads).for_each(|_| drop(scope.spawn(work)));
-        work();
+    each_of(infos.len(), threads.max(1), &|at| {
+        let described = each(at, &Work { objects, object: &infos[at], state: &state });
+        let goes_on = described.is_ok();
+        *slots[at].lock().unwrap_or_else(PoisonError::into_inner) = Some(described);
+        state.objects_done.fetch_add(1, Ordering::Relaxed);
+        state.tell(0);
+        goes_on
     });
     let (mut tables, mut keys) = (Vec::new(), Vec::new());
     for slot in slots {
@@ -195,4 +187,23 @@ fn each_object(
         keys.push(described.keys);
     }
     Ok(Index::new(format, infos, tables, keys))
+}
+
+/// Calls `each` with every number below `count`, in order, on so many threads (none: not at all), until it says that it does not
+/// go on.
+pub(super) fn each_of(count: usize, threads: usize, each: &(dyn Fn(usize) -> bool + Sync)) {
+    let (next, ended) = (AtomicUsize::new(0), AtomicBool::new(false));
+    let work = || {
+        while !ended.load(Ordering::Relaxed) {
+            let at = next.fetch_add(1, Ordering::Relaxed);
+            if at >= count {
+                break;
+            }
+            ended.fetch_or(!each(at), Ordering::Relaxed);
+        }
+    };
+    std::thread::scope(|scope| {
+        let threads = threads.min(MOST_THREADS).min(count);
+        (0..threads).for_each(|_| drop(scope.spawn(work)));
+    });
 }

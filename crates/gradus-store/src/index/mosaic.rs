@@ -5,7 +5,7 @@
 //! of no fixed size (u32 each), then the columns. All numbers are little-endian (`streaming/base/format/mds` of the
 //! package). A plain shard is described by its table alone; a packed one is decoded as a whole.
 
-use super::build::{Described, Work};
+use super::build::{Described, Work, each_of};
 use super::decode::{Decoding, MOST_UNIT_BYTES, decode_unit};
 use super::objects::{Objects, read_whole};
 use super::table::Table;
@@ -16,12 +16,20 @@ use gradus_error::{Error, IoContext, Result};
 use serde::{Deserialize, Serialize};
 use std::collections::HashMap;
 use std::io::Read;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::thread;
 
 /// The name of the index.
 pub(super) const INDEX_JSON: &str = "index.json";
 
 /// Largest index that is read: a million shards.
 const INDEX_LIMIT_BYTES: u64 = 1 << 30;
+
+/// Bytes at the head of a shard that are read while the index is: the table of 4,094 samples.
+const HEAD_BYTES: u64 = 16 << 10;
+
+/// Most heads that are read before it is known whether they are needed.
+const MOST_HEADS: usize = 1024;
 
 /// The version of the format, of the index as a whole and of each shard.
 const VERSION: u32 = 2;
@@ -76,11 +84,50 @@ pub(super) struct Shards {
     shards: Vec<Shard>,
 }
 
+/// The first bytes of some objects that are plain shards by their names, by address.
+#[derive(Default)]
+pub(super) struct Heads(Mutex<HashMap<String, Vec<u8>>>);
+
+impl Heads {
+    fn read(&self, objects: &dyn Objects, listed: &[ObjectInfo], threads: usize) {
+        let named: Vec<&ObjectInfo> =
+            listed.iter().filter(|object| object.name().ends_with(".mds")).take(MOST_HEADS).collect();
+        each_of(named.len(), threads, &|at| {
+            let mut head = vec![0; named[at].bytes.min(HEAD_BYTES) as usize];
+            // Whoever needs one that could not be read asks again, and finds out why.
+            if objects.read_at(named[at], 0, &mut head).is_ok() {
+                self.lock().insert(named[at].address.clone(), head);
+            }
+            true
+        });
+    }
+
+    /// So many bytes from the start of an object, if they are there; nobody asks for them twice.
+    fn take(&self, object: &ObjectInfo, bytes: u64) -> Option<Vec<u8>> {
+        self.lock().remove(&object.address).filter(|head| head.len() as u64 >= bytes)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<String, Vec<u8>>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
 impl Shards {
-    /// What an index says, held against what is there.
-    pub(super) fn read(objects: &dyn Objects, index: &ObjectInfo, listed: &[ObjectInfo]) -> Result<Self> {
-        let text = read_whole(objects, index, INDEX_LIMIT_BYTES)?;
-        Self::parse(&text, index, listed).map_err(|error| error.within(&index.address))
+    /// What an index says, held against what is there. Where their tables are wanted, the heads of so many shards at a time are read
+    /// meanwhile: a bucket's latency is waited for once instead of twice.
+    pub(super) fn read(
+        objects: &dyn Objects,
+        index: &ObjectInfo,
+        listed: &[ObjectInfo],
+        heads_at_once: usize,
+    ) -> Result<(Self, Heads)> {
+        let heads = Heads::default();
+        let text = thread::scope(|scope| {
+            scope.spawn(|| heads.read(objects, listed, heads_at_once));
+            read_whole(objects, index, INDEX_LIMIT_BYTES)
+        })?;
+        let shards = Self::parse(&text, index, listed).map_err(|error| error.within(&index.address))?;
+        Ok((shards, heads))
     }
 
     fn parse(text: &[u8], index: &ObjectInfo, listed: &[ObjectInfo]) -> Result<Self> {
@@ -116,10 +163,16 @@ impl Shards {
     }
 
     /// Describes a shard. With `checksums`, all of a plain one is read.
-    pub(super) fn describe(&self, number: usize, work: &Work<'_>, checksums: bool) -> Result<Described> {
+    pub(super) fn describe(
+        &self,
+        number: usize,
+        work: &Work<'_>,
+        heads: &Heads,
+        checksums: bool,
+    ) -> Result<Described> {
         let shard = &self.shards[number];
         if shard.decoding == Decoding::Raw {
-            shard.describe_plain(work, checksums)
+            shard.describe_plain(work, heads, checksums)
         } else {
             shard.describe_packed(work)
         }
@@ -193,9 +246,12 @@ impl Shard {
         4 * (u64::from(self.samples) + 2)
     }
 
-    fn describe_plain(&self, work: &Work<'_>, checksums: bool) -> Result<Described> {
+    fn describe_plain(&self, work: &Work<'_>, heads: &Heads, checksums: bool) -> Result<Described> {
         self.check_room(work)?;
-        let head = work.read_at(0, self.table_bytes() as usize)?;
+        let head = match heads.take(work.object, self.table_bytes()) {
+            Some(head) => head,
+            None => work.read_at(0, self.table_bytes() as usize)?,
+        };
         let mut table = Table::ranges();
         let ends =
             self.samples_of(&head, work, &mut |start, bytes| table.push_range(u64::from(start), bytes))?;

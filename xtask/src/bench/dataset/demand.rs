@@ -2,6 +2,7 @@
 //! later, next to nothing kept between epochs; the reader on the other core takes batches at a set rate and says what it waited for.
 
 use super::arms::Programs;
+use super::memory;
 use super::server::Server;
 use super::sets::{self, Set};
 use anyhow::{Context, Result, ensure};
@@ -24,6 +25,9 @@ const EPOCHS: &str = "3";
 /// What the reader may hold in memory, and how many times as large the set is at least.
 const MEMORY_BYTES: u64 = 256 << 20;
 const LEAST_TIMES: u64 = 4;
+
+/// How many times as much is there for reader and server together, connections included.
+const PRESENT_TIMES: u64 = 8;
 
 /// One reading of the set.
 #[derive(Debug, Clone)]
@@ -59,11 +63,12 @@ pub fn measure(
         set.bytes > LEAST_TIMES * MEMORY_BYTES,
         "--scenario demand wants a set of which memory holds little: --samples 20000"
     );
-    sets::warm(&set.folder.join(&programs.form))?;
     let mut readings = Vec::new();
     for round in 0..rounds {
         eprintln!("demand, round {} of {rounds}", round + 1);
         for order in ["whole", "blocks"] {
+            sets::warm(&set.folder.join(&programs.form))?;
+            memory::make_present(PRESENT_TIMES * MEMORY_BYTES);
             let server = Server::start(server, &sets::root()?, LATENCY_MS, Some(CORES.1), log)?;
             readings.push(read(programs, &server, set, order)?);
         }

@@ -7,6 +7,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::hint::black_box;
 
 /// The most that was seen, bytes.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -30,6 +31,13 @@ impl Memory {
         self.own = self.own.max(own);
         self.whole = self.whole.max(whole);
     }
+}
+
+/// Uses so many bytes of memory, or half of what there is, and gives them back: a virtual machine's host takes back what has been
+/// free for long, and who asks for it first then waits milliseconds for each piece of 2 MiB.
+pub fn make_present(bytes: u64) {
+    let there = fs::read_to_string("/proc/meminfo").map_or(0, |text| field(&text, "MemAvailable"));
+    drop(black_box(vec![1u8; bytes.min(there / 2) as usize]));
 }
 
 /// Bytes of a line such as `Pss_Anon:  123 kB`; none where it is not there.

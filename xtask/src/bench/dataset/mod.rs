@@ -8,7 +8,8 @@
 //! in shuffled order and sums every byte where they arrive; counts and sums are held against the set's, and an arm with others
 //! is wrong. Arms take turns, and the order rotates. A turn is a fresh process with an empty cache: its first epoch holds
 //! opening the set and starting workers (libraries are imported before), later ones what the cache has kept. Source files lie in
-//! the page cache: each arm's are read once before its turn. How many workers suit an arm is found by a turn with each number,
+//! the page cache, as reading has put them there: each arm's are read once before its turn. So much memory as an arm may take
+//! is used once before, too. How many workers suit an arm is found by a turn with each number,
 //! at the smallest set of a scenario, by the time of all its epochs. What an arm holds in memory comes from a turn of its own,
 //! since looking costs it time.
 
@@ -154,6 +155,7 @@ impl<'a> Bench<'a> {
         samples.dedup();
         let ensure = |samples: u64| Set::ensure(samples, &self.programs.peers);
         let sets = samples.into_iter().map(ensure).collect::<Result<Vec<_>>>()?;
+        sets.iter().try_for_each(|set| sets::cool(&set.folder))?;
         let sets_of = |scenario: Scenario| match scenario {
             Scenario::Local | Scenario::S3 => &sets[..],
             Scenario::Slow => &sets[..1],
@@ -260,6 +262,8 @@ impl Place<'_> {
             return Ok(Err(Failure::Broken(format!("there is no {}", shell::relative(&source)))));
         }
         sets::warm(&source)?;
+        // Of all arms, ours holds most: half as much again as the set.
+        memory::make_present(2 * self.set.bytes);
         let place = (self.scenario, self.server.as_ref());
         let command: Command = programs.command(arm, workers, place, self.set, &cache.folder);
         let log = self.bench.folder.join(format!("{}.log", arm.name.replace([' ', ','], "-")));

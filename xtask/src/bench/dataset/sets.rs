@@ -4,6 +4,7 @@ use super::super::work_folder;
 use crate::environment::Environment;
 use crate::shell;
 use anyhow::{Context, Result};
+use rustix::fs::{Advice, fadvise};
 use serde_json::Value;
 use std::fs::{self, File};
 use std::io;
@@ -79,14 +80,26 @@ impl Set {
 /// # Errors
 /// When one cannot be read.
 pub fn warm(path: &Path) -> Result<()> {
+    each_file(path, &|mut file| io::copy(&mut file, &mut io::sink()).map(|_| ()))
+}
+
+/// Has the page cache give up `path`, or all files below it: what is read again lies there as a disk's files do, in large
+/// pieces, and not as its writer left it, in as small ones as it wrote.
+///
+/// # Errors
+/// When one cannot be written back.
+pub fn cool(path: &Path) -> Result<()> {
+    each_file(path, &|file| {
+        file.sync_data()?;
+        Ok(fadvise(&file, 0, None, Advice::DontNeed)?)
+    })
+}
+
+fn each_file(path: &Path, each: &dyn Fn(File) -> io::Result<()>) -> Result<()> {
     let named = || format!("cannot read {}", path.display());
     if path.is_dir() {
-        for entry in path.read_dir().with_context(named)? {
-            warm(&entry.with_context(named)?.path())?;
-        }
-        return Ok(());
+        let mut entries = path.read_dir().with_context(named)?;
+        return entries.try_for_each(|entry| each_file(&entry.with_context(named)?.path(), each));
     }
-    let mut file = File::open(path).with_context(named)?;
-    io::copy(&mut file, &mut io::sink()).with_context(named)?;
-    Ok(())
+    File::open(path).and_then(each).with_context(named)
 }
