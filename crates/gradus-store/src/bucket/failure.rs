@@ -50,6 +50,11 @@ impl Failure {
     pub(super) fn again(error: Error) -> Self {
         Self { error, then: Then::Again }
     }
+
+    /// What the caller is told.
+    pub(super) fn into_error(self) -> Error {
+        self.error
+    }
 }
 
 impl Deed<'_> {

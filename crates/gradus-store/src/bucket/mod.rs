@@ -12,6 +12,7 @@
 //! within its budget of attempts and time. No byte of a body is copied more than once here.
 
 mod address;
+mod attempts;
 mod chain;
 mod counters;
 mod credentials;
@@ -33,6 +34,7 @@ mod stream;
 mod throttle;
 mod transport;
 mod trouble;
+mod upload;
 mod web_identity;
 mod writer;
 

@@ -4,10 +4,11 @@
 //! ETag that it wants (`If-Match`) and checks the one it gets, so a body that is taken up again after a cut is the same
 //! object's; what has arrived is kept, and only the rest is asked for again.
 
+use super::attempts::Attempts;
 use super::counters::Tally;
 use super::credentials::{Credentials, is_sendable};
-use super::failure::{Deed, Failure, Then};
-use super::gate::{Gate, Permit};
+use super::failure::{Failure, Then};
+use super::gate::Gate;
 use super::read::Destination;
 use super::retry::{Budget, Retry};
 use super::throttle::Ended;
@@ -19,12 +20,10 @@ use gradus_host::clock::{Clock, RealClock};
 use gradus_host::random::Stream;
 use object_store::aws::AmazonS3;
 use object_store::list::{PaginatedListOptions, PaginatedListStore};
-use object_store::multipart::{MultipartStore, PartId};
 use object_store::path::Path;
-use object_store::{GetOptions, GetRange, ObjectMeta, ObjectStore, ObjectStoreExt, PutPayload};
+use object_store::{GetOptions, GetRange, ObjectMeta, ObjectStore, ObjectStoreExt};
 use std::ops::Range;
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::sync::{Arc, Mutex};
 
 /// Most keys of one listing: what a dataset could name, in about a gigabyte.
 const MOST_KEYS: usize = 10_000_000;
@@ -47,86 +46,8 @@ pub(super) struct Remote {
     pub(super) trouble: Mutex<Trouble>,
 }
 
-/// The sendings of one operation.
-struct Attempts<'a> {
-    remote: &'a Remote,
-    verb: &'static str,
-    address: &'a str,
-    retry: Retry,
-    renewed: bool,
-}
-
-impl Attempts<'_> {
-    /// Judges a failure of `object_store`.
-    fn failed(&self, error: object_store::Error) -> Failure {
-        let who = self.remote.credentials.who();
-        let deed = Deed {
-            verb: self.verb,
-            address: self.address,
-            bucket: &self.remote.bucket,
-            who: &who,
-            endpoint: &self.remote.endpoint,
-        };
-        deed.failed(error)
-    }
-
-    /// Waits for a turn, with credentials that are good.
-    async fn begin(&mut self) -> Result<Permit> {
-        let queued = self.remote.clock.now();
-        let permit = self.remote.gate.enter().await;
-        // A queue is no failure of the store's.
-        self.retry.leave_out(self.remote.clock.now().saturating_sub(queued));
-        self.remote
-            .credentials
-            .ready()
-            .await
-            .map_err(|error| error.within(format!("cannot {} {}", self.verb, self.address)))?;
-        Ok(permit)
-    }
-
-    /// After a failed sending: waits until it is to be sent again, or gives the failure back.
-    async fn again(&mut self, failure: Failure, permit: Permit) -> Result<(), Failure> {
-        let remote = self.remote;
-        permit.end(if failure.then == Then::Fewer { Ended::Throttled } else { Ended::Neither });
-        match failure.then {
-            Then::Fewer => remote.tally.was_throttled(),
-            Then::Again => {}
-            Then::Renew if !self.renewed => {
-                self.renewed = true;
-                remote.credentials.forget();
-            }
-            _ => return Err(failure),
-        }
-        let now = remote.clock.now();
-        let draw = remote.draws.lock().unwrap_or_else(PoisonError::into_inner).next_f64();
-        let Some(pause) = self.retry.failed(now, draw) else {
-            let (failures, elapsed) = (self.retry.failures(), self.retry.elapsed(now));
-            let error = failure.error.within(format!("given up after {failures} attempts in {elapsed:.1?}"));
-            return Err(Failure { error, then: Then::End });
-        };
-        remote.tally.retried();
-        remote.tell_of(&failure, now);
-        tokio::time::sleep(pause).await;
-        Ok(())
-    }
-}
-
 impl Remote {
-    /// Says now and then that requests fail, which readers notice as mere slowness.
-    fn tell_of(&self, failure: &Failure, now: Duration) {
-        let throttled = failure.then == Then::Fewer;
-        let mut trouble = self.trouble.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(notice) = trouble.met(throttled, now) {
-            tracing::warn!("{} {notice}; they are sent again: {}", self.endpoint, failure.error);
-        }
-    }
-
-    fn attempts<'a>(&'a self, verb: &'static str, address: &'a str) -> Attempts<'a> {
-        let retry = Retry::new(self.budget, self.clock.now());
-        Attempts { remote: self, verb, address, retry, renewed: false }
-    }
-
-    fn path(&self, key: &str) -> Result<Path> {
+    pub(super) fn path(&self, key: &str) -> Result<Path> {
         super::address::check_key(key)?;
         if key.is_empty() {
             return Err(Error::invalid(format!("s3://{} names a bucket and no object in it", self.bucket)));
@@ -191,23 +112,11 @@ impl Remote {
         most: Option<usize>,
         address: &str,
     ) -> Result<(Vec<ObjectMeta>, Option<String>)> {
-        let mut attempts = self.attempts("list", address);
-        loop {
-            let permit = attempts.begin().await?;
-            let options =
-                PaginatedListOptions { page_token: token.clone(), max_keys: most, ..Default::default() };
-            let prefix = (!prefix.is_empty()).then_some(prefix);
-            match self.store.list_paginated(prefix, options).await {
-                Ok(page) => {
-                    permit.end(Ended::Good);
-                    return Ok((page.result.objects, page.page_token));
-                }
-                Err(error) => {
-                    let failure = attempts.failed(error);
-                    attempts.again(failure, permit).await.map_err(|failure| failure.error)?;
-                }
-            }
-        }
+        let options = PaginatedListOptions { page_token: token, max_keys: most, ..Default::default() };
+        let prefix = (!prefix.is_empty()).then_some(prefix);
+        let list = || self.store.list_paginated(prefix, options.clone());
+        let page = self.attempts("list", address).sent(list).await.map_err(Failure::into_error)?;
+        Ok((page.result.objects, page.page_token))
     }
 
     /// All objects whose keys begin with `prefix`, in order of their keys.
@@ -317,139 +226,6 @@ impl Remote {
         }
         Ok(())
     }
-
-    /// Puts an object there as one request.
-    pub(super) async fn put(&self, key: &str, bytes: bytes::Bytes) -> Result<ObjectInfo> {
-        let (path, address) = (self.path(key)?, self.address(key));
-        let mut attempts = self.attempts("write", &address);
-        loop {
-            let permit = attempts.begin().await?;
-            match self.store.put(&path, PutPayload::from_bytes(bytes.clone())).await {
-                Ok(put) => {
-                    permit.end(Ended::Good);
-                    self.tally.wrote(bytes.len() as u64);
-                    return self.written(key, bytes.len() as u64, put.e_tag).await;
-                }
-                Err(error) => {
-                    let failure = attempts.failed(error);
-                    attempts.again(failure, permit).await.map_err(|failure| failure.error)?;
-                }
-            }
-        }
-    }
-
-    async fn written(&self, key: &str, bytes: u64, etag: Option<String>) -> Result<ObjectInfo> {
-        match etag {
-            Some(etag) => Ok(ObjectInfo { address: self.address(key), bytes, etag: bare(&etag).to_owned() }),
-            None => self.head(key).await,
-        }
-    }
-
-    /// Begins an upload in parts.
-    pub(super) async fn begin_upload(&self, key: &str) -> Result<String> {
-        let (path, address) = (self.path(key)?, self.address(key));
-        let mut attempts = self.attempts("write", &address);
-        loop {
-            let permit = attempts.begin().await?;
-            match self.store.create_multipart(&path).await {
-                Ok(upload) => {
-                    permit.end(Ended::Good);
-                    return Ok(upload);
-                }
-                Err(error) => {
-                    let failure = attempts.failed(error);
-                    attempts.again(failure, permit).await.map_err(|failure| failure.error)?;
-                }
-            }
-        }
-    }
-
-    /// Uploads a part; parts are numbered from 0.
-    pub(super) async fn upload_part(
-        &self,
-        key: &str,
-        upload: &String,
-        number: usize,
-        bytes: bytes::Bytes,
-    ) -> Result<PartId> {
-        let (path, address) = (self.path(key)?, self.address(key));
-        let mut attempts = self.attempts("write", &address);
-        loop {
-            let permit = attempts.begin().await?;
-            let payload = PutPayload::from_bytes(bytes.clone());
-            match self.store.put_part(&path, upload, number, payload).await {
-                Ok(part) => {
-                    permit.end(Ended::Good);
-                    self.tally.wrote(bytes.len() as u64);
-                    return Ok(part);
-                }
-                Err(error) => {
-                    let failure = attempts.failed(error);
-                    attempts.again(failure, permit).await.map_err(|failure| failure.error)?;
-                }
-            }
-        }
-    }
-
-    /// Makes the object of its parts.
-    pub(super) async fn finish_upload(
-        &self,
-        key: &str,
-        upload: &String,
-        parts: Vec<PartId>,
-        bytes: u64,
-    ) -> Result<ObjectInfo> {
-        let (path, address) = (self.path(key)?, self.address(key));
-        let mut attempts = self.attempts("write", &address);
-        loop {
-            let permit = attempts.begin().await?;
-            let error = match self.store.complete_multipart(&path, upload, parts.clone()).await {
-                Ok(put) => {
-                    permit.end(Ended::Good);
-                    return self.written(key, bytes, put.e_tag).await;
-                }
-                Err(error) => error,
-            };
-            let failure = attempts.failed(error);
-            if failure.then == Then::Missing && attempts.retry.failures() > 0 {
-                // An upload that was finished by a request whose answer was lost is gone.
-                drop(permit);
-                match self.find(key).await? {
-                    Some(info) if info.bytes == bytes => return Ok(info),
-                    _ => return Err(failure.error),
-                }
-            }
-            attempts.again(failure, permit).await.map_err(|failure| failure.error)?;
-        }
-    }
-
-    /// Throws the parts of an upload away.
-    pub(super) async fn abort_upload(&self, key: &str, upload: &String) -> Result<()> {
-        let (path, address) = (self.path(key)?, self.address(key));
-        let mut attempts = self.attempts("end the upload of", &address);
-        let _permit = attempts.begin().await?;
-        self.store.abort_multipart(&path, upload).await.map_err(|error| attempts.failed(error).error)
-    }
-
-    /// Removes an object; one that is not there is none to remove.
-    pub(super) async fn delete(&self, key: &str) -> Result<()> {
-        let (path, address) = (self.path(key)?, self.address(key));
-        let mut attempts = self.attempts("delete", &address);
-        loop {
-            let permit = attempts.begin().await?;
-            let failure = match self.store.delete(&path).await {
-                Ok(()) => {
-                    permit.end(Ended::Good);
-                    return Ok(());
-                }
-                Err(error) => attempts.failed(error),
-            };
-            if failure.then == Then::Missing {
-                return Ok(());
-            }
-            attempts.again(failure, permit).await.map_err(|failure| failure.error)?;
-        }
-    }
 }
 
 /// The failure of a read that met another object than was described.
@@ -458,7 +234,7 @@ pub(super) fn changed(address: &str) -> Error {
 }
 
 /// An ETag without its quotes.
-fn bare(etag: &str) -> &str {
+pub(super) fn bare(etag: &str) -> &str {
     etag.strip_prefix('"').and_then(|etag| etag.strip_suffix('"')).unwrap_or(etag)
 }
 

@@ -127,13 +127,12 @@ mod tests {
             throttle.end(pass, how);
             throttle.limit()
         };
-        assert_eq!(
-            [Ended::Good, Ended::Good, Ended::Neither].map(&mut answer),
-            [FIRST, FIRST + 1, FIRST + 1]
-        );
-        (1..ANSWERS_OF_SLOW_START * FIRST).for_each(|_| drop(answer(Ended::Good)));
-        assert_eq!(answer(Ended::Good), 2 * FIRST);
-        assert_eq!(answer(Ended::Throttled), FIRST);
+        let first = [Ended::Good; ANSWERS_OF_SLOW_START].map(&mut answer);
+        assert_eq!((first[0], first[ANSWERS_OF_SLOW_START - 1]), (FIRST, FIRST + 1));
+        assert_eq!(answer(Ended::Neither), FIRST + 1);
+        let grown = (1..FIRST).map(|_| [Ended::Good; ANSWERS_OF_SLOW_START].map(&mut answer)).last();
+        assert_eq!(grown.unwrap()[ANSWERS_OF_SLOW_START - 2..], [2 * FIRST - 1, 2 * FIRST]);
+        assert_eq!([Ended::Good, Ended::Throttled].map(&mut answer), [2 * FIRST, FIRST]);
         assert_eq!([(); 8].map(|()| answer(Ended::Good)), [FIRST; 8]);
         assert_eq!(throttle.lowest(), FIRST);
     }
