@@ -13,11 +13,11 @@ use std::io::Write;
 use std::path::Path;
 use std::sync::Arc;
 
-fn address(folder: &Path) -> Address {
+pub(crate) fn address(folder: &Path) -> Address {
     Address::parse(folder.to_str().unwrap()).unwrap()
 }
 
-fn bucket(folder: &Path) -> Bucket {
+pub(crate) fn bucket(folder: &Path) -> Bucket {
     Bucket::open(&address(folder), &BucketSettings::default(), &|_| None).unwrap()
 }
 
@@ -26,7 +26,7 @@ fn build(folder: &Path, settings: &IndexSettings) -> gradus_error::Result<Index>
 }
 
 /// The index of a folder, which is the same with any number of threads and when it is read back from its file.
-fn indexed_with(folder: &Path, settings: &IndexSettings) -> Index {
+pub(crate) fn indexed_with(folder: &Path, settings: &IndexSettings) -> Index {
     let with = |threads| build(folder, &IndexSettings { threads, ..settings.clone() }).unwrap();
     let index = with(3);
     assert_eq!(index, with(1));
@@ -43,11 +43,11 @@ fn indexed_with(folder: &Path, settings: &IndexSettings) -> Index {
     back
 }
 
-fn indexed(folder: &Path) -> Index {
+pub(crate) fn indexed(folder: &Path) -> Index {
     indexed_with(folder, &IndexSettings::default())
 }
 
-fn kind_of(folder: &Path) -> Kind {
+pub(crate) fn kind_of(folder: &Path) -> Kind {
     build(folder, &IndexSettings::default()).unwrap_err().kind().clone()
 }
 
@@ -71,7 +71,7 @@ fn ranges_name_their_samples(index: &Index) {
 }
 
 /// All samples, through a decoder that keeps little and one that keeps much.
-fn samples(index: &Index) -> Vec<Vec<u8>> {
+pub(crate) fn samples(index: &Index) -> Vec<Vec<u8>> {
     let store = bucket(Path::new("/"));
     let read = |budget: usize| {
         let mut decoder = Decoder::new(budget);
@@ -102,7 +102,7 @@ fn bytes_of(lines: &[String]) -> Vec<Vec<u8>> {
     lines.iter().map(|line| line.clone().into_bytes()).collect()
 }
 
-fn gzip(bytes: &[u8]) -> Vec<u8> {
+pub(crate) fn gzip(bytes: &[u8]) -> Vec<u8> {
     let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::default());
     encoder.write_all(bytes).unwrap();
     encoder.finish().unwrap()
@@ -221,7 +221,7 @@ fn tar_of(entries: &[(&str, &[u8])]) -> Vec<u8> {
     builder.into_inner().unwrap()
 }
 
-fn named(index: &Index, sample: &[u8]) -> Vec<(String, Vec<u8>)> {
+pub(crate) fn named(index: &Index, sample: &[u8]) -> Vec<(String, Vec<u8>)> {
     let fields = index.fields(sample).unwrap();
     fields.into_iter().map(|field| (field.name, sample[field.range].to_vec())).collect()
 }
@@ -278,108 +278,6 @@ fn tar_files_that_are_cut_or_altered_are_corrupt() {
     assert_eq!(kind_of(folder.path()), Kind::Invalid);
     std::fs::write(&path, &whole).unwrap();
     assert_eq!(indexed(folder.path()).samples(), 2);
-}
-
-// MDS.
-
-/// A shard of samples of a text and two numbers of eight bytes together, as the package writes it.
-fn mosaic_shard(texts: &[&str]) -> Vec<u8> {
-    let config = br#"{"column_names": ["pair", "text"]}"#;
-    let encode =
-        |text: &&str| [&(text.len() as u32).to_le_bytes(), &[9u8; 8] as &[u8], text.as_bytes()].concat();
-    let encoded: Vec<Vec<u8>> = texts.iter().map(encode).collect();
-    let mut at = 4 * (texts.len() as u32 + 2) + config.len() as u32;
-    let mut shard = (texts.len() as u32).to_le_bytes().to_vec();
-    shard.extend(at.to_le_bytes());
-    for sample in &encoded {
-        at += sample.len() as u32;
-        shard.extend(at.to_le_bytes());
-    }
-    [shard, config.to_vec(), encoded.concat()].concat()
-}
-
-fn mosaic_entry(number: usize, shard: &[u8], samples: usize, packed: Option<(&str, usize)>) -> String {
-    let zip = packed.map_or("null".to_owned(), |(name, bytes)| {
-        format!(r#"{{"basename": "shard.{number}.mds.{name}", "bytes": {bytes}, "hashes": {{}}}}"#)
-    });
-    let compression = packed.map_or("null".to_owned(), |(name, _)| format!("\"{name}:7\""));
-    format!(
-        r#"{{"version": 2, "format": "mds", "column_names": ["pair", "text"], "column_encodings": ["ndarray:uint32:2", "str"],
-        "column_sizes": [8, null], "compression": {compression}, "hashes": [], "samples": {samples}, "size_limit": 1,
-        "raw_data": {{"basename": "shard.{number}.mds", "bytes": {}, "hashes": {{}}}}, "zip_data": {zip}}}"#,
-        shard.len()
-    )
-}
-
-fn write_mosaic(folder: &Path, shards: &[&[&str]], packed: Option<&str>) {
-    let mut entries = Vec::new();
-    for (number, texts) in shards.iter().enumerate() {
-        let shard = mosaic_shard(texts);
-        let data = match packed {
-            Some("zstd") => zstd::encode_all(&*shard, 3).unwrap(),
-            Some(_) => gzip(&shard),
-            None => shard.clone(),
-        };
-        let ending = packed.map_or(String::new(), |name| format!(".{name}"));
-        std::fs::write(folder.join(format!("shard.{number}.mds{ending}")), &data).unwrap();
-        entries.push(mosaic_entry(number, &shard, texts.len(), packed.map(|name| (name, data.len()))));
-    }
-    let index = format!(r#"{{"version": 2, "shards": [{}]}}"#, entries.join(","));
-    std::fs::write(folder.join("index.json"), index).unwrap();
-}
-
-#[test]
-fn shards_of_mosaic_are_found_by_their_tables() {
-    let texts: [&[&str]; 3] = [&["one", "", "three"], &["größer"], &["five", "six"]];
-    for packed in [None, Some("zstd"), Some("gz")] {
-        let folder = tempfile::tempdir().unwrap();
-        write_mosaic(folder.path(), &texts, packed);
-        let index = indexed(folder.path());
-        let all: Vec<_> = samples(&index).iter().map(|sample| named(&index, sample)).collect();
-        let expected: Vec<_> = texts
-            .concat()
-            .iter()
-            .map(|text| vec![("pair".to_owned(), vec![9; 8]), ("text".to_owned(), text.as_bytes().to_vec())])
-            .collect();
-        assert_eq!(all, expected, "{packed:?}");
-        assert_eq!(index.sample(0).crc32c.is_some(), packed.is_some());
-        let settings = IndexSettings { checksums: true, ..IndexSettings::default() };
-        let checked = indexed_with(folder.path(), &settings);
-        assert!((0..6).all(|number| checked.sample(number).crc32c.is_some()));
-        assert_eq!(samples(&checked), samples(&index));
-    }
-}
-
-#[test]
-fn shards_that_differ_from_their_index_are_refused() {
-    let folder = tempfile::tempdir().unwrap();
-    let path = folder.path().join("shard.0.mds");
-    let index = folder.path().join("index.json");
-    let restore = || write_mosaic(folder.path(), &[&["one", "two"]], None);
-    restore();
-    let shard = std::fs::read(&path).unwrap();
-    // The count, the start of the first, the end of the last.
-    for (at, kind) in [(0, Kind::Corrupt), (4, Kind::Corrupt), (12, Kind::Corrupt)] {
-        let mut altered = shard.clone();
-        altered[at] = 250;
-        std::fs::write(&path, altered).unwrap();
-        assert_eq!(kind_of(folder.path()), kind, "{at}");
-    }
-    std::fs::write(&path, &shard[..shard.len() - 1]).unwrap();
-    assert_eq!(kind_of(folder.path()), Kind::Corrupt);
-    std::fs::remove_file(&path).unwrap();
-    assert_eq!(kind_of(folder.path()), Kind::Invalid);
-    restore();
-    let text = std::fs::read_to_string(&index).unwrap();
-    let odd = [
-        ("\"version\": 2", "\"version\": 3"),
-        ("mds\",", "xsv\","),
-        ("\"samples\": 2", "\"samples\": 4000000000"),
-    ];
-    for (from, to) in odd {
-        std::fs::write(&index, text.replacen(from, to, 1)).unwrap();
-        assert_eq!(kind_of(folder.path()), Kind::Invalid, "{to}");
-    }
 }
 
 // Parquet.

@@ -9,6 +9,7 @@ mod cargo;
 mod feed;
 mod index;
 mod mixtures;
+mod mosaic;
 mod nodes;
 mod packed;
 mod peers;
