@@ -196,6 +196,8 @@ pub struct Programs {
     pub peers: Environment,
     /// Plain reads.
     pub page_cache: PathBuf,
+    /// What has memory used once.
+    pub make_present: PathBuf,
     /// Ours; an arm of it that cannot be started is missing.
     pub gradus: PathBuf,
     /// Which form of the set ours reads.

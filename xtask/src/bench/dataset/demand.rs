@@ -68,7 +68,7 @@ pub fn measure(
         eprintln!("demand, round {} of {rounds}", round + 1);
         for order in ["whole", "blocks"] {
             sets::warm(&set.folder.join(&programs.form))?;
-            memory::make_present(PRESENT_TIMES * MEMORY_BYTES);
+            memory::make_present(&programs.make_present, PRESENT_TIMES * MEMORY_BYTES)?;
             let server = Server::start(server, &sets::root()?, LATENCY_MS, Some(CORES.1), log)?;
             readings.push(read(programs, &server, set, order)?);
         }

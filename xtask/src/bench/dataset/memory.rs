@@ -5,9 +5,11 @@
 //! and of shared memory; *whole* has mapped files beside them, libraries and mapped data alike. Walking the pages costs the
 //! process milliseconds, so speeds are taken in turns in which nobody looks.
 
+use anyhow::{Context, Result, ensure};
 use std::collections::BTreeMap;
 use std::fs;
-use std::hint::black_box;
+use std::path::Path;
+use std::process::Command;
 
 /// The most that was seen, bytes.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -33,11 +35,19 @@ impl Memory {
     }
 }
 
-/// Uses so many bytes of memory, or half of what there is, and gives them back: a virtual machine's host takes back what has been
-/// free for long, and who asks for it first then waits milliseconds for each piece of 2 MiB.
-pub fn make_present(bytes: u64) {
+/// Has so many bytes of memory, or half of what is free, used once and given back: a virtual machine's host takes back what
+/// has been free for long, and who asks for it first then waits milliseconds for each piece of 2 MiB. `program` is
+/// `benches/peers/make_present.c`.
+///
+/// # Errors
+/// When there is not so much.
+pub fn make_present(program: &Path, bytes: u64) -> Result<()> {
     let there = fs::read_to_string("/proc/meminfo").map_or(0, |text| field(&text, "MemAvailable"));
-    drop(black_box(vec![1u8; bytes.min(there / 2) as usize]));
+    let mut command = Command::new(program);
+    command.arg(bytes.min(there / 2).to_string());
+    let status = command.status().with_context(|| format!("cannot start {}", program.display()))?;
+    ensure!(status.success(), "{} ended with {status}", program.display());
+    Ok(())
 }
 
 /// Bytes of a line such as `Pss_Anon:  123 kB`; none where it is not there.
@@ -82,7 +92,7 @@ fn stat(process: u32) -> Option<(String, u32)> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::process::{Command, Stdio};
+    use std::process::Stdio;
 
     #[test]
     fn fields_are_found_by_their_whole_name() {

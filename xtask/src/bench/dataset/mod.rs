@@ -138,13 +138,9 @@ impl<'a> Bench<'a> {
             None => PathBuf::new(),
         };
         let peers = Environment::ensure("dataset")?;
-        let page_cache = folder.join("page-cache");
-        let mut compile = shell::command("cc", &["-O3", "-march=native", "-pthread", "-o"]);
-        shell::run({
-            compile.arg(&page_cache).arg(shell::root().join("benches/peers/page_cache.c"));
-            compile
-        })?;
-        let programs = Programs { peers, page_cache, gradus, form: options.form.clone() };
+        let page_cache = compiled(&folder, "page_cache")?;
+        let make_present = compiled(&folder, "make_present")?;
+        let programs = Programs { peers, page_cache, make_present, gradus, form: options.form.clone() };
         Ok(Self { options, programs, server, folder })
     }
 
@@ -263,7 +259,7 @@ impl Place<'_> {
         }
         sets::warm(&source)?;
         // Of all arms, ours holds most: half as much again as the set.
-        memory::make_present(2 * self.set.bytes);
+        memory::make_present(&programs.make_present, 2 * self.set.bytes)?;
         let place = (self.scenario, self.server.as_ref());
         let command: Command = programs.command(arm, workers, place, self.set, &cache.folder);
         let log = self.bench.folder.join(format!("{}.log", arm.name.replace([' ', ','], "-")));
@@ -295,6 +291,15 @@ impl Drop for Cache {
     fn drop(&mut self) {
         let _ = remove(&self.folder);
     }
+}
+
+/// A program of `benches/peers`, compiled into `folder`.
+fn compiled(folder: &Path, name: &str) -> Result<PathBuf> {
+    let program = folder.join(name);
+    let mut compile = shell::command("cc", &["-O3", "-march=native", "-pthread", "-o"]);
+    compile.arg(&program).arg(shell::root().join(format!("benches/peers/{name}.c")));
+    shell::run(compile)?;
+    Ok(program)
 }
 
 fn remove(folder: &Path) -> Result<()> {
