@@ -1,7 +1,8 @@
 //! A stand-in for the metadata service of a cloud's instances.
 //!
 //! Speaks IMDSv2 (a token by PUT, then what is asked for with it) for one role, and, at `/container`, what containers
-//! are given. It tells how often credentials were asked for, so that a test sees a renewal.
+//! are given; whoever trades a web identity (POST, as STS has it) is given the same. It tells how often credentials were
+//! asked for, so that a test sees a renewal, and refuses requests as it is told.
 
 use bytes::Bytes;
 use http_body_util::Full;
@@ -30,6 +31,15 @@ struct Given {
     secret_key: String,
     expiration: String,
     asked: u64,
+    refusals: Refusals,
+}
+
+/// What is refused, and how.
+#[derive(Debug, Clone, Default)]
+struct Refusals {
+    left: u64,
+    status: u16,
+    code: String,
 }
 
 /// A metadata service on a free port, until it is dropped.
@@ -50,6 +60,7 @@ impl InstanceMetadata {
             secret_key: secret_key.to_owned(),
             expiration: expiration.to_owned(),
             asked: 0,
+            refusals: Refusals::default(),
         }));
         let runtime = Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
         let listener = runtime.block_on(TcpListener::bind((std::net::Ipv4Addr::LOCALHOST, 0)))?;
@@ -79,6 +90,16 @@ impl InstanceMetadata {
         given.access_key = access_key.to_owned();
         given.secret_key = secret_key.to_owned();
         given.expiration = expiration.to_owned();
+    }
+
+    /// Refuses this many requests from now on, with a status and a code as in STS' `<Code>`.
+    pub fn refuse_next(&self, count: u64, status: u16, code: &str) {
+        self.lock().refusals = Refusals { left: count, status, code: code.to_owned() };
+    }
+
+    /// How many requests are yet to be refused.
+    pub fn refusals_left(&self) -> u64 {
+        self.lock().refusals.left
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, Given> {
@@ -113,6 +134,9 @@ fn answer(request: &Request<Incoming>, given: &Mutex<Given>) -> Response<Full<By
         *response.status_mut() = hyper::StatusCode::from_u16(status).unwrap_or_default();
         response
     };
+    if let Some((status, text)) = refused(given) {
+        return say(status, text);
+    }
     let token = request.headers().get("x-aws-ec2-metadata-token").is_some_and(|token| token == TOKEN);
     let roles = "/latest/meta-data/iam/security-credentials/";
     match (request.method(), request.uri().path()) {
@@ -120,12 +144,36 @@ fn answer(request: &Request<Incoming>, given: &Mutex<Given>) -> Response<Full<By
             let lives = request.headers().contains_key("x-aws-ec2-metadata-token-ttl-seconds");
             if lives { say(200, TOKEN.to_owned()) } else { say(400, String::new()) }
         }
+        (&Method::POST, "/") if is_web_identity(request) => say(200, traded(given)),
         (&Method::GET, "/container") => say(200, credentials(given)),
         (&Method::GET, _) if !token => say(401, String::new()),
         (&Method::GET, path) if path == roles => say(200, ROLE.to_owned()),
         (&Method::GET, path) if path.strip_prefix(roles) == Some(ROLE) => say(200, credentials(given)),
         _ => say(404, String::new()),
     }
+}
+
+/// The refusal of a request that is to be refused.
+fn refused(given: &Mutex<Given>) -> Option<(u16, String)> {
+    let refusals = &mut given.lock().unwrap_or_else(PoisonError::into_inner).refusals;
+    refusals.left = refusals.left.checked_sub(1)?;
+    let code = &refusals.code;
+    Some((refusals.status, format!("<ErrorResponse><Error><Code>{code}</Code></Error></ErrorResponse>")))
+}
+
+fn is_web_identity(request: &Request<Incoming>) -> bool {
+    request.uri().query().is_some_and(|query| query.contains("Action=AssumeRoleWithWebIdentity"))
+}
+
+/// Keys as STS words them.
+fn traded(given: &Mutex<Given>) -> String {
+    let mut given = given.lock().unwrap_or_else(PoisonError::into_inner);
+    given.asked += 1;
+    format!(
+        "<Credentials><AccessKeyId>{}</AccessKeyId><SecretAccessKey>{}</SecretAccessKey><SessionToken></SessionToken>\
+         <Expiration>{}</Expiration></Credentials>",
+        given.access_key, given.secret_key, given.expiration
+    )
 }
 
 fn credentials(given: &Mutex<Given>) -> String {

@@ -142,6 +142,19 @@ fn an_instance_tells_its_keys_to_who_has_a_token() {
 }
 
 #[test]
+fn a_web_identity_is_traded_for_keys_and_refused_as_planned() {
+    let metadata = InstanceMetadata::start("A", "B", "2030-01-01T00:00:00Z").unwrap();
+    metadata.refuse_next(1, 400, "Throttling");
+    let trade = || request(&metadata.endpoint(), "POST", "/?Action=AssumeRoleWithWebIdentity", "");
+    let (status, _, text) = trade();
+    assert!(status == 400 && String::from_utf8(text).unwrap().contains("<Code>Throttling</Code>"));
+    assert_eq!((metadata.asked(), metadata.refusals_left()), (0, 0));
+    let (status, _, text) = trade();
+    assert!(status == 200 && String::from_utf8(text).unwrap().contains("<AccessKeyId>A</AccessKeyId>"));
+    assert_eq!(metadata.asked(), 1);
+}
+
+#[test]
 fn the_program_serves_until_its_input_ends() {
     let folder = tempfile::tempdir().unwrap();
     std::fs::create_dir(folder.path().join("data")).unwrap();

@@ -110,6 +110,48 @@ fn a_container_and_an_instance_give_keys() {
 }
 
 #[test]
+fn services_that_give_keys_are_asked_past_every_proxy() {
+    let proxies = ["http_proxy", "HTTP_PROXY", "https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY"];
+    // A client takes the variables of its process, so the test of those services is run in one that has them.
+    let mut again = Command::new(std::env::current_exe().unwrap());
+    again.args(["--exact", "bucket::credentials::a_container_and_an_instance_give_keys"]);
+    again.envs(proxies.map(|name| (name, "http://127.0.0.1:1")));
+    ["no_proxy", "NO_PROXY", "REQUEST_METHOD"].into_iter().for_each(|name| _ = again.env_remove(name));
+    let output = again.output().unwrap();
+    let said = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success() && said.contains("1 passed"), "{said}");
+}
+
+#[test]
+fn a_service_that_is_asked_too_often_is_asked_again() {
+    let home = home();
+    let metadata = InstanceMetadata::start(ACCESS_KEY, SECRET_KEY, LATER).unwrap();
+    let (endpoint, container) = (metadata.endpoint(), metadata.container_uri());
+    let files = tempfile::tempdir().unwrap();
+    let token = files.path().join("token");
+    fs::write(&token, "token\n").unwrap();
+    let container: &[_] = &[("AWS_CONTAINER_CREDENTIALS_FULL_URI", container.as_str())];
+    let identity: &[_] = &[
+        ("AWS_WEB_IDENTITY_TOKEN_FILE", token.to_str().unwrap()),
+        ("AWS_ROLE_ARN", "arn:aws:iam::1:role/r"),
+        ("AWS_ENDPOINT_URL_STS", endpoint.as_str()),
+    ];
+    for (variables, status, code) in
+        [(container, 429, ""), (identity, 429, ""), (identity, 400, "Throttling"), (identity, 503, "")]
+    {
+        metadata.refuse_next(2, status, code);
+        head(&home, &home.settings(), variables).unwrap();
+        assert_eq!(metadata.refusals_left(), 0);
+    }
+    metadata.refuse_next(4, 429, "");
+    assert_kind(head(&home, &home.settings(), container), &Kind::Unavailable);
+    assert_eq!(metadata.refusals_left(), 1, "three attempts, and no more");
+    metadata.refuse_next(2, 400, "ExpiredToken");
+    assert_kind(head(&home, &home.settings(), identity), &Kind::Denied);
+    assert_eq!(metadata.refusals_left(), 1, "a refusal of another kind is the end");
+}
+
+#[test]
 fn keys_that_expire_soon_are_renewed_and_others_are_kept() {
     let home = home();
     for (expires, asked) in [(LATER, 1), ("1971-01-01T00:00:00Z", 3)] {
