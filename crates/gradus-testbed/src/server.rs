@@ -2,7 +2,7 @@
 
 use crate::faults::Faults;
 use crate::service::FaultyService;
-use crate::store::Store;
+use crate::store::{Marks, Store};
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use s3s::auth::SimpleAuth;
@@ -10,6 +10,7 @@ use s3s::service::S3ServiceBuilder;
 use std::io;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, PoisonError};
 use tempfile::TempDir;
 use tokio::net::TcpListener;
 use tokio::runtime::{Builder, Runtime};
@@ -26,6 +27,7 @@ pub struct S3Server {
     address: SocketAddr,
     root: PathBuf,
     faults: Faults,
+    marks: Marks,
     /// The folder that it serves, if it made it itself: goes with it.
     _own: Option<TempDir>,
 }
@@ -61,7 +63,8 @@ impl S3Server {
         keys: Option<(&str, &str)>,
         threads: usize,
     ) -> io::Result<Self> {
-        let mut builder = S3ServiceBuilder::new(Store::new(root)?);
+        let marks = Marks::default();
+        let mut builder = S3ServiceBuilder::new(Store::new(root, Arc::clone(&marks))?);
         if let Some((access, secret)) = keys {
             builder.set_auth(SimpleAuth::from_single(access, secret));
         }
@@ -75,7 +78,7 @@ impl S3Server {
         let listener = runtime.block_on(TcpListener::bind(address))?;
         let address = listener.local_addr()?;
         runtime.spawn(accept(listener, service));
-        Ok(Self { runtime: Some(runtime), address, root: root.to_owned(), faults, _own: None })
+        Ok(Self { runtime: Some(runtime), address, root: root.to_owned(), faults, marks, _own: None })
     }
 
     /// Where it listens, as clients want it: `http://127.0.0.1:PORT`.
@@ -114,6 +117,11 @@ impl S3Server {
         let new = self.root.join(format!(".new-{}", std::process::id()));
         std::fs::write(&new, bytes)?;
         std::fs::rename(&new, path)
+    }
+
+    /// Makes the mark of a folder, as consoles do: an empty object `key/`, which listings show from now on.
+    pub fn mark_folder(&self, bucket: &str, key: &str) {
+        self.marks.lock().unwrap_or_else(PoisonError::into_inner).insert(format!("{bucket}/{key}/"));
     }
 
     /// Ends the server: connections are closed where they are.

@@ -2,7 +2,8 @@
 //!
 //! `s3s-fs` reads bodies in pieces of 4 KiB, hashes a file that it did not write itself at every GET, and does not know
 //! `If-Match` on reads. GET and HEAD are answered here instead, and listings get ETags: an ETag is made of a file's
-//! inode, time of change and size, so a file that is written anew behind the server's back has another one.
+//! inode, time of change and size, so a file that is written anew behind the server's back has another one. No file has
+//! a name that ends in `/`, as the empty objects have that consoles make for folders: those are listed only.
 
 use crate::body::FileBody;
 use s3s::dto::{
@@ -12,16 +13,18 @@ use s3s::dto::{
     DeleteObjectOutput, DeleteObjectsInput, DeleteObjectsOutput, ETag, ETagCondition, GetBucketLocationInput,
     GetBucketLocationOutput, GetObjectInput, GetObjectOutput, HeadBucketInput, HeadBucketOutput,
     HeadObjectInput, HeadObjectOutput, ListBucketsInput, ListBucketsOutput, ListObjectsV2Input,
-    ListObjectsV2Output, ListPartsInput, ListPartsOutput, PutObjectInput, PutObjectOutput, StreamingBlob,
-    Timestamp, UploadPartInput, UploadPartOutput,
+    ListObjectsV2Output, ListPartsInput, ListPartsOutput, Object, PutObjectInput, PutObjectOutput,
+    StreamingBlob, Timestamp, UploadPartInput, UploadPartOutput,
 };
 use s3s::{Body, S3, S3Request, S3Response, S3Result, s3_error};
 use s3s_fs::FileSystem;
+use std::collections::BTreeSet;
 use std::fs::{File, Metadata};
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Component, Path, PathBuf};
 use std::pin::Pin;
+use std::sync::{Arc, Mutex, PoisonError};
 
 /// What the trait's functions return, written out.
 type Answer<'a, T> = Pin<Box<dyn Future<Output = S3Result<S3Response<T>>> + Send + 'a>>;
@@ -30,13 +33,17 @@ type Answer<'a, T> = Pin<Box<dyn Future<Output = S3Result<S3Response<T>>> + Send
 pub(crate) struct Store {
     files: FileSystem,
     root: PathBuf,
+    marks: Marks,
 }
+
+/// Marks of folders, `bucket/folder/` each.
+pub(crate) type Marks = Arc<Mutex<BTreeSet<String>>>;
 
 impl Store {
     /// The buckets below `root`, which must be there.
-    pub(crate) fn new(root: &Path) -> io::Result<Self> {
+    pub(crate) fn new(root: &Path, marks: Marks) -> io::Result<Self> {
         let files = FileSystem::new(root).map_err(|error| io::Error::other(format!("{error:?}")))?;
-        Ok(Self { files, root: root.canonicalize()? })
+        Ok(Self { files, root: root.canonicalize()?, marks })
     }
 
     fn path(&self, bucket: &str, key: &str) -> S3Result<PathBuf> {
@@ -103,6 +110,23 @@ impl Store {
     fn etag_of(&self, bucket: &str, key: &str) -> Option<ETag> {
         let metadata = std::fs::metadata(self.path(bucket, key).ok()?).ok()?;
         Some(etag(&metadata))
+    }
+
+    /// The marks that belong on a page of a listing: those after `token`, up to where the page ends if it is not the last.
+    fn marks(&self, input: &ListObjectsV2Input, end: Option<&str>) -> Vec<Object> {
+        let prefix = input.prefix.as_deref().unwrap_or_default();
+        let token = input.continuation_token.as_deref().unwrap_or_default();
+        let marks = self.marks.lock().unwrap_or_else(PoisonError::into_inner);
+        let keys = marks.iter().filter_map(|mark| mark.strip_prefix(&input.bucket)?.strip_prefix('/'));
+        keys.filter(|key| key.starts_with(prefix) && *key > token && end.is_none_or(|end| *key <= end))
+            .map(|key| Object {
+                key: Some(key.to_owned()),
+                size: Some(0),
+                e_tag: Some(ETag::Strong("mark".to_owned())),
+                last_modified: Some(Timestamp::from(std::time::UNIX_EPOCH)),
+                ..Object::default()
+            })
+            .collect()
     }
 }
 
@@ -214,11 +238,18 @@ impl S3 for Store {
         's: 'a,
         Self: 'a,
     {
-        let bucket = request.input.bucket.clone();
+        let input = request.input.clone();
         Box::pin(async move {
             let mut response = self.files.list_objects_v2(request).await?;
-            for object in response.output.contents.iter_mut().flatten() {
-                object.e_tag = object.key.as_deref().and_then(|key| self.etag_of(&bucket, key));
+            let output = &mut response.output;
+            for object in output.contents.iter_mut().flatten() {
+                object.e_tag = object.key.as_deref().and_then(|key| self.etag_of(&input.bucket, key));
+            }
+            let marks = self.marks(&input, output.next_continuation_token.as_deref());
+            if !marks.is_empty() {
+                let contents = output.contents.get_or_insert_default();
+                contents.extend(marks);
+                contents.sort_by(|a, b| a.key.cmp(&b.key));
             }
             Ok(response)
         })

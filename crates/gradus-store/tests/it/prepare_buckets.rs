@@ -132,6 +132,20 @@ fn an_object_that_changes_is_prepared_again() {
 }
 
 #[test]
+fn marks_of_folders_change_nothing() {
+    let home = Home::new();
+    let expected = content(&home.prepare("s3://data/corpus", "without").manifest);
+    ["corpus", "corpus/b", "corpus/empty", "empty", "set", "set/.tmp"]
+        .iter()
+        .for_each(|key| home.server.mark_folder("data", key));
+    assert_eq!(content(&home.prepare("s3://data/corpus", "with").manifest), expected);
+    let error = home.fails(&home.settings("s3://data/empty", "p"));
+    assert_eq!(*error.kind(), Kind::Invalid, "{error}");
+    assert_eq!(content(&home.prepare("corpus", "s3://data/set").manifest), expected);
+    assert!(!home.prepare("corpus", "s3://data/set").changed);
+}
+
+#[test]
 fn a_part_of_a_corpus_is_the_same_part() {
     let home = Home::new();
     let some = |input: &str, prepared: &str| {

@@ -168,6 +168,27 @@ fn listings_are_of_prefixes_and_sorted() {
 }
 
 #[test]
+fn marks_of_folders_are_no_objects_of_them() {
+    let home = home();
+    let bucket = home.bucket();
+    ["marked", "marked/empty", "marked/full"].iter().for_each(|key| home.server.mark_folder("data", key));
+    let inside = bucket.write("marked/full/a", b"a").unwrap();
+    for prefix in ["", "marked", "marked/full", "marked/full/"] {
+        let listed = bucket.list(prefix).unwrap();
+        // What is empty cannot be told from an object of no bytes, save by asking for itself.
+        let of_bytes: Vec<_> = listed.iter().filter(|object| object.bytes > 0).collect();
+        assert_eq!(of_bytes, [&inside], "{prefix}");
+        assert!(
+            listed.iter().all(|object| object.address.ends_with("/a") || object.address.ends_with("/empty"))
+        );
+    }
+    assert_eq!(bucket.list("marked/empty/").unwrap(), []);
+    let objects: &dyn Objects = &bucket;
+    assert_eq!(objects.list("s3://data/marked/empty").unwrap(), []);
+    assert_eq!(objects.list("s3://data/marked/full").unwrap(), [inside]);
+}
+
+#[test]
 fn what_is_missing_is_named() {
     let home = home();
     for bucket in places(&home) {
