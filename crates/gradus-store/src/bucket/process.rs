@@ -6,7 +6,8 @@ use super::profile::Profile;
 use gradus_error::{Error, IoContext, Result};
 use gradus_host::{Clock, RealClock};
 use std::io::Read;
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::process::{Child, ChildStdout, Command, ExitStatus, Stdio};
+use std::sync::mpsc::{Receiver, channel};
 use std::time::Duration;
 
 /// Longest time that a program may take: it may ask a person, or a service.
@@ -30,7 +31,10 @@ pub(super) async fn find(command: &str, profile: &Profile) -> Result<Found> {
         .map_err(|error| Error::internal("a program was not waited for").with_source(error))?
         .context(|| format!("cannot run {described}"))?;
     match output {
-        None => Err(Error::denied(format!("{described} has not ended in {} s", PATIENCE.as_secs()))),
+        None => Err(Error::denied(format!(
+            "{described} has not ended and closed its output in {} s",
+            PATIENCE.as_secs()
+        ))),
         Some((status, _)) if !status.success() => {
             Err(Error::denied(format!("{described} failed ({status})")))
         }
@@ -38,33 +42,46 @@ pub(super) async fn find(command: &str, profile: &Profile) -> Result<Found> {
     }
 }
 
-/// How a program ended, and what it printed; nothing if it took longer than `patience`, and was ended.
+/// How a program ended, and what it printed; nothing if it took longer than `patience`, and was ended, or if what it started
+/// still holds what it prints to then.
 fn run(command: &str, patience: Duration) -> std::io::Result<Option<(ExitStatus, Vec<u8>)>> {
+    let clock = RealClock::new();
+    let begun = clock.now();
     let mut shell = Command::new("/bin/sh");
     // What it says when it fails is for the person at the terminal.
     shell.args(["-c", command]).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::inherit());
     let mut child = shell.spawn()?;
-    let printed = child.stdout.take();
-    let reading = std::thread::spawn(move || {
-        let mut bytes = Vec::new();
-        printed.map_or(Ok(0), |printed| printed.take(PRINTED_BYTES).read_to_end(&mut bytes)).map(|_| bytes)
-    });
-    let Some(status) = end_of(&mut child, patience)? else {
-        // Who reads what it prints ends with whatever it has started.
-        return Ok(None);
-    };
-    let printed = reading.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
-    Ok(Some((status, printed)))
+    let printed = reading(child.stdout.take());
+    let left = || patience.saturating_sub(clock.now().saturating_sub(begun));
+    let Some(status) = end_of(&mut child, &clock, &left)? else { return Ok(None) };
+    match printed.recv_timeout(left()) {
+        Ok(printed) => Ok(Some((status, printed?))),
+        Err(_) => Ok(None),
+    }
 }
 
-fn end_of(child: &mut Child, patience: Duration) -> std::io::Result<Option<ExitStatus>> {
-    let clock = RealClock::new();
-    let begun = clock.now();
+/// What is printed, once no process has the other end any more: a thread of its own waits for that, for it may be never.
+fn reading(printed: Option<ChildStdout>) -> Receiver<std::io::Result<Vec<u8>>> {
+    let (sender, receiver) = channel();
+    std::thread::spawn(move || {
+        let mut bytes = Vec::new();
+        let read = printed.map_or(Ok(0), |printed| printed.take(PRINTED_BYTES).read_to_end(&mut bytes));
+        // Nobody may be waiting any longer.
+        let _ = sender.send(read.map(|_| bytes));
+    });
+    receiver
+}
+
+fn end_of(
+    child: &mut Child,
+    clock: &RealClock,
+    left: &dyn Fn() -> Duration,
+) -> std::io::Result<Option<ExitStatus>> {
     loop {
         if let Some(status) = child.try_wait()? {
             return Ok(Some(status));
         }
-        if clock.now().saturating_sub(begun) >= patience {
+        if left().is_zero() {
             child.kill()?;
             child.wait()?;
             return Ok(None);
@@ -85,5 +102,18 @@ mod tests {
         assert!(run("exec sleep 60", Duration::from_millis(50)).unwrap().is_none());
         let (_, printed) = run("head -c 100000 /dev/zero", PATIENCE).unwrap().unwrap();
         assert_eq!(printed.len() as u64, PRINTED_BYTES);
+    }
+
+    #[test]
+    fn what_a_program_leaves_behind_is_not_waited_for() {
+        let folder = tempfile::tempdir().unwrap();
+        let left = folder.path().join("left");
+        let command = format!("sleep 60 & echo $! > '{}'; echo keys", left.display());
+        // Long enough for the shell to get that far, and far less than what it leaves behind lasts.
+        assert!(run(&command, Duration::from_secs(1)).unwrap().is_none());
+        let number = std::fs::read_to_string(&left).unwrap();
+        assert!(Command::new("kill").arg(number.trim()).status().unwrap().success());
+        let (status, printed) = run("echo keys & wait", PATIENCE).unwrap().unwrap();
+        assert!(status.success() && printed == b"keys\n", "what ends in time is heard out");
     }
 }
