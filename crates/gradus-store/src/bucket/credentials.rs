@@ -8,6 +8,7 @@ use gradus_error::{Error, Kind, Result};
 use gradus_host::clock::{Clock, RealClock};
 use object_store::CredentialProvider;
 use object_store::aws::AwsCredential;
+use std::fmt::Debug;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -55,7 +56,7 @@ pub(super) fn is_sendable(text: &str) -> bool {
 
 /// Credentials of a bucket, found when they are first needed and renewed before they expire.
 #[derive(Debug)]
-pub(super) struct Credentials {
+pub(super) struct Credentials<C = RealClock> {
     anonymous: bool,
     profile: String,
     environment: Environment,
@@ -66,15 +67,16 @@ pub(super) struct Credentials {
     asked: Mutex<Option<Duration>>,
     /// One search at a time.
     searching: tokio::sync::Mutex<()>,
-    clock: RealClock,
+    clock: C,
 }
 
-impl Credentials {
+impl<C: Clock> Credentials<C> {
     pub(super) fn new(
         settings: &BucketSettings,
         environment: Environment,
         region: String,
         client: reqwest::Client,
+        clock: C,
     ) -> Self {
         Self {
             anonymous: settings.anonymous,
@@ -85,7 +87,7 @@ impl Credentials {
             found: Mutex::new(None),
             asked: Mutex::new(None),
             searching: tokio::sync::Mutex::new(()),
-            clock: RealClock::new(),
+            clock,
         }
     }
 
@@ -156,7 +158,7 @@ impl Credentials {
     }
 }
 
-impl CredentialProvider for Credentials {
+impl<C: Clock + Debug + 'static> CredentialProvider for Credentials<C> {
     type Credential = AwsCredential;
 
     fn get_credential<'s, 'a>(&'s self) -> BoxFuture<'a, object_store::Result<Arc<AwsCredential>>>
@@ -178,6 +180,10 @@ impl CredentialProvider for Credentials {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::bucket::{issued::since_1970, runtime, transport};
+    use gradus_testbed::InstanceMetadata;
+    use std::sync::atomic::{AtomicU64, Ordering};
+    use tracing::{Event, Level, Metadata, Subscriber, field::Field, field::Visit, span};
 
     fn found(key_id: &str, token: &str) -> Found {
         let (key_id, secret_key) = (key_id.to_owned(), "any\nthing".to_owned());
@@ -196,5 +202,102 @@ mod tests {
             let text = error.to_string();
             assert!(text.contains("of a test") && !text.contains("ken"), "{text}");
         }
+    }
+
+    /// A clock that is set by hand, to seconds since 1970.
+    #[derive(Debug, Clone, Default)]
+    struct Hand(Arc<AtomicU64>);
+
+    impl Clock for Hand {
+        fn now(&self) -> Duration {
+            self.calendar()
+        }
+
+        fn calendar(&self) -> Duration {
+            Duration::from_secs(self.0.load(Ordering::Relaxed))
+        }
+
+        fn sleep(&self, _: Duration) {
+            panic!("nobody sleeps by it");
+        }
+    }
+
+    /// What is warned of, on one thread.
+    #[derive(Clone, Default)]
+    struct Warnings(Arc<Mutex<Vec<String>>>);
+
+    impl Visit for Warnings {
+        fn record_debug(&mut self, _: &Field, value: &dyn Debug) {
+            self.0.lock().unwrap().push(format!("{value:?}"));
+        }
+    }
+
+    impl Subscriber for Warnings {
+        fn enabled(&self, metadata: &Metadata) -> bool {
+            *metadata.level() == Level::WARN
+        }
+
+        fn event(&self, event: &Event) {
+            event.record(&mut self.clone());
+        }
+
+        fn new_span(&self, _: &span::Attributes) -> span::Id {
+            span::Id::from_u64(1)
+        }
+
+        fn record(&self, _: &span::Id, _: &span::Record) {}
+        fn record_follows_from(&self, _: &span::Id, _: &span::Id) {}
+        fn enter(&self, _: &span::Id) {}
+        fn exit(&self, _: &span::Id) {}
+    }
+
+    /// Those of an instance whose service is `metadata`.
+    fn of(metadata: &InstanceMetadata, clock: Hand) -> Credentials<Hand> {
+        let set = |name: &str| (name == "AWS_EC2_METADATA_SERVICE_ENDPOINT").then(|| metadata.endpoint());
+        let settings = BucketSettings::default();
+        let client = transport::client(&settings, &metadata.endpoint(), None).unwrap();
+        Credentials::new(&settings, Environment::read(&set), "region".to_owned(), client, clock)
+    }
+
+    #[test]
+    fn keys_that_cannot_be_renewed_are_used_to_their_end_and_asked_for_now_and_then() {
+        let (end, later) = ("2030-01-01T00:00:00Z", "2030-01-02T00:00:00Z");
+        let metadata = InstanceMetadata::start("FIRST", "S", end).unwrap();
+        let (clock, warnings) = (Hand::default(), Warnings::default());
+        let credentials = of(&metadata, clock.clone());
+        // How many seconds before their end keys are asked for; what that comes to.
+        let ready = |before: u64| {
+            let now = since_1970(end).unwrap().as_secs() - before;
+            clock.0.store(now, Ordering::Relaxed);
+            tracing::subscriber::with_default(warnings.clone(), || {
+                runtime::get().unwrap().block_on(credentials.ready())
+            })
+        };
+        let told = || warnings.0.lock().unwrap().len();
+        ready(3600).unwrap();
+        metadata.refuse_next(10, 503, "");
+        ready(301).unwrap();
+        assert_eq!(
+            (metadata.asked(), metadata.refusals_left(), told()),
+            (1, 10, 0),
+            "they are good for long"
+        );
+        ready(200).unwrap();
+        assert_eq!(
+            (metadata.refusals_left(), told()),
+            (9, 1),
+            "one attempt to renew them, and no word of an end"
+        );
+        assert!(warnings.0.lock().unwrap()[0].contains("testbed-role"), "{:?}", warnings.0);
+        ready(191).unwrap();
+        assert_eq!((metadata.refusals_left(), told()), (9, 1), "it was tried just now");
+        ready(190).unwrap();
+        assert_eq!((metadata.refusals_left(), told()), (8, 2));
+        metadata.refuse_next(1, 403, "");
+        assert_eq!(*ready(0).unwrap_err().kind(), Kind::Denied, "they have ended");
+        metadata.set_keys("SECOND", "S", later);
+        ready(0).unwrap();
+        assert_eq!(credentials.good().unwrap().key_id, "SECOND");
+        assert_eq!((metadata.asked(), told()), (2, 2));
     }
 }

@@ -32,7 +32,8 @@ pub(super) fn remote(
     let region = region(settings, &environment, &profile)?;
     let set = endpoint(settings, &environment, &profile)?;
     let client = transport::client(settings, &set, environment.get("AWS_CA_BUNDLE"))?;
-    let credentials = Arc::new(Credentials::new(settings, environment, region.clone(), client.clone()));
+    let (clock, signer) = (RealClock::new(), client.clone());
+    let credentials = Arc::new(Credentials::new(settings, environment, region.clone(), signer, clock));
     let by_path =
         if settings.addressing.is_empty() { !set.is_empty() } else { settings.addressing == "path" };
     let mut builder = AmazonS3Builder::new()
@@ -66,7 +67,7 @@ pub(super) fn remote(
         gate: Gate::new(settings.connections),
         budget,
         tally,
-        clock: RealClock::new(),
+        clock,
         draws: Mutex::new(Stream::new(seed_from_system(), 0)),
         trouble: Mutex::default(),
     })
