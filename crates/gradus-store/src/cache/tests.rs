@@ -131,6 +131,25 @@ fn passing_blocks_evict_nobody() {
 }
 
 #[test]
+fn a_block_that_is_passed_over_goes_when_others_are_used_sooner() {
+    let folder = tempfile::tempdir().unwrap();
+    for disk_blocks in [0, 2] {
+        let place = (disk_blocks > 0).then(|| folder.path());
+        let cache = open(&map(10), &settings(place, 4, disk_blocks), 2);
+        get(cache.access(Block(1), || Some(1)));
+        get(cache.access(Block(2), || Some(20)));
+        // Its time came, and nobody accessed it.
+        cache.pass_over(Block(1), || Some(30));
+        // Of one that is not here nothing is remembered.
+        cache.pass_over(Block(9), || Some(2));
+        get(cache.access(Block(3), || Some(25)));
+        cache.flush();
+        let stays = |block| cache.peek(Block(block)).is_some() || cache.on_disk().contains(&Block(block));
+        assert_eq!([1, 2, 3, 9].map(stays), [false, true, true, false], "{:?}", cache.counters());
+    }
+}
+
+#[test]
 fn with_room_for_all_no_next_use_is_worked_out() {
     let cache = open(&map(4), &settings(None, 4, 0), 3);
     (0..4).for_each(|block| drop(get(cache.access(Block(block), || panic!("it is of no use")))));

@@ -218,6 +218,47 @@ fn after_a_restart_in_mid_epoch_misses_are_the_fewest_possible() {
     }
 }
 
+/// The samples of its positions, one by one.
+#[derive(Debug)]
+struct Scripted(Vec<u64>);
+
+impl Order for Scripted {
+    fn samples(&self) -> u64 {
+        300
+    }
+
+    fn sample_at(&self, position: u64) -> u64 {
+        self.0[position as usize]
+    }
+
+    fn next_position(&self, sample: u64, from: u64) -> Option<u64> {
+        let positions = (from..self.0.len() as u64).map(|position| (position, self.sample_at(position)));
+        positions.into_iter().find_map(|(position, at)| (at == sample).then_some(position))
+    }
+}
+
+#[test]
+fn what_is_used_again_while_it_is_held_does_not_stay_for_that() {
+    // Four lines a block, of which the first is read, and read again at once, while it is held. Of 24 pages half are the
+    // window's: blocks that come again have more others between than it holds, and only the cache can have kept them.
+    let home = home_of(300, &|_| 1013);
+    let round = |round: u64| (30..36).chain(36 + 8 * round..44 + 8 * round);
+    let blocks = (0..30).chain((0..3).flat_map(round));
+    let script: Vec<u64> = blocks.flat_map(|block| [4 * block; 2]).collect();
+    let bucket = home.bucket();
+    let (index, readers) = (home.index(&bucket), Readers::alone());
+    let (order, end) = (Arc::new(Scripted(script.clone())), Some(script.len() as u64));
+    let reading = Reading { index, order, readers, end };
+    let source = Source::Bucket(bucket);
+    let feed = Feed::open(reading, &source, &small(24 * 4096), Arc::new(RealClock::new())).unwrap();
+    feed.begin(0);
+    for (position, sample) in (0..).zip(&script) {
+        assert_eq!(feed.sample(position).unwrap().to_vec(), home.lines[*sample as usize], "{position}");
+    }
+    let cache = feed.counters().cache;
+    assert_eq!(cache.fetched_blocks, 60, "{cache:?}");
+}
+
 fn warmed(home: &Home, cache: &CacheSettings) -> Warmed {
     let bucket = home.bucket();
     let (index, order) = (home.index(&bucket), home.order());
