@@ -103,7 +103,15 @@ pub(crate) fn kind_of(path: &Path) -> Result<(Format, Packing)> {
 }
 
 /// Endings of files that are no text whatever they hold: training on their bytes would be a silent mistake.
-const PACKED: [&str; 5] = ["xz", "bz2", "zip", "tar", "tgz"];
+const PACKED: [&str; 6] = ["xz", "bz2", "lz4", "zip", "tar", "tgz"];
+
+/// Those of them that pack one file, which may well be a corpus': a folder of one is refused for them, for to pass them over
+/// would silently leave out text.
+const SQUEEZED: [&str; 3] = ["xz", "bz2", "lz4"];
+
+pub(crate) fn is_squeezed(path: &Path) -> bool {
+    path.extension().and_then(|ending| ending.to_str()).is_some_and(|ending| SQUEEZED.contains(&ending))
+}
 
 /// What one entry of `data.input` came to.
 pub(crate) enum Source {
@@ -213,10 +221,12 @@ fn collect_text(folder: &Path, files: &mut Vec<InputFile>) -> Result<()> {
 /// Whether a file found in a folder is part of a corpus: text, plain or packed. The index of a dataset is none.
 fn is_text(path: &Path) -> Result<bool> {
     let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
-    if let Ok((format, packing)) = kind_of(path)
-        && (format == Format::Parquet || packing != Packing::None)
-    {
-        return Ok(name != INDEX_FILE);
+    match kind_of(path) {
+        Ok((format, packing)) if format == Format::Parquet || packing != Packing::None => {
+            return Ok(name != INDEX_FILE);
+        }
+        Err(error) if is_squeezed(path) => return Err(error.within("data.input")),
+        _ => {}
     }
     let describe = || format!("cannot read {} (data.input)", path.display());
     let mut start = Vec::new();

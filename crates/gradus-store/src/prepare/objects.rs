@@ -4,7 +4,7 @@
 //! What is read from its beginning on is read ahead in large parts; what is read from elsewhere is asked for piece by
 //! piece, since only a little of it is wanted. Nothing is copied to a disk, and no object is held in memory.
 
-use super::inputs::{Format, InputFile, Packing, TEXT_PROBE_BYTES, kind_of};
+use super::inputs::{Format, InputFile, Packing, TEXT_PROBE_BYTES, is_squeezed, kind_of};
 use super::token_files::split_by_name;
 use crate::blocks::ObjectInfo;
 use crate::bucket::{Address, Bucket, as_io};
@@ -209,7 +209,7 @@ fn in_folder(bucket: &Bucket, key: &str) -> Result<Vec<InputFile>> {
             continue;
         }
         let hidden = name.split('/').any(|part| part.starts_with('.'));
-        if !hidden && !is_bin && is_text(bucket, &name, &object)? {
+        if !hidden && !is_bin && is_text(bucket, &object)? {
             files.push(described(bucket, object)?);
         }
     }
@@ -221,16 +221,18 @@ fn in_folder(bucket: &Bucket, key: &str) -> Result<Vec<InputFile>> {
 
 /// Whether an object found in a folder is part of a corpus. Names that say what is in them are believed; the beginning of
 /// others is looked at, as of files.
-fn is_text(bucket: &Bucket, name: &str, object: &ObjectInfo) -> Result<bool> {
-    let path = Path::new(name);
+fn is_text(bucket: &Bucket, object: &ObjectInfo) -> Result<bool> {
+    let path = Path::new(&object.address);
     if path.file_name().is_some_and(|name| name == INDEX_FILE) || object.bytes == 0 {
         return Ok(false);
     }
-    if let Ok((format, packing)) = kind_of(path) {
-        let says = path.extension().is_some_and(|extension| extension == "txt" || extension == "jsonl");
-        if says || format == Format::Parquet || packing != Packing::None {
+    let says = path.extension().is_some_and(|extension| extension == "txt" || extension == "jsonl");
+    match kind_of(path) {
+        Ok((format, packing)) if says || format == Format::Parquet || packing != Packing::None => {
             return Ok(true);
         }
+        Err(error) if is_squeezed(path) => return Err(error),
+        _ => {}
     }
     let mut start = vec![0; object.bytes.min(TEXT_PROBE_BYTES) as usize];
     bucket.read_at(object, 0, &mut start)?;

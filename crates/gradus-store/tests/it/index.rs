@@ -196,9 +196,12 @@ fn what_is_no_dataset_is_refused() {
     }
     std::fs::write(&path, "{}\n").unwrap();
     assert_eq!(indexed(folder.path()).samples(), 1);
-    for other in ["b.tar", "b.parquet", "b.tar.gz", "b.csv"] {
+    for other in
+        ["b.tar", "b.parquet", "b.tar.gz", "b.csv", "b.jsonl.bz2", "b.json.xz", "b.parquet.lz4", "b.XZ"]
+    {
         std::fs::write(folder.path().join(other), "x").unwrap();
-        assert_eq!(kind_of(folder.path()), Kind::Invalid, "{other}");
+        let error = build(folder.path(), &IndexSettings::default()).unwrap_err();
+        assert!(*error.kind() == Kind::Invalid && error.to_string().contains(other), "{other}: {error}");
         std::fs::remove_file(folder.path().join(other)).unwrap();
     }
 }

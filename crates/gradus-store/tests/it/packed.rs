@@ -127,3 +127,22 @@ fn packed_files_that_are_damaged_or_of_other_kinds_are_refused() {
         assert_eq!(*error.kind(), kind, "{name}: {error}");
     }
 }
+
+#[test]
+fn text_that_is_packed_otherwise_is_not_left_out_of_a_folder() {
+    let home = tempfile::tempdir().unwrap();
+    let folder = home.path().join("corpus/below");
+    std::fs::create_dir_all(&folder).unwrap();
+    std::fs::write(folder.join("a.txt"), texts().concat()).unwrap();
+    // An archive beside text is as a photo is.
+    std::fs::write(folder.join("sources.zip"), b"PK\x03\x04\0").unwrap();
+    for name in ["b.txt.bz2", "b.jsonl.xz", "b.lz4"] {
+        std::fs::write(folder.join(name), b"\0").unwrap();
+        for input in [String::from("corpus"), format!("corpus/below/{name}")] {
+            let error = prepare(&settings(home.path(), &input), &mut |_| ()).unwrap_err();
+            assert!(*error.kind() == Kind::Invalid && error.to_string().contains(name), "{input}: {error}");
+        }
+        std::fs::remove_file(folder.join(name)).unwrap();
+    }
+    assert!(prepare(&settings(home.path(), "corpus"), &mut |_| ()).unwrap().changed);
+}

@@ -283,6 +283,8 @@ fn what_cannot_be_read_or_written_is_refused() {
     home.put("tokens/train.bin", &[1, 0, 2, 0]);
     home.put("others/photo.jpg", b"dear");
     home.put("packed/a.csv.gz", &gzip(b"a,b\n"));
+    home.put("squeezed/a.txt", b"text");
+    home.put("squeezed/b.txt.lz4", b"\0");
     home.put("file", b"an object");
     let invalid = |input: &str, prepared: &str, culprit: &str| {
         let error = home.fails(&home.settings(input, prepared));
@@ -297,6 +299,7 @@ fn what_cannot_be_read_or_written_is_refused() {
     invalid("s3://data/tokens", "p", "s3://data/tokens/train.bin");
     invalid("s3://data/tokens/train.bin", "p", "s3://data/tokens/train.bin");
     invalid("s3://data/packed/*", "p", "s3://data/packed/a.csv.gz");
+    invalid("s3://data/squeezed", "p", "s3://data/squeezed/b.txt.lz4");
     invalid("tokens/train.bin", "s3://data/set", "train.bin");
     invalid("corpus", "s3://data/others", "photo.jpg");
     invalid("corpus", "s3://data", "corpus/");
