@@ -4,8 +4,8 @@ use super::chain::Search;
 use super::credentials::Found;
 use super::failure::innermost;
 use super::issued;
-use gradus_error::{Error, Result};
-use reqwest::RequestBuilder;
+use gradus_error::{Error, Kind, Result};
+use reqwest::{RequestBuilder, StatusCode};
 use std::time::Duration;
 
 /// Where containers on ECS ask.
@@ -75,18 +75,29 @@ pub(super) async fn of_instance(search: &Search<'_>) -> Result<Option<Found>> {
     if environment.get("AWS_EC2_METADATA_DISABLED").is_some_and(|value| value.eq_ignore_ascii_case("true")) {
         return Ok(None);
     }
-    let set = environment.get("AWS_EC2_METADATA_SERVICE_ENDPOINT");
-    let host = set.unwrap_or(INSTANCE_HOST).trim_end_matches('/');
+    match environment.get("AWS_EC2_METADATA_SERVICE_ENDPOINT") {
+        Some(host) => of_role(search, host, true).await,
+        None => of_role(search, INSTANCE_HOST, false).await,
+    }
+}
+
+/// What the service at `host` gives; where nobody `told` that there is one, there may be none.
+async fn of_role(search: &Search<'_>, host: &str, told: bool) -> Result<Option<Found>> {
+    let host = host.trim_end_matches('/');
     let who = format!("the credentials of this instance's role from {host}");
-    let direct = super::transport::direct(environment.get("AWS_CA_BUNDLE"))?;
+    let direct = super::transport::direct(search.environment.get("AWS_CA_BUNDLE"))?;
     let token = direct
         .put(format!("{host}/latest/api/token"))
         .header("x-aws-ec2-metadata-token-ttl-seconds", "21600")
         .timeout(PATIENCE);
-    let token = match ask(token, &who).await {
+    let answer = match answer(token, &who).await {
+        Err(_) if !told => return Ok(None),
+        answer => answer?,
+    };
+    let token = match judged(answer, &who) {
         Ok(token) => String::from_utf8_lossy(&token).into_owned(),
-        // Not an instance, unless somebody says where the service is.
-        Err(_) if set.is_none() => return Ok(None),
+        // Another cloud's service knows no such token; one that is busy is asked again.
+        Err(error) if !told && *error.kind() == Kind::Denied => return Ok(None),
         Err(error) => return Err(error),
     };
     let get = |path: String| {
@@ -106,11 +117,15 @@ pub(super) async fn of_instance(search: &Search<'_>) -> Result<Option<Found>> {
 /// # Errors
 /// `Unavailable` when there is none; `Denied` for another status.
 pub(super) async fn ask(request: RequestBuilder, who: &str) -> Result<Vec<u8>> {
+    judged(answer(request, who).await?, who)
+}
+
+/// The status and the body of an answer.
+async fn answer(request: RequestBuilder, who: &str) -> Result<(StatusCode, Vec<u8>)> {
     let failed = |error: reqwest::Error| {
         Error::unavailable(format!("{who} cannot be had: {}", innermost(&error.without_url())))
     };
     let mut response = request.send().await.map_err(failed)?;
-    let status = response.status();
     let mut body = Vec::new();
     while let Some(chunk) = response.chunk().await.map_err(failed)? {
         if body.len() + chunk.len() > ANSWER_BYTES {
@@ -118,6 +133,10 @@ pub(super) async fn ask(request: RequestBuilder, who: &str) -> Result<Vec<u8>> {
         }
         body.extend_from_slice(&chunk);
     }
+    Ok((response.status(), body))
+}
+
+fn judged((status, body): (StatusCode, Vec<u8>), who: &str) -> Result<Vec<u8>> {
     if status.is_success() {
         return Ok(body);
     }
@@ -133,6 +152,32 @@ pub(super) async fn ask(request: RequestBuilder, who: &str) -> Result<Vec<u8>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::bucket::environment::Environment;
+    use crate::bucket::runtime;
+    use gradus_testbed::InstanceMetadata;
+
+    #[test]
+    fn a_service_that_nobody_told_of_is_none_unless_it_is_busy() {
+        let metadata = InstanceMetadata::start("A", "B", "2100-01-01T00:00:00Z").unwrap();
+        let environment = Environment::default();
+        let client = crate::bucket::transport::direct(None).unwrap();
+        let search = Search { environment: &environment, region: "region", client: &client };
+        let of = |host: &str, told| runtime::get().unwrap().block_on(of_role(&search, host, told));
+        let nobody = "http://127.0.0.1:1";
+        assert!(of(nobody, false).unwrap().is_none());
+        assert_eq!(*of(nobody, true).unwrap_err().kind(), Kind::Unavailable);
+        for (status, told, kind) in [
+            (404, false, None),
+            (404, true, Some(Kind::Denied)),
+            (429, false, Some(Kind::Unavailable)),
+            (503, false, Some(Kind::Unavailable)),
+        ] {
+            metadata.refuse_next(1, status, "");
+            let error = of(&metadata.endpoint(), told).map(|found| assert!(found.is_none())).err();
+            assert_eq!(error.map(|error| error.kind().clone()), kind, "{status} {told}");
+        }
+        assert_eq!(of(&metadata.endpoint(), false).unwrap().unwrap().keys.key_id, "A");
+    }
 
     #[test]
     fn keys_do_not_go_far_in_the_clear() {
