@@ -110,7 +110,7 @@ mod tests {
         let left = folder.path().join("left");
         let command = format!("sleep 60 & echo $! > '{}'; echo keys", left.display());
         // Long enough for the shell to get that far, and far less than what it leaves behind lasts.
-        assert!(run(&command, Duration::from_secs(1)).unwrap().is_none());
+        assert!(run(&command, Duration::from_secs(3)).unwrap().is_none());
         let number = std::fs::read_to_string(&left).unwrap();
         assert!(Command::new("kill").arg(number.trim()).status().unwrap().success());
         let (status, printed) = run("echo keys & wait", PATIENCE).unwrap().unwrap();
