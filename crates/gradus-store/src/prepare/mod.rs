@@ -246,6 +246,7 @@ fn is_ours(name: &str) -> bool {
         "tokenizer_config.json",
         "special_tokens_map.json",
         INDEX_FILE,
+        uploaded::CLAIM,
     ];
     (shard && (stem.ends_with(".bin") || stem.ends_with(".documents.json"))) || other.contains(&stem)
 }

@@ -4,7 +4,8 @@
 //! it names is there: a prefix with a manifest is whole, whenever a process is killed. The local folder belongs to this
 //! user and this address and is locked, so that processes of a host take turns; what a killed one left is cleared by the
 //! next. Processes of several hosts are not kept apart: equal ones write the same bytes, and one that finds another's
-//! among its own gives up.
+//! among its own gives up. Each says first what it prepares (`CLAIM`), before it removes a manifest, and looks at that again
+//! after it wrote its own: whoever began before that is noticed, and whoever begins later removes the manifest.
 
 use super::inputs::{Format, Source};
 use super::{Observer, OpenBucket, PreparePhase, PrepareProgress, PrepareSettings, Prepared, Request};
@@ -21,6 +22,9 @@ use std::fs::{self, DirBuilder, File};
 use std::io::{Read, Write};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
+
+/// The object that says what is being prepared, by the digest of the request; gone when that is done.
+pub(super) const CLAIM: &str = "preparing";
 
 /// Bytes that are copied at once.
 const CHUNK_BYTES: usize = 1 << 20;
@@ -64,7 +68,7 @@ pub(super) fn prepare(
         .chain(&mut manifest.held_out.shards)
         .for_each(|shard| shard.modified_ns = 0);
     manifest.write(&local.folder)?;
-    target.upload(&local.folder, observer)?;
+    target.upload(&local.folder, &request.digest, observer)?;
     prepared(manifest, true)
 }
 
@@ -146,7 +150,7 @@ impl Target {
         }
     }
 
-    fn upload(&self, folder: &Path, observer: Observer) -> Result<()> {
+    fn upload(&self, folder: &Path, request: &str, observer: Observer) -> Result<()> {
         let files = files_of(folder)?;
         let total_bytes = files.iter().map(|(_, bytes)| bytes).sum();
         let mut done_bytes = 0;
@@ -155,6 +159,7 @@ impl Target {
             observer(PrepareProgress { phase: PreparePhase::Uploading, done_bytes, total_bytes });
         };
         progress(0);
+        let claim = self.bucket.write(CLAIM, request.as_bytes())?;
         self.bucket.delete(MANIFEST)?;
         let mut written = Vec::new();
         for (name, bytes) in files.iter().filter(|(name, _)| name != MANIFEST) {
@@ -169,22 +174,32 @@ impl Target {
             }
             written.push(object);
         }
-        let earlier = self.check_written(&written)?;
-        self.upload_file(folder, MANIFEST, &mut progress)?;
+        let earlier = self.check_written(&claim, &written)?;
+        let manifest = self.upload_file(folder, MANIFEST, &mut progress)?;
+        if let Err(error) = self.check_written(&claim, &written) {
+            // Another's stays: what it names is there.
+            if self.bucket.find(MANIFEST)?.is_some_and(|found| found == manifest) {
+                self.bucket.delete(MANIFEST)?;
+            }
+            return Err(error);
+        }
         earlier.iter().try_for_each(|name| self.bucket.delete(name))
     }
 
-    /// Holds what is there against what was written; the names of what else is there.
-    fn check_written(&self, written: &[ObjectInfo]) -> Result<Vec<String>> {
+    /// Holds what is there against what was written, and the claim, if there is one, against ours; the names of what else is
+    /// there.
+    fn check_written(&self, claim: &ObjectInfo, written: &[ObjectInfo]) -> Result<Vec<String>> {
         let mut listed = self.list()?;
-        for object in written {
-            if !listed.iter().any(|(_, found)| found == object) {
-                return Err(Error::unavailable(format!(
-                    "{} is not as it was written: another process prepares into {}, too; give each a place of its own, or \
-                     prepare again (data.prepared)",
-                    object.address, self.address
-                )));
-            }
+        let is_there = |object: &ObjectInfo| listed.iter().any(|(_, found)| found == object);
+        let altered = written.iter().find(|object| !is_there(object));
+        let is_other = |found: &ObjectInfo| found.address == claim.address && found != claim;
+        let others = listed.iter().map(|(_, found)| found).find(|found| is_other(found));
+        if let Some(object) = altered.or(others) {
+            return Err(Error::unavailable(format!(
+                "{} is not as it was written: another process prepares into {}, too; give each a place of its own, or \
+                 prepare again (data.prepared)",
+                object.address, self.address
+            )));
         }
         listed.retain(|(_, found)| !written.contains(found));
         // What came in the meantime, other than shards, is not ours to remove.

@@ -246,6 +246,26 @@ fn another_that_writes_among_ours_is_noticed() {
 }
 
 #[test]
+fn another_that_begins_while_the_manifest_is_written_is_noticed() {
+    let home = Home::new();
+    let settings = home.settings("corpus", "s3://data/set");
+    for replaced in ["set/preparing", "set/train-00000.bin"] {
+        let mut intrude = |progress: PrepareProgress| {
+            // All shards are as they were written; of the manifest's own bytes, which come last, no object is made yet.
+            if progress.phase == PreparePhase::Uploading && progress.done_bytes == progress.total_bytes {
+                home.server.put("data", replaced, b"another's").unwrap();
+            }
+        };
+        let error = prepare_with_buckets(&settings, &|address| home.open(address), &mut intrude).unwrap_err();
+        assert_eq!(*error.kind(), Kind::Unavailable, "{error}");
+        assert!(error.to_string().contains(replaced), "{error}");
+        assert_eq!(*home.find("s3://data/set").err().unwrap().kind(), Kind::Invalid, "{replaced}");
+    }
+    assert!(home.prepare("corpus", "s3://data/set").changed);
+    assert!(!home.names_at("set/").contains(&"s3://data/set/preparing".to_owned()));
+}
+
+#[test]
 fn errors_of_the_bucket_change_nothing() {
     let home = Home::new();
     let expected = content(&home.prepare("corpus", "files").manifest);
