@@ -201,3 +201,57 @@ fn fail(fills: Fills, error: &Error) {
         fill.fail(Error::new(kind.clone(), text.clone()));
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::bucket::{Address, BucketSettings};
+    use std::sync::atomic::{AtomicU64, Ordering};
+
+    /// A clock that goes on by so many microseconds whenever it is looked at.
+    #[derive(Default)]
+    struct Steps {
+        step: AtomicU64,
+        now: AtomicU64,
+    }
+
+    impl Clock for Steps {
+        fn now(&self) -> Duration {
+            let step = self.step.load(Ordering::Relaxed);
+            Duration::from_micros(self.now.fetch_add(step, Ordering::Relaxed))
+        }
+
+        fn calendar(&self) -> Duration {
+            self.now()
+        }
+
+        fn sleep(&self, _: Duration) {}
+    }
+
+    #[test]
+    fn files_in_memory_get_no_hints_until_a_read_is_slow() {
+        let folder = tempfile::tempdir().unwrap();
+        let address = Address::File(folder.path().to_owned());
+        let bucket = Bucket::open(&address, &BucketSettings::default(), &|_| None).unwrap();
+        let object = bucket.write("file", &[1; 9000]).unwrap();
+        let map = Arc::new(BlockMap::new(vec![object], 4096).unwrap());
+        let clock = Arc::new(Steps::default());
+        let (buffers, hints) = (Arc::default(), Hints::default());
+        let files = Files { map, files: vec![OnceLock::new()], buffers, hints, clock: clock.clone() };
+        let step = |micros: u64| clock.step.store(micros, Ordering::Relaxed);
+        // A hint that is given is timed.
+        let is_given = || {
+            let before = clock.now.load(Ordering::Relaxed);
+            files.expect(0, 0..9000);
+            clock.now.load(Ordering::Relaxed) > before
+        };
+        step(1);
+        let given = (0..1000).take_while(|_| is_given()).count();
+        assert!((1..1000).contains(&given), "{given}");
+        files.read(0, 0..9000).unwrap();
+        assert!(!is_given(), "it was as fast as memory");
+        step(100_000);
+        files.read(0, 0..9000).unwrap();
+        assert!(is_given() && is_given());
+    }
+}
