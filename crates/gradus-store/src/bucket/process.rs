@@ -32,7 +32,7 @@ pub(super) async fn find(command: &str, profile: &Profile) -> Result<Found> {
         .context(|| format!("cannot run {described}"))?;
     match output {
         None => Err(Error::denied(format!(
-            "{described} has not ended and closed its output in {} s",
+            "{described} has not ended in {} s, or what it started holds its output",
             PATIENCE.as_secs()
         ))),
         Some((status, _)) if !status.success() => {

@@ -46,7 +46,7 @@ pub(super) struct Slots {
     free: Mutex<Free>,
     freed: Condvar,
     /// The system lifts the lock when the process ends.
-    _lock: File,
+    _lock: Lock,
 }
 
 /// Slots that nobody has: what one held may be of use to a later run, so that those that hold nothing are taken first.
@@ -108,7 +108,7 @@ impl Slots {
             count,
             free: Mutex::new(Free { empty, fresh, used: Vec::new(), closing: false }),
             freed: Condvar::new(),
-            _lock: lock,
+            _lock: Lock(lock),
         });
         let claim = |(index, record): (u64, Record)| {
             let place = Place { slots: slots.clone(), index };
@@ -182,6 +182,16 @@ impl Place {
         let record = Record { key, len: bytes.len() as u32, checksum };
         self.slots.write(self.index, &record, bytes)?;
         Ok(Slot { place: self, record })
+    }
+}
+
+/// The folder's lock, lifted when this goes. Closing the file is not enough: a program that another thread starts has the
+/// file, too, until it runs.
+struct Lock(File);
+
+impl Drop for Lock {
+    fn drop(&mut self) {
+        let _ = flock(&self.0, FlockOperation::Unlock);
     }
 }
 
