@@ -29,7 +29,7 @@ pub struct BucketCounters {
     pub under_way: u64,
     /// Requests that may be under way now.
     pub allowed: u64,
-    /// The lowest number that was allowed.
+    /// The lowest number that the store's refusals led to; the most that may ever be where it refused none.
     pub lowest_allowed: u64,
     /// What the requests and bytes cost, at the prices that are set.
     pub cost: f64,

@@ -94,11 +94,13 @@ impl Heads {
             listed.iter().filter(|object| object.name().ends_with(".mds")).take(MOST_HEADS).collect();
         each_of(named.len(), threads, &|at| {
             let mut head = vec![0; named[at].bytes.min(HEAD_BYTES) as usize];
-            // Whoever needs one that could not be read asks again, and finds out why.
-            if objects.read_at(named[at], 0, &mut head).is_ok() {
+            // Whoever needs one that could not be read asks again, and finds out why. No more are asked for then: a store that
+            // is down takes all of a request's budget to say so.
+            let is_read = objects.read_at(named[at], 0, &mut head).is_ok();
+            if is_read {
                 self.lock().insert(named[at].address.clone(), head);
             }
-            true
+            is_read
         });
     }
 

@@ -8,6 +8,7 @@ use gradus_store::index::{Index, IndexSettings, Objects};
 use std::collections::BTreeMap;
 use std::io::Read;
 use std::path::Path;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Condvar, Mutex};
 use std::time::Duration;
 
@@ -158,4 +159,44 @@ fn tables_are_read_while_the_index_is_and_long_ones_once_more() {
     let expected = [("index.json", 1), ("shard.0.mds", 1), ("shard.1.mds", 2), ("shard.2.mds", 1)];
     assert_eq!(reads, expected.map(|(name, count)| (name.to_owned(), count)));
     assert_eq!(index, indexed(folder.path()));
+}
+
+/// Fails to read heads, which are long here, and counts them; tables, which are short, can be read.
+struct Hesitant {
+    bucket: Bucket,
+    failed: AtomicUsize,
+}
+
+impl Objects for Hesitant {
+    fn list(&self, prefix: &str) -> gradus_error::Result<Vec<ObjectInfo>> {
+        Objects::list(&self.bucket, prefix)
+    }
+
+    fn open(&self, object: &ObjectInfo) -> gradus_error::Result<Box<dyn Read + Send>> {
+        Objects::open(&self.bucket, object)
+    }
+
+    fn read_at(&self, object: &ObjectInfo, offset: u64, into: &mut [u8]) -> gradus_error::Result<()> {
+        if object.name().ends_with(".mds") && into.len() > 1000 {
+            self.failed.fetch_add(1, Ordering::Relaxed);
+            return Err(gradus_error::Error::unavailable("the store is down"));
+        }
+        Objects::read_at(&self.bucket, object, offset, into)
+    }
+}
+
+#[test]
+fn heads_that_cannot_be_read_are_given_up_and_tables_asked_for_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let text = "x".repeat(5000);
+    let samples: [&str; 1] = [&text];
+    let shards: Vec<&[&str]> = vec![&samples; 200];
+    write_mosaic(folder.path(), &shards, None);
+    let (bucket, prefix) = (bucket(folder.path()), address(folder.path()).to_string());
+    let hesitant = Hesitant { bucket, failed: AtomicUsize::new(0) };
+    let index = Index::build(&hesitant, &prefix, &IndexSettings::default(), &|_| ()).unwrap();
+    assert_eq!(index.samples(), 200);
+    // Those that were under way together when the first failed.
+    let failed = hesitant.failed.into_inner();
+    assert!((1..=64).contains(&failed), "{failed} of 200 heads were asked for in vain");
 }

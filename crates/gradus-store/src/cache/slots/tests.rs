@@ -127,3 +127,15 @@ fn a_folder_has_one_keeper() {
     fs::write(&file, "x").unwrap();
     assert_eq!(*Slots::open(&file, BLOCK, 1).err().unwrap().kind(), Kind::Invalid);
 }
+
+#[test]
+fn a_folder_is_free_when_its_slots_are_gone_whoever_still_has_the_locks_file() {
+    let folder = tempfile::tempdir().unwrap();
+    let opened = Slots::open(folder.path(), BLOCK, 5).unwrap();
+    // As a program has it that another thread is starting, until it runs.
+    let inherited = opened.slots._lock.0.try_clone().unwrap();
+    assert_eq!(*Slots::open(folder.path(), BLOCK, 5).err().unwrap().kind(), Kind::Unavailable);
+    drop(opened);
+    Slots::open(folder.path(), BLOCK, 5).unwrap();
+    drop(inherited);
+}
