@@ -3,7 +3,7 @@
 use crate::buckets::{Home, text};
 use crate::ranks::ranks_of;
 use gradus_host::{Clock, RealClock};
-use rustix::process::{Signal, kill_process};
+use rustix::process::{Pid, Signal, kill_process};
 use std::process::{Child, Stdio};
 use std::thread::yield_now;
 use std::time::Duration;
@@ -24,12 +24,15 @@ impl Home {
     fn requests(&self, run: &str, arguments: &[&str]) -> (u64, u64) {
         self.fetched();
         self.train(run, arguments);
+        let requests = self.server.faults().counts().requests;
+        (requests - self.requests_of(|target| target.ends_with(".bin")), self.requests_of(is_train))
+    }
+
+    /// Requests since they were last counted for what is meant.
+    fn requests_of(&self, is_meant: fn(&str) -> bool) -> u64 {
         let counts = self.server.faults().counts();
-        let of = |is_meant: fn(&str) -> bool| -> u64 {
-            let targets = counts.by_target.iter().filter(|((_, target), _)| is_meant(target));
-            targets.map(|(_, count)| count).sum()
-        };
-        (counts.requests - of(|target| target.ends_with(".bin")), of(is_train))
+        let targets = counts.by_target.iter().filter(|((_, target), _)| is_meant(target));
+        targets.map(|(_, count)| count).sum()
     }
 }
 
@@ -67,29 +70,39 @@ fn a_node_that_stands_still_is_done_without_until_it_goes_on() {
     let faults = home.server.faults();
     faults.hold_after(before);
     let run = home.start("stopped", &two);
-    // Both have asked for the blocks that they are home of.
-    faults.wait_for_requests(before + of_samples);
-    // And are past the collective with which steps begin: there nothing would be asked of the one that stands still.
-    let clock = RealClock::new();
-    let end = clock.now() + PATIENCE;
-    let metrics = home.place.path().join("runs/stopped/metrics.jsonl");
-    while std::fs::metadata(&metrics).map_or(0, |metrics| metrics.len()) == 0 {
-        assert!(clock.now() < end, "no step has begun");
-        yield_now();
-    }
+    // Both have asked for the blocks that they are home of; what they ask each other for, they ask as they begin.
+    wait_until(|| home.requests_of(is_train) >= of_samples, "not all blocks are asked for");
     let stopped = ranks_of(run.id()).into_iter().find(|(rank, _)| rank == "1").unwrap().1;
     kill_process(stopped, Signal::STOP).unwrap();
+    // A signal is delivered when a thread next runs: until then the block would come and be given.
+    wait_until(|| stands_still(stopped), "the rank goes on");
     faults.release();
     // Each block leaves the bucket once for both nodes: more is what was asked of one that does not answer.
-    let end = clock.now() + PATIENCE;
-    while train_bytes(&home) <= whole {
-        assert!(clock.now() < end, "{} bytes of {whole} came", train_bytes(&home));
-        yield_now();
-    }
+    wait_until(|| train_bytes(&home) > whole, "nothing but what leaves the bucket once has come");
     kill_process(stopped, Signal::CONT).unwrap();
     end_well(run);
     assert_eq!(home.place.losses("stopped"), home.place.losses("two-folder"));
     assert!(home.place.final_bytes("stopped") == home.place.final_bytes("two-folder"));
+}
+
+/// Waits until something is so; `otherwise` says what is the case if it never is.
+fn wait_until(mut is_so: impl FnMut() -> bool, otherwise: &str) {
+    let clock = RealClock::new();
+    let end = clock.now() + PATIENCE;
+    while !is_so() {
+        assert!(clock.now() < end, "{otherwise}");
+        yield_now();
+    }
+}
+
+/// Whether all threads of a process have been stopped.
+fn stands_still(process: Pid) -> bool {
+    std::fs::read_dir(format!("/proc/{}/task", process.as_raw_nonzero())).unwrap().all(|thread| {
+        // The state follows the name, which is in parentheses and may have any of them in itself. A thread that has ended
+        // meanwhile ended running.
+        let line = std::fs::read_to_string(thread.unwrap().path().join("stat"));
+        line.is_ok_and(|line| line.rsplit_once(')').unwrap().1.starts_with(" T"))
+    })
 }
 
 /// Bytes of shards to learn from that have left the bucket since they were last counted.
