@@ -11,8 +11,8 @@ pub struct CacheCounters {
     pub disk_hits: u64,
     /// Accesses to blocks of neither tier: with the clairvoyant policy, as few as there can be.
     pub misses: u64,
-    /// Disk hits and misses whose block was in a page nonetheless, because a reader was not done with it: nothing was
-    /// read or fetched for them.
+    /// Disk hits and misses whose block was in a page nonetheless, because a reader was not done with it, or it had been
+    /// fetched along with what lies beside it: nothing was read or fetched for them.
     pub shared: u64,
     /// Misses that no tier took in.
     pub bypassed: u64,

@@ -125,6 +125,11 @@ impl Tier0 {
         self.shared.lock().page_of(block).map(Held::new)
     }
 
+    /// Whether the block is in a tier, or on its way there.
+    pub fn has(&self, block: Block) -> bool {
+        self.shared.lock().has(block)
+    }
+
     /// How many blocks it keeps: those of its largest tier.
     pub fn capacity_blocks(&self) -> u64 {
         self.capacity_blocks
@@ -152,6 +157,11 @@ impl Tier0 {
     /// How many blocks can be in memory at once.
     pub fn pages(&self) -> u64 {
         self.shared.pages.count()
+    }
+
+    /// How many more can be in memory now, unless others of those are let go of.
+    pub fn free_pages(&self) -> u64 {
+        self.shared.pages.free()
     }
 
     /// Calls `waker` once a page is free: at once if one is. For whoever was told [`Access::Full`].

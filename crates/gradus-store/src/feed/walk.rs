@@ -11,6 +11,7 @@
 //! Invariant: a position is taken as often as there are readers of it here, and is in the window until then.
 
 mod known;
+mod neighbours;
 mod others;
 mod pieces;
 
@@ -28,6 +29,7 @@ use crate::cache::Tier0;
 use crate::index::{Index, SamplePlace};
 use crate::order::{Order, Uses};
 use known::Known;
+use neighbours::Neighbours;
 use std::collections::{BTreeMap, VecDeque};
 use std::ops::Range;
 use std::sync::Arc;
@@ -99,6 +101,7 @@ pub(super) struct Walk {
     pub uses: Uses,
     /// Of the next position: what was accessed before pages ran out.
     begun: Begun,
+    neighbours: Neighbours,
     /// Whom this node is among, if it is among others.
     company: Option<Arc<Company>>,
     /// Positions that the walk will come to, and how many readers have them already.
@@ -148,6 +151,7 @@ impl Walk {
             expected: Vec::new(),
             uses,
             begun: Begun::default(),
+            neighbours: Neighbours::default(),
             company: None,
             taken: BTreeMap::new(),
             awaited: Awaited::default(),
@@ -168,6 +172,7 @@ impl Walk {
     pub fn begin(&mut self, position: u64) {
         self.window.clear();
         self.begun = Begun::default();
+        self.neighbours = Neighbours::default();
         self.awaited.clear();
         self.relayed.clear();
         self.taken.clear();
@@ -265,6 +270,8 @@ impl Walk {
     pub fn pass_by(&mut self, plan: &Plan, position: u64) {
         if self.is_stuck_at(plan, position) {
             self.begun = Begun::default();
+            // They have pages that are wanted now.
+            self.neighbours = Neighbours::default();
             (self.base, self.next) = (position + 1, position + 1);
             self.taken = self.taken.split_off(&self.next);
             self.saw(position);

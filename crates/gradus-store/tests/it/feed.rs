@@ -218,6 +218,45 @@ fn after_a_restart_in_mid_epoch_misses_are_the_fewest_possible() {
     }
 }
 
+impl Home {
+    /// A feed of the samples at a script's positions.
+    fn scripted(&self, script: &[u64], memory_bytes: u64) -> Feed {
+        let bucket = self.bucket();
+        let (index, readers) = (self.index(&bucket), Readers::alone());
+        let (order, end) = (Arc::new(Scripted(script.to_vec())), Some(script.len() as u64));
+        let reading = Reading { index, order, readers, end };
+        let source = Source::Bucket(bucket);
+        Feed::open(reading, &source, &small(memory_bytes), Arc::new(RealClock::new())).unwrap()
+    }
+
+    /// Reads what a script says, compares it, and returns how many requests it took and how many blocks came.
+    fn read_script(&self, script: &[u64], memory_bytes: u64) -> (u64, u64) {
+        let feed = self.scripted(script, memory_bytes);
+        self.server.faults().reset_counts();
+        feed.begin(0);
+        for (position, sample) in (0..).zip(script) {
+            assert_eq!(feed.sample(position).unwrap().to_vec(), self.lines[*sample as usize], "{position}");
+        }
+        (self.server.faults().counts().requests, feed.counters().cache.fetched_blocks)
+    }
+}
+
+#[test]
+fn samples_beside_one_come_with_it_if_there_is_memory_until_they_are_used() {
+    // Each line is a block.
+    let home = home_of(300, &|_| 4085);
+    let roomy = 64 * 4096;
+    assert_eq!(home.read_script(&[10, 50, 11, 51, 9], roomy), (2, 5), "9 to 11, 50 and 51");
+    assert_eq!(home.read_script(&[10, 50, 12, 8, 52], roomy), (5, 5), "none lies beside another");
+    let far: Vec<u64> = [10].into_iter().chain((0..20).map(|number| 20 + 2 * number)).chain([11]).collect();
+    assert_eq!(home.read_script(&far, roomy), (21, 22));
+    assert_eq!(home.read_script(&far, 8 * 4096), (22, 22), "others need the memory before it is used");
+    let all: Vec<u64> = (0..64).collect();
+    assert_eq!(home.read_script(&all, 256 * 4096), (1, 64), "256 KiB");
+    let more: Vec<u64> = (0..100).collect();
+    assert_eq!(home.read_script(&more, 256 * 4096), (2, 100), "all of an object");
+}
+
 /// The samples of its positions, one by one.
 #[derive(Debug)]
 struct Scripted(Vec<u64>);
@@ -245,12 +284,7 @@ fn what_is_used_again_while_it_is_held_does_not_stay_for_that() {
     let round = |round: u64| (30..36).chain(36 + 8 * round..44 + 8 * round);
     let blocks = (0..30).chain((0..3).flat_map(round));
     let script: Vec<u64> = blocks.flat_map(|block| [4 * block; 2]).collect();
-    let bucket = home.bucket();
-    let (index, readers) = (home.index(&bucket), Readers::alone());
-    let (order, end) = (Arc::new(Scripted(script.clone())), Some(script.len() as u64));
-    let reading = Reading { index, order, readers, end };
-    let source = Source::Bucket(bucket);
-    let feed = Feed::open(reading, &source, &small(24 * 4096), Arc::new(RealClock::new())).unwrap();
+    let feed = home.scripted(&script, 24 * 4096);
     feed.begin(0);
     for (position, sample) in (0..).zip(&script) {
         assert_eq!(feed.sample(position).unwrap().to_vec(), home.lines[*sample as usize], "{position}");

@@ -56,6 +56,7 @@ impl Walk {
     fn pass_over(&mut self, plan: &Plan, tier: Option<&Tier0>, place: &SamplePlace) {
         let Some(tier) = tier.filter(|_| self.company.is_none()) else { return };
         for block in plan.map.covering(place.object as usize, place.unit.clone()) {
+            self.neighbours.arrives(block);
             tier.pass_over(block, || {
                 let samples = plan.index.samples_in(place.object, plan.map.range_of(block));
                 self.uses.next(block, samples, self.next)
@@ -90,7 +91,8 @@ impl Walk {
                     let samples = plan.index.samples_in(object, plan.map.range_of(block));
                     self.uses.next(block, samples, self.next)
                 });
-                from = brought_from(&access, Cause::Bucket);
+                let is_early = self.neighbours.arrives(block);
+                from = brought_from(&access, Cause::Bucket).or(is_early.then_some(Cause::Bucket));
                 self.what(block, access, Cause::Bucket, &mut missing)
             } else if is_read {
                 let mut asked: Vec<Fill> = Vec::new();
@@ -121,6 +123,9 @@ impl Walk {
                 }
                 self.begun.pieces.push(Piece { what, range: part });
             }
+        }
+        if !is_full {
+            self.bring_neighbours(plan, tier, place, &mut missing);
         }
         begin_in_runs(missing, origin);
         (!is_full).then(|| std::mem::take(&mut self.begun).pieces)
