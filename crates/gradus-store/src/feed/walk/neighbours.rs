@@ -54,9 +54,14 @@ impl Neighbours {
         self.from = self.from.max(next);
     }
 
-    /// Moves the horizon on, as far as there is room for what lies before it.
-    fn look_on(&mut self, plan: &Plan, free_pages: u64) {
+    /// Moves the horizon to where there is room for what lies before it: back if pages have gone to others.
+    fn look_around(&mut self, plan: &Plan, free_pages: u64) {
         let room = free_pages + self.waiting.len() as u64;
+        while self.sum > room
+            && let Some(count) = self.counts.pop_back()
+        {
+            self.sum -= u64::from(count);
+        }
         for _ in 0..STRIDE {
             let position = self.horizon();
             let is_end = plan.end.is_some_and(|end| position >= end);
@@ -103,7 +108,7 @@ impl Walk {
             return;
         }
         self.neighbours.leave_behind(self.next + 1);
-        self.neighbours.look_on(plan, tier.free_pages());
+        self.neighbours.look_around(plan, tier.free_pages());
         let sample = plan.order.sample_at(self.next);
         for is_behind in [true, false] {
             let mut sample = Some(sample);
