@@ -77,7 +77,7 @@ impl State {
         self.residences.get(&block)?.page.upgrade()
     }
 
-    /// Whether a block is in either tier, or on its way there.
+    /// Whether a block has a page, or is on disk, or on its way there.
     pub(super) fn has(&self, block: Block) -> bool {
         let is_on_disk = || self.disk.as_ref().is_some_and(|disk| disk.whereabouts.contains_key(&block));
         self.page_of(block).is_some() || is_on_disk()

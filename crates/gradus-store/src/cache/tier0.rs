@@ -110,7 +110,7 @@ impl Tier0 {
         }
     }
 
-    /// Accesses a block that another node keeps: it has a page while it is held, and nobody goes for it.
+    /// A block that another node keeps, or whose turn has not come: it has a page while it is held, and nothing is decided.
     ///
     /// # Panics
     /// If there is no such block.
@@ -125,7 +125,7 @@ impl Tier0 {
         self.shared.lock().page_of(block).map(Held::new)
     }
 
-    /// Whether the block is in a tier, or on its way there.
+    /// Whether the block is in memory, for whatever reason, or on disk, or on its way to either.
     pub fn has(&self, block: Block) -> bool {
         self.shared.lock().has(block)
     }

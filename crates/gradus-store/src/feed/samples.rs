@@ -130,15 +130,18 @@ impl Core {
             [&mut taken.stalls, &mut *waits].into_iter().for_each(|stalls| stalls.add(Cause::Memory, waited));
             walk = self.walk();
         }
+        let claim = self.claim_unwalked(&mut walk, positions.start);
         walk.pass_by(&self.plan, positions.start);
-        Ok(VecDeque::from([self.claim_unwalked(positions.start)]))
+        Ok(VecDeque::from([claim]))
     }
 
-    /// A sample that is read where it is, for it was not on its way.
-    fn claim_unwalked(&self, position: u64) -> Claim {
+    /// A sample that was not on its way by itself: read where it is, unless it is in memory.
+    fn claim_unwalked(&self, walk: &mut Walk, position: u64) -> Claim {
         let place = self.plan.index.sample(self.plan.order.sample_at(position));
         let decoding = (place.decoding, place.unit_bytes);
-        let unit = Unit::new(place.object, place.unit.clone(), decoding, Whereabouts::There);
+        let pieces = self.tier.as_ref().and_then(|tier| walk.pieces_in_memory(&self.plan, tier, &place));
+        let at = pieces.map_or(Whereabouts::There, Whereabouts::Pieces);
+        let unit = Unit::new(place.object, place.unit.clone(), decoding, at);
         Claim { unit: Arc::new(unit), place }
     }
 

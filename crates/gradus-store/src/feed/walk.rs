@@ -248,6 +248,7 @@ impl Walk {
         // Whoever took it otherwise meanwhile may have left something here, which is not the next one's.
         self.begun = Begun::default();
         self.next += 1;
+        self.neighbours.leave_behind(self.next);
         self.clear_front();
         true
     }

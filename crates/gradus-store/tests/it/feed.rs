@@ -257,6 +257,49 @@ fn samples_beside_one_come_with_it_if_there_is_memory_until_they_are_used() {
     assert_eq!(home.read_script(&more, 256 * 4096), (2, 100), "all of an object");
 }
 
+#[test]
+fn what_comes_along_is_fetched_no_oftener_than_it_would_be() {
+    // Each line is a block, so that no two positions of an epoch need the same: what is fetched is what was missed.
+    let home = home_of(300, &|_| 4085);
+    for pages in [24, 60, 150, 299] {
+        let feed = home.feed(&small(pages * 4096));
+        home.check(&feed);
+        let counts = home.server.faults().counts();
+        let counters = feed.counters();
+        let (cache, brought) = (counters.cache, counters.brought);
+        assert_eq!((cache.fetched_blocks, brought.bucket), (cache.misses, cache.misses * 4095), "{cache:?}");
+        assert!(counts.requests < cache.misses, "{} requests, {cache:?}", counts.requests);
+        assert_eq!(cache.transit_pages, 0, "{cache:?}");
+    }
+}
+
+#[test]
+fn what_readers_take_out_of_turn_is_not_fetched_again_nor_held_for_long() {
+    let home = home_of(300, &|_| 4085);
+    let order = home.order();
+    for (pages, batch) in [(40, 60), (100, 20), (100, 150), (299, 300)] {
+        let feed = home.feed_until(Some(300), &small(pages * 4096));
+        feed.begin(0);
+        let read = |position: u64| {
+            let sample = feed.sample(position).unwrap().to_vec();
+            assert_eq!(sample, home.lines[order.sample_at(position) as usize], "position {position}");
+        };
+        // The later half of each batch before the other.
+        for first in (0..300).step_by(batch as usize) {
+            (first + batch / 2..(first + batch).min(300)).for_each(read);
+            (first..(first + batch / 2).min(300)).for_each(read);
+        }
+        let counters = feed.counters();
+        assert_eq!(counters.cache.transit_pages, 0, "{pages} pages, batches of {batch}: {counters:?}");
+        // What is read by itself is so without its newline.
+        let bytes = home.server.faults().counts().bytes();
+        assert!(
+            (home.bytes - 300..=home.bytes).contains(&bytes),
+            "{pages} pages, batches of {batch}: {bytes}"
+        );
+    }
+}
+
 /// The samples of its positions, one by one.
 #[derive(Debug)]
 struct Scripted(Vec<u64>);

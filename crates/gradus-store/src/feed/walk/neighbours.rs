@@ -4,17 +4,18 @@
 //! to a *horizon* touch have free pages together; what is used before it has a page anyway when its turn comes, and is held
 //! in that page from now on. Why: it comes from the bucket once either way, and one request brings it instead of two.
 //!
-//! The cache decides on a block when its turn comes, as it would without: so the bucket gives the same bytes. Where blocks
-//! are large, or memory is full, or nodes share what they keep and neighbours have other homes, nothing is brought along.
+//! The cache decides on a block when its turn comes, as it would without: so the bucket gives the same bytes, but for what a run
+//! that is ended early does not come to. Where blocks are large, or memory is full, or nodes share what they keep and
+//! neighbours have other homes, nothing is brought along.
 //!
-//! Invariant: blocks of positions between the walk and the horizon are at most as many as there are free pages, and pages of
-//! what waits there for its turn.
+//! Invariants: blocks of positions between the walk and the horizon are at most as many as there are free pages, and pages of
+//! what waits there for its turn; nothing waits for a position that the walk has passed.
 
 use super::{Plan, Walk};
 use crate::blocks::Block;
 use crate::cache::{Access, Fill, Held, Tier0};
 use crate::index::SamplePlace;
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 /// Bytes of a request to which no more is added: its own cost is small beside them.
 const ENOUGH_BYTES: u64 = 256 << 10;
@@ -33,18 +34,20 @@ pub(super) struct Neighbours {
     /// Of each position up to the horizon, the blocks that it touches here; and all of them.
     counts: VecDeque<u32>,
     sum: u64,
-    /// Blocks whose turn has not come.
-    waiting: BTreeMap<Block, Held>,
+    /// Blocks whose turn has not come, and by when it has.
+    waiting: BTreeMap<Block, (u64, Held)>,
+    turns: BTreeSet<(u64, Block)>,
 }
 
 impl Neighbours {
     /// Whether a block was fetched before its turn, which has come now.
     pub fn arrives(&mut self, block: Block) -> bool {
-        self.waiting.remove(&block).is_some()
+        let found = self.waiting.remove(&block);
+        found.is_some_and(|(position, _)| self.turns.remove(&(position, block)))
     }
 
-    /// Positions before `next` do not count any more.
-    fn leave_behind(&mut self, next: u64) {
+    /// Positions before `next` have had their turn.
+    pub fn leave_behind(&mut self, next: u64) {
         while self.from < next
             && let Some(count) = self.counts.pop_front()
         {
@@ -52,6 +55,15 @@ impl Neighbours {
             self.from += 1;
         }
         self.from = self.from.max(next);
+        // A reader had it before the walk came there.
+        while let Some((_, block)) = self.turns.first().copied().filter(|(position, _)| *position < next) {
+            self.arrives(block);
+        }
+    }
+
+    fn wait(&mut self, block: Block, position: u64, held: Held) {
+        self.waiting.insert(block, (position, held));
+        self.turns.insert((position, block));
     }
 
     /// Moves the horizon to where there is room for what lies before it: back if pages have gone to others.
@@ -68,8 +80,8 @@ impl Neighbours {
             if is_end || self.sum >= room || self.counts.len() >= MOST_POSITIONS {
                 return;
             }
-            let count =
-                if plan.readers.here(position) > 0 { plan.blocks_of(&plan.sample_at(position)) } else { 0 };
+            let is_read = plan.readers.here(position) > 0;
+            let count = if is_read { plan.blocks_at(position) } else { 0 };
             let Some(count) = u32::try_from(count).ok().filter(|count| self.sum + u64::from(*count) <= room)
             else {
                 return;
@@ -85,63 +97,97 @@ impl Neighbours {
 }
 
 impl Plan {
-    fn sample_at(&self, position: u64) -> SamplePlace {
-        self.index.sample(self.order.sample_at(position))
-    }
-
-    /// How many blocks a sample lies in.
-    fn blocks_of(&self, place: &SamplePlace) -> u64 {
-        self.map.covering(place.object as usize, place.unit.clone()).len() as u64
+    /// In how many blocks the sample at a position lies.
+    fn blocks_at(&self, position: u64) -> u64 {
+        let place = self.index.sample(self.order.sample_at(position));
+        self.map.covering(place.object as usize, place.unit).len() as u64
     }
 }
 
+/// On which side of a sample another lies.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Side {
+    Behind,
+    Before,
+}
+
 impl Walk {
-    /// Adds to what is missing of the next position's sample what is missing of those beside it.
-    pub(super) fn bring_neighbours(
+    /// What is missing of the next position's sample, and with it what is missing of those beside it.
+    pub(super) fn with_neighbours(
         &mut self,
         plan: &Plan,
         tier: &Tier0,
-        place: &SamplePlace,
-        missing: &mut Vec<Fill>,
-    ) {
+        object: u32,
+        missing: Vec<Fill>,
+    ) -> Vec<Fill> {
         if missing.is_empty() || plan.map.block_bytes() >= ENOUGH_BYTES || self.company.is_some() {
-            return;
+            return missing;
         }
+        let mut missing = VecDeque::from(missing);
         self.neighbours.leave_behind(self.next + 1);
         self.neighbours.look_around(plan, tier.free_pages());
-        let sample = plan.order.sample_at(self.next);
-        for is_behind in [true, false] {
-            let mut sample = Some(sample);
+        for side in [Side::Behind, Side::Before] {
+            let mut sample = plan.order.sample_at(self.next);
             while (missing.len() as u64) * plan.map.block_bytes() < ENOUGH_BYTES {
-                sample = sample
-                    .and_then(|sample| if is_behind { sample.checked_add(1) } else { sample.checked_sub(1) });
-                let Some(more) = sample.and_then(|sample| self.neighbour(plan, tier, sample, place.object))
-                else {
-                    break;
+                let beside = match side {
+                    Side::Behind => sample.checked_add(1),
+                    Side::Before => sample.checked_sub(1),
                 };
-                missing.extend(more);
+                let Some(beside) = beside else { break };
+                if !self.bring(plan, tier, (beside, object), side, &mut missing) {
+                    break;
+                }
+                sample = beside;
             }
         }
-        missing.sort_unstable_by_key(Fill::block);
+        missing.into()
     }
 
-    /// What is missing of a sample, if it is of that object, and used before the horizon; nothing where nothing is missing.
-    fn neighbour(&mut self, plan: &Plan, tier: &Tier0, sample: u64, object: u32) -> Option<Vec<Fill>> {
+    /// Adds what is missing of a sample of that object, if it is used before the horizon and touches what is missing already:
+    /// whether it does.
+    fn bring(
+        &mut self,
+        plan: &Plan,
+        tier: &Tier0,
+        (sample, object): (u64, u32),
+        side: Side,
+        missing: &mut VecDeque<Fill>,
+    ) -> bool {
+        let Some((position, place)) = self.neighbour(plan, sample, object) else { return false };
+        let blocks = plan.map.covering(object as usize, place.unit);
+        if blocks.len() as u64 > tier.pages() / 2 {
+            return false;
+        }
+        let mut blocks: Vec<Block> = blocks.filter(|block| !tier.has(*block)).collect();
+        if side == Side::Before {
+            blocks.reverse();
+        }
+        let mut is_brought = false;
+        for block in blocks {
+            let touches = match side {
+                Side::Behind => missing.back().is_some_and(|last| last.block().0 + 1 == block.0),
+                Side::Before => missing.front().is_some_and(|first| first.block().0 == block.0 + 1),
+            };
+            // Without a page it waits for its turn.
+            let Some(Access::Missing(fill)) = touches.then(|| tier.pass(block)) else { break };
+            self.neighbours.wait(block, position, fill.held());
+            match side {
+                Side::Behind => missing.push_back(fill),
+                Side::Before => missing.push_front(fill),
+            }
+            is_brought = true;
+        }
+        is_brought
+    }
+
+    /// When a sample is used, and where it is, if that is before the horizon and in that object, and it would be fetched.
+    fn neighbour(&self, plan: &Plan, sample: u64, object: u32) -> Option<(u64, SamplePlace)> {
         let place = (sample < plan.index.samples()).then(|| plan.index.sample(sample))?;
         let position = plan.order.next_position(sample, self.next + 1)?;
-        let is_used = position < self.neighbours.horizon() && plan.readers.here(position) > 0;
-        if place.object != object || !is_used || place.unit.end - place.unit.start > ENOUGH_BYTES {
-            return None;
-        }
-        let mut more = Vec::new();
-        let blocks = plan.map.covering(object as usize, place.unit);
-        for block in blocks.filter(|block| !tier.has(*block)) {
-            // Without a page it waits for its turn.
-            if let Access::Missing(fill) = tier.pass(block) {
-                self.neighbours.waiting.insert(block, fill.held());
-                more.push(fill);
-            }
-        }
-        (!more.is_empty()).then_some(more)
+        let taken = self.taken.get(&position).copied().unwrap_or(0);
+        let is_used = position < self.neighbours.horizon() && plan.readers.here(position) > taken;
+        let is_held = || self.units.get(&(place.object, place.unit.start, place.unit.end)).is_some();
+        let is_small = place.unit.end - place.unit.start <= ENOUGH_BYTES;
+        (place.object == object && is_used && is_small && !is_held()).then_some((position, place))
     }
 }

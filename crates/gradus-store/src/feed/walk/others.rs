@@ -1,5 +1,6 @@
 //! The walk among those of other nodes: what it gives them, and how long it waits for them.
 
+use super::neighbours::Neighbours;
 use super::pieces::begin_in_runs;
 use super::{Begun, Plan, Walk};
 use crate::blocks::Block;
@@ -23,6 +24,7 @@ impl Walk {
         (self.reach, self.slack) = (reach, readers.batch().saturating_mul(SLACK_BATCHES));
         self.awaited.clear();
         self.begun = Begun::default();
+        self.neighbours = Neighbours::default();
     }
 
     /// Whom this node is among, once it walks among them.

@@ -56,7 +56,6 @@ impl Walk {
     fn pass_over(&mut self, plan: &Plan, tier: Option<&Tier0>, place: &SamplePlace) {
         let Some(tier) = tier.filter(|_| self.company.is_none()) else { return };
         for block in plan.map.covering(place.object as usize, place.unit.clone()) {
-            self.neighbours.arrives(block);
             tier.pass_over(block, || {
                 let samples = plan.index.samples_in(place.object, plan.map.range_of(block));
                 self.uses.next(block, samples, self.next)
@@ -124,11 +123,19 @@ impl Walk {
                 self.begun.pieces.push(Piece { what, range: part });
             }
         }
-        if !is_full {
-            self.bring_neighbours(plan, tier, place, &mut missing);
-        }
+        let missing = if is_full { missing } else { self.with_neighbours(plan, tier, object, missing) };
         begin_in_runs(missing, origin);
         (!is_full).then(|| std::mem::take(&mut self.begun).pieces)
+    }
+
+    /// The pieces of a sample's unit, if all of them are in memory or on their way there; nothing is accessed.
+    pub fn pieces_in_memory(&mut self, plan: &Plan, tier: &Tier0, place: &SamplePlace) -> Option<Vec<Piece>> {
+        let piece = |block| {
+            let access = Access::Held(tier.peek(block)?);
+            let what = self.what(block, access, Cause::Bucket, &mut Vec::new())?;
+            Some(Piece { what, range: part_of(&place.unit, &plan.map.range_of(block)) })
+        };
+        plan.map.covering(place.object as usize, place.unit.clone()).map(piece).collect()
     }
 
     /// What an access comes to; nothing where there is no page.
