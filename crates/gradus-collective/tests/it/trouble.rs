@@ -186,13 +186,14 @@ fn what_cannot_be_is_refused_before_it_starts() {
 #[test]
 fn a_cancelled_collective_ends_everywhere_with_a_word() {
     for world_size in [2, 4] {
-        // Where messages take their time, the word of who gives up may overtake what it has sent before.
+        // Where messages take their time, the word of who gives up may overtake what it has sent before: the others' barrier.
         for way in [BOTH[0].into(), BOTH[1].into(), Way::Nodes] {
             let errors = run(world_size, way, &NetworkSettings::default(), |mut communicator| {
-                communicator.barrier().unwrap();
+                let together = communicator.barrier();
                 if communicator.rank() != 0 {
-                    return communicator.all_reduce(&mut [0f32; 100]).unwrap_err();
+                    return together.and_then(|()| communicator.all_reduce(&mut [0f32; 100])).unwrap_err();
                 }
+                together.unwrap();
                 communicator.cancel("the user said so");
                 communicator.barrier().unwrap_err()
             });
