@@ -12,7 +12,8 @@
 const FIRST: usize = 256;
 
 /// Answers that raise the limit by one before the first refusal. Slower than TCP's one or two, for the first requests have to be served
-/// before more of them are of use: at 50 ms, of 2, 8 and 64 readers waited least with 8, and of 2, 4 and 8 a first epoch took least time.
+/// before more of them are of use: at 50 ms, of 2, 8 and 64 readers under a demand waited least with 8.
+/// A first epoch at full speed is 1 to 11% faster with 2.
 const ANSWERS_OF_SLOW_START: usize = 8;
 
 /// The limit, and what is under way.

@@ -7,8 +7,8 @@ use gradus_store::bucket::{Address, Bucket};
 use gradus_store::cache::Tier0;
 use gradus_store::order::{Selection, Shuffled};
 use gradus_store::{
-    Asker, Block, BlockMap, CacheSettings, Cause, Feed, Index, IndexSettings, Keeper, Order, Readers,
-    Reading, Source, Stalls, Warmed, warm,
+    Asker, Block, BlockMap, CacheSettings, Cause, Feed, FeedCounters, Index, IndexSettings, Keeper, Order,
+    Readers, Reading, Source, Stalls, Warmed, warm,
 };
 use gradus_testbed::S3Server;
 use std::collections::BTreeSet;
@@ -168,6 +168,19 @@ impl Belady {
     }
 }
 
+/// What a feed counted, once no page is on its way any more: whoever fetched a block lets go of it after its reader has it.
+fn settled(feed: &Feed) -> FeedCounters {
+    let clock = RealClock::new();
+    let end = clock.now() + PATIENCE;
+    loop {
+        let counters = feed.counters();
+        if counters.cache.transit_pages == 0 || clock.now() > end {
+            return counters;
+        }
+        yield_now();
+    }
+}
+
 /// The cache that a feed has left, once what was on its way then has come.
 fn opened(map: &Arc<BlockMap>, cache: &CacheSettings) -> Tier0 {
     let clock = RealClock::new();
@@ -258,6 +271,20 @@ fn samples_beside_one_come_with_it_if_there_is_memory_until_they_are_used() {
 }
 
 #[test]
+fn what_is_too_large_for_the_cache_does_not_come_along() {
+    // Of 64 pages a sample may take half; the second takes 40.
+    let home = home_of(300, &|number| if number == 1 { 39 * 4096 } else { 4085 });
+    let feed = home.scripted(&[0, 50, 1], 64 * 4096);
+    home.server.faults().reset_counts();
+    feed.begin(0);
+    for (position, sample) in [(0, 0), (1, 50), (2, 1)] {
+        assert_eq!(feed.sample(position).unwrap().to_vec(), home.lines[sample], "{position}");
+    }
+    let bytes = home.server.faults().counts().bytes();
+    assert!(bytes < 44 * 4096, "{bytes}: it was fetched twice");
+}
+
+#[test]
 fn what_comes_along_is_fetched_no_oftener_than_it_would_be() {
     // Each line is a block, so that no two positions of an epoch need the same: what is fetched is what was missed.
     let home = home_of(300, &|_| 4085);
@@ -265,7 +292,7 @@ fn what_comes_along_is_fetched_no_oftener_than_it_would_be() {
         let feed = home.feed(&small(pages * 4096));
         home.check(&feed);
         let counts = home.server.faults().counts();
-        let counters = feed.counters();
+        let counters = settled(&feed);
         let (cache, brought) = (counters.cache, counters.brought);
         assert_eq!((cache.fetched_blocks, brought.bucket), (cache.misses, cache.misses * 4095), "{cache:?}");
         assert!(counts.requests < cache.misses, "{} requests, {cache:?}", counts.requests);
@@ -289,7 +316,7 @@ fn what_readers_take_out_of_turn_is_not_fetched_again_nor_held_for_long() {
             (first + batch / 2..(first + batch).min(300)).for_each(read);
             (first..(first + batch / 2).min(300)).for_each(read);
         }
-        let counters = feed.counters();
+        let counters = settled(&feed);
         assert_eq!(counters.cache.transit_pages, 0, "{pages} pages, batches of {batch}: {counters:?}");
         // What is read by itself is so without its newline.
         let bytes = home.server.faults().counts().bytes();

@@ -115,15 +115,13 @@ fn shards_that_differ_from_their_index_are_refused() {
     }
 }
 
-/// Counts the reads of each object; whoever reads the index waits until all others were asked for.
-struct Watched {
+/// A bucket whose reads are looked at before they are made, with the number of bytes that are wanted.
+struct Watched<F> {
     bucket: Bucket,
-    objects: usize,
-    reads: Mutex<BTreeMap<String, u64>>,
-    asked: Condvar,
+    look: F,
 }
 
-impl Objects for Watched {
+impl<F: Fn(&ObjectInfo, usize) -> gradus_error::Result<()> + Send + Sync> Objects for Watched<F> {
     fn list(&self, prefix: &str) -> gradus_error::Result<Vec<ObjectInfo>> {
         Objects::list(&self.bucket, prefix)
     }
@@ -133,14 +131,7 @@ impl Objects for Watched {
     }
 
     fn read_at(&self, object: &ObjectInfo, offset: u64, into: &mut [u8]) -> gradus_error::Result<()> {
-        let mut reads = self.reads.lock().unwrap();
-        *reads.entry(object.name().to_owned()).or_default() += 1;
-        self.asked.notify_all();
-        if object.name() == "index.json" {
-            let waits = |reads: &mut BTreeMap<String, u64>| reads.len() < self.objects;
-            let (reads, waited) = self.asked.wait_timeout_while(reads, GENEROUS, waits).unwrap();
-            assert!(!waited.timed_out(), "only {reads:?} were asked for while the index is read");
-        }
+        (self.look)(object, into.len())?;
         Objects::read_at(&self.bucket, object, offset, into)
     }
 }
@@ -152,37 +143,26 @@ fn tables_are_read_while_the_index_is_and_long_ones_once_more() {
     let many = vec!["x"; 5000];
     write_mosaic(folder.path(), &[&["one", "two"], &many, &["three"]], None);
     let (bucket, prefix) = (bucket(folder.path()), address(folder.path()).to_string());
-    let watched = Watched { bucket, objects: 4, reads: Mutex::default(), asked: Condvar::new() };
+    let (counts, asked) = (Mutex::new(BTreeMap::new()), Condvar::new());
+    // Whoever reads the index waits until all others were asked for.
+    let look = |object: &ObjectInfo, _: usize| {
+        let mut reads = counts.lock().unwrap();
+        *reads.entry(object.name().to_owned()).or_default() += 1;
+        asked.notify_all();
+        if object.name() == "index.json" {
+            let waits = |reads: &mut BTreeMap<String, u64>| reads.len() < 4;
+            let (reads, waited) = asked.wait_timeout_while(reads, GENEROUS, waits).unwrap();
+            assert!(!waited.timed_out(), "only {reads:?} were asked for while the index is read");
+        }
+        Ok(())
+    };
+    let watched = Watched { bucket, look };
     let index = Index::build(&watched, &prefix, &IndexSettings::default(), &|_| ()).unwrap();
     assert_eq!(index.samples(), 5003);
-    let reads: Vec<(String, u64)> = watched.reads.into_inner().unwrap().into_iter().collect();
+    let reads: Vec<(String, u64)> = counts.into_inner().unwrap().into_iter().collect();
     let expected = [("index.json", 1), ("shard.0.mds", 1), ("shard.1.mds", 2), ("shard.2.mds", 1)];
     assert_eq!(reads, expected.map(|(name, count)| (name.to_owned(), count)));
     assert_eq!(index, indexed(folder.path()));
-}
-
-/// Fails to read heads, which are long here, and counts them; tables, which are short, can be read.
-struct Hesitant {
-    bucket: Bucket,
-    failed: AtomicUsize,
-}
-
-impl Objects for Hesitant {
-    fn list(&self, prefix: &str) -> gradus_error::Result<Vec<ObjectInfo>> {
-        Objects::list(&self.bucket, prefix)
-    }
-
-    fn open(&self, object: &ObjectInfo) -> gradus_error::Result<Box<dyn Read + Send>> {
-        Objects::open(&self.bucket, object)
-    }
-
-    fn read_at(&self, object: &ObjectInfo, offset: u64, into: &mut [u8]) -> gradus_error::Result<()> {
-        if object.name().ends_with(".mds") && into.len() > 1000 {
-            self.failed.fetch_add(1, Ordering::Relaxed);
-            return Err(gradus_error::Error::unavailable("the store is down"));
-        }
-        Objects::read_at(&self.bucket, object, offset, into)
-    }
 }
 
 #[test]
@@ -193,10 +173,18 @@ fn heads_that_cannot_be_read_are_given_up_and_tables_asked_for_again() {
     let shards: Vec<&[&str]> = vec![&samples; 200];
     write_mosaic(folder.path(), &shards, None);
     let (bucket, prefix) = (bucket(folder.path()), address(folder.path()).to_string());
-    let hesitant = Hesitant { bucket, failed: AtomicUsize::new(0) };
-    let index = Index::build(&hesitant, &prefix, &IndexSettings::default(), &|_| ()).unwrap();
+    let failed = AtomicUsize::new(0);
+    // Heads are long here, and tables short.
+    let look = |object: &ObjectInfo, wanted: usize| {
+        if !object.name().ends_with(".mds") || wanted <= 1000 {
+            return Ok(());
+        }
+        failed.fetch_add(1, Ordering::Relaxed);
+        Err(gradus_error::Error::unavailable("the store is down"))
+    };
+    let index = Index::build(&Watched { bucket, look }, &prefix, &IndexSettings::default(), &|_| ()).unwrap();
     assert_eq!(index.samples(), 200);
     // Those that were under way together when the first failed.
-    let failed = hesitant.failed.into_inner();
+    let failed = failed.into_inner();
     assert!((1..=64).contains(&failed), "{failed} of 200 heads were asked for in vain");
 }
