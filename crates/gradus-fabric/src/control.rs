@@ -255,7 +255,7 @@ impl Lines {
     }
 
     /// A rank as a person knows it.
-    fn name(&self, rank: usize) -> String {
+    pub(crate) fn name(&self, rank: usize) -> String {
         match self.surroundings.nodes.get(rank) {
             Some(node) => format!("rank {rank} on {node}"),
             None => format!("rank {rank}"),

@@ -40,6 +40,8 @@ impl Location {
 
 /// One of them.
 pub(crate) struct Neighbour {
+    /// As a person knows it.
+    pub(crate) name: String,
     pub(crate) board: Board,
     pub(crate) bell: Bell,
     pub(crate) heap: PeerHeap,
@@ -212,19 +214,16 @@ impl Neighbours {
     /// # Errors
     /// `PeerLost` when the system does not give all of it: the peer is gone, or has taken its memory back.
     pub unsafe fn read_private(&self, peer: usize, address: usize, to: *mut u8, bytes: usize) -> Result<()> {
-        let process = self.peer(peer).process.unwrap_or(0);
+        let Neighbour { name, process, .. } = self.peer(peer);
         // SAFETY: by the caller's word.
-        let read = unsafe { read_process(process, address, to, bytes) };
+        let read = unsafe { read_process(process.unwrap_or(0), address, to, bytes) };
         if read == Some(bytes) {
             return Ok(());
         }
         let why = std::io::Error::last_os_error();
         Err(Error::peer_lost(
             peer,
-            format!(
-                "rank {peer} is gone, or has let go of memory that rank {} was reading ({why})",
-                self.rank
-            ),
+            format!("{name} is gone, or has let go of memory that rank {} was reading ({why})", self.rank),
         ))
     }
 }

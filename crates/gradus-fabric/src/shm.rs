@@ -158,7 +158,8 @@ impl SharedMemory {
         let bell = if circle.is_whole() {
             let heap = PeerHeap::open(beside)?;
             for (level, neighbours) in self.neighbours.iter_mut().enumerate() {
-                neighbours.meet(peer, neighbour(plan, level, &theirs, heap.again(), &socket));
+                let name = self.lines.name(peer);
+                neighbours.meet(peer, neighbour(name, plan, level, &theirs, heap.again(), &socket));
             }
             Bell::new(theirs)
         } else {
@@ -436,9 +437,17 @@ fn probe(word: u64) -> Note {
 }
 
 /// What is known of a peer when it has handed over its files.
-fn neighbour(plan: Plan, level: usize, inbox: &Arc<Segment>, heap: PeerHeap, socket: &OwnedFd) -> Neighbour {
+fn neighbour(
+    name: String,
+    plan: Plan,
+    level: usize,
+    inbox: &Arc<Segment>,
+    heap: PeerHeap,
+    socket: &OwnedFd,
+) -> Neighbour {
     let process = Credentials::behind(socket).and_then(|theirs| theirs.process);
     Neighbour {
+        name,
         board: plan.board_in(inbox, level),
         bell: Bell::new(Arc::clone(inbox)),
         heap,
