@@ -2,9 +2,8 @@
 
 use crate::commands::environment;
 use crate::run_settings::Settings;
-use gradus_error::{Kind, Result};
-use gradus_store::index::{Format, INDEX_FILE, Objects};
-use gradus_store::{Address, Bucket, Index, IndexSettings, ObjectInfo, Source, Split};
+use gradus_error::Result;
+use gradus_store::{Address, Bucket, Index, IndexSettings, Source, Split};
 
 /// A dataset at an address.
 pub struct DataSource {
@@ -43,32 +42,7 @@ impl DataSource {
     /// # Errors
     /// What [`Index::build`] says.
     pub fn index(&self, split: Split) -> Result<Index> {
-        let listed = Objects::list(&self.bucket, &self.address())?;
-        match self.index_beside(&listed) {
-            // What is described of prepared tokens depends on the split, and their manifest says all of it.
-            Ok(Some(index)) if !matches!(index.format(), Format::Tokens { .. }) => return Ok(index),
-            Ok(_) => {}
-            Err(error) if matches!(error.kind(), Kind::Invalid | Kind::Corrupt) => {
-                tracing::warn!(
-                    "the index beside the data is passed over, and they are indexed anew: {error}"
-                );
-            }
-            Err(error) => return Err(error),
-        }
-        let settings = IndexSettings { split, ..IndexSettings::default() };
-        Index::build_listed(&self.bucket, &self.address(), &listed, &settings, &|_| ())
-    }
-
-    /// The index among what lies at the address, if there is one.
-    ///
-    /// # Errors
-    /// `Invalid` and `Corrupt` where it does not hold; the store's.
-    fn index_beside(&self, listed: &[ObjectInfo]) -> Result<Option<Index>> {
-        let beside = self.address.join(INDEX_FILE).to_string();
-        let Some(file) = listed.iter().find(|object| object.address == beside) else { return Ok(None) };
-        let index = Index::read_object(&self.bucket, file)?;
-        index.check_objects(listed)?;
-        Ok(Some(index))
+        Index::find(&self.bucket, &IndexSettings { split, ..IndexSettings::default() })
     }
 
     /// Where a feed gets its bytes.

@@ -31,6 +31,7 @@ mod retry;
 mod runtime;
 mod settings;
 mod stream;
+mod tail;
 mod throttle;
 mod transport;
 mod trouble;
@@ -45,6 +46,7 @@ pub use read::{Destination, Read};
 pub use settings::BucketSettings;
 pub use stream::ObjectReader;
 pub(crate) use stream::as_io;
+pub(crate) use tail::Tail;
 pub use writer::ObjectWriter;
 
 use crate::blocks::ObjectInfo;

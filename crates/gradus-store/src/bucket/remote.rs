@@ -70,7 +70,7 @@ impl Remote {
         })
     }
 
-    fn described(&self, meta: ObjectMeta) -> Result<ObjectInfo, Failure> {
+    pub(super) fn described(&self, meta: ObjectMeta) -> Result<ObjectInfo, Failure> {
         let address = self.address(meta.location.as_ref());
         let Some(etag) = meta.e_tag else {
             let text = format!("{} gives {address} no ETag, by which a change is noticed", self.endpoint);

@@ -4,7 +4,10 @@
 //! where they are is arithmetic, and stands with their object. The file may come from anywhere: all that is read is held
 //! against the sizes of the objects, and nothing is sized by what the file merely says.
 
+mod ends;
 mod read;
+
+pub(crate) use ends::TAIL_BYTES;
 
 use super::table::{Fixed, Place, Table};
 use super::{Format, Index};

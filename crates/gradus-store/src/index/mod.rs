@@ -14,6 +14,7 @@ mod column;
 mod decode;
 mod detect;
 mod file;
+mod find;
 mod guard;
 mod json_lines;
 mod mosaic;

@@ -6,6 +6,7 @@ mod bad_input;
 mod bucket;
 mod cache;
 mod cargo;
+mod described;
 mod feed;
 mod index;
 mod mixtures;

@@ -1,5 +1,6 @@
 //! An index, read from a file that may come from anywhere.
 
+use super::ends::Ends;
 use super::{COLUMNS, GROUP_BYTES, GROUP_ROWS, Header, METADATA_KEY, ObjectEntry, VERSION};
 use crate::blocks::ObjectInfo;
 use crate::index::column::read_values;
@@ -26,11 +27,12 @@ impl Index {
         let describe = || format!("cannot read the index {}", path.display());
         let file = disk::open_regular(path).context(describe)?;
         let size = file.metadata().context(describe)?.len();
-        read(&path.display().to_string(), size, &|offset, len| {
+        let read_at = |offset, len| {
             let mut bytes = vec![0; len];
             file.read_exact_at(&mut bytes, offset).context(describe)?;
             Ok(bytes)
-        })
+        };
+        read(&path.display().to_string(), size, &read_at, &read_at)
     }
 
     /// Reads an index that is an object. Blocks.
@@ -38,23 +40,31 @@ impl Index {
     /// # Errors
     /// As of [`Index::read`], and the store's.
     pub fn read_object(objects: &dyn Objects, object: &ObjectInfo) -> Result<Self> {
-        read(&object.address, object.bytes, &|offset, len| {
-            let mut bytes = vec![0; len];
-            objects.read_at(object, offset, &mut bytes)?;
-            Ok(bytes)
-        })
+        Self::read_ended(objects, object, None)
+    }
+
+    /// As [`Index::read_object`], where the object's last bytes may be known already.
+    pub(crate) fn read_ended(
+        objects: &dyn Objects,
+        object: &ObjectInfo,
+        tail: Option<Vec<u8>>,
+    ) -> Result<Self> {
+        let ends = Ends::new(objects, object, tail)?;
+        let (end, next) = (|at, len| ends.read_end(at, len), |at, len| ends.read_next(at, len));
+        read(&object.address, object.bytes, &end, &next)
     }
 }
 
-fn read(name: &str, size: u64, read_at: &ReadAt) -> Result<Index> {
-    let metadata = read_metadata(name, size, read_at)?;
+/// Reads an index whose end and whose rows come each in its own way.
+fn read(name: &str, size: u64, read_end: &ReadAt, read_rows: &ReadAt) -> Result<Index> {
+    let metadata = read_metadata(name, size, read_end)?;
     let header = header_of(&metadata).map_err(|error| error.within(name))?;
     let damaged = |why: String| Error::corrupt(format!("{name}: {why}; index the dataset again"));
     check_sums(&header).map_err(damaged)?;
     let mut building = Building::new(&header).map_err(damaged)?;
     for (number, group) in metadata.row_groups().iter().enumerate().filter(|(_, group)| group.num_rows() != 0)
     {
-        let rows = read_group(group, size, read_at);
+        let rows = read_group(group, size, read_rows);
         let rows = rows.map_err(|error| error.within(format!("{name}, row group {number}")))?;
         building.add(&rows).map_err(|why| damaged(format!("row group {number}: {why}")))?;
     }
@@ -136,24 +146,18 @@ fn read_group(group: &RowGroupMetaData, size: u64, read_at: &ReadAt) -> Result<R
     let rows = u64::try_from(group.num_rows()).ok().filter(|rows| *rows <= GROUP_ROWS);
     let rows = rows.ok_or_else(|| Error::corrupt(format!("it has {} rows", group.num_rows())))?;
     let file = GroupFile { group, rows, size, read_at };
-    let (object, _) = file.column::<Int32Type>(0)?;
     let long = |at| file.column::<Int64Type>(at).map(|(values, _)| values);
+    // In the order in which they lie in the file.
+    let (object, _) = file.column::<Int32Type>(0)?;
+    let (unit_start, unit_end, unit_bytes) = (long(1)?, long(2)?, long(3)?);
     let (decoding, _) = file.column::<ByteArrayType>(4)?;
+    let (offset, len) = (long(5)?, long(6)?);
     let (crc32c, levels) = file.column::<Int32Type>(7)?;
     if levels.len() as u64 != rows || !(crc32c.is_empty() || crc32c.len() as u64 == rows) {
         return Err(Error::corrupt("some of its samples have checksums and some have none"));
     }
-    let read = Rows {
-        count: rows as usize,
-        object,
-        unit_start: long(1)?,
-        unit_end: long(2)?,
-        unit_bytes: long(3)?,
-        decoding,
-        offset: long(5)?,
-        len: long(6)?,
-        crc32c,
-    };
+    let count = rows as usize;
+    let read = Rows { count, object, unit_start, unit_end, unit_bytes, decoding, offset, len, crc32c };
     let longs = [&read.unit_start, &read.unit_end, &read.unit_bytes, &read.offset, &read.len];
     let counts = longs.iter().map(|column| column.len()).chain([read.object.len(), read.decoding.len()]);
     if counts.into_iter().any(|count| count != read.count) {

@@ -1,0 +1,85 @@
+//! The end of an object that may not be there, asked for while something else is waited for.
+//!
+//! One request (RFC 9110, 14.1.2: a suffix range), which is not sent again: what comes of it saves a bucket's latency, and
+//! whoever needs the bytes asks for them in the ordinary way where nothing did.
+
+use super::attempts::Attempts;
+use super::failure::{Failure, Then};
+use super::remote::Remote;
+use super::throttle::Ended;
+use super::{Bucket, Place, runtime};
+use crate::blocks::ObjectInfo;
+use futures_util::TryStreamExt;
+use gradus_error::{Error, Result};
+use object_store::path::Path;
+use object_store::{GetOptions, GetRange, ObjectStore};
+use tokio::task::JoinHandle;
+
+/// An object as it was, and its last bytes: all of it, if they are as many.
+type End = (ObjectInfo, Vec<u8>);
+
+/// The end of an object, on its way; it is not waited for when this is dropped.
+pub(crate) struct Tail(Option<JoinHandle<Option<End>>>);
+
+impl Bucket {
+    /// Asks for the last bytes of an object, at most so many, and returns. Of files of this machine, for which nobody waits,
+    /// nothing is asked.
+    pub(crate) fn begin_tail(&self, key: &str, most: usize) -> Tail {
+        let (inner, key) = (self.inner.clone(), self.full_key(key));
+        let runtime = runtime::get().ok().filter(|_| matches!(inner.place, Place::Remote(_)));
+        Tail(runtime.map(|runtime| {
+            runtime.spawn(async move {
+                match &inner.place {
+                    Place::Remote(remote) => remote.tail(&key, most).await.ok(),
+                    Place::Files(_) => None,
+                }
+            })
+        }))
+    }
+}
+
+impl Tail {
+    /// What came. `None` where there is no such object, or the
+    /// request failed. Blocks; not to be called from a completion.
+    pub(crate) fn take(mut self) -> Option<End> {
+        runtime::get().ok()?.block_on(self.0.take()?).ok()?
+    }
+}
+
+impl Drop for Tail {
+    fn drop(&mut self) {
+        if let Some(coming) = &self.0 {
+            coming.abort();
+        }
+    }
+}
+
+impl Remote {
+    async fn tail(&self, key: &str, most: usize) -> Result<End> {
+        let (path, address) = (self.path(key)?, self.address(key));
+        let mut attempts = self.attempts("read", &address);
+        let permit = attempts.begin().await?;
+        let read = self.tail_once(&attempts, &path, most).await;
+        permit.end(match &read {
+            Ok(_) => Ended::Good,
+            Err(failure) if failure.then == Then::Fewer => Ended::Throttled,
+            Err(_) => Ended::Neither,
+        });
+        read.map_err(Failure::into_error)
+    }
+
+    async fn tail_once(&self, attempts: &Attempts<'_>, path: &Path, most: usize) -> Result<End, Failure> {
+        let options = GetOptions { range: Some(GetRange::Suffix(most as u64)), ..GetOptions::default() };
+        let answer = self.store.get_opts(path, options).await.map_err(|error| attempts.failed(error))?;
+        let object = self.described(answer.meta.clone())?;
+        let wanted = object.bytes.min(most as u64) as usize;
+        let (mut bytes, mut body) = (Vec::with_capacity(wanted), answer.into_stream());
+        while let Some(chunk) = body.try_next().await.map_err(|error| attempts.failed(error))? {
+            self.tally.read(chunk.len() as u64);
+            bytes.extend_from_slice(&chunk[..chunk.len().min(wanted + 1 - bytes.len())]);
+        }
+        let is_whole = bytes.len() == wanted;
+        let other = || Failure::end(Error::unavailable(format!("another end of {} came", object.address)));
+        if is_whole { Ok((object, bytes)) } else { Err(other()) }
+    }
+}
