@@ -237,15 +237,14 @@ impl Lines {
 
     /// The error for a peer whose data stream has ended: its last word, if it comes soon, or that it is lost.
     pub(crate) fn explain(&mut self, peer: usize) -> Error {
-        if let Err(error) = self.check() {
-            return error;
-        }
-        if !self.has_left(peer)
-            && let Err(error) = self.look(self.surroundings.timeouts.afterword)
-        {
-            return error;
-        }
-        self.left_too_early(peer)
+        self.last_word(peer).unwrap_or_else(|| self.left_too_early(peer))
+    }
+
+    /// Who died, or what anybody gave up with, if that is known soon; a peer that has left says nothing more.
+    pub(crate) fn last_word(&mut self, peer: usize) -> Option<Error> {
+        let known = self.check().err();
+        let afterword = self.surroundings.timeouts.afterword;
+        known.or_else(|| if self.has_left(peer) { None } else { self.look(afterword).err() })
     }
 
     /// The error for a peer that left in good order and is still needed.

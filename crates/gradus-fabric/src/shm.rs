@@ -23,7 +23,7 @@ use crate::settings::{NetworkSettings, PeerMemory};
 use crate::stream::Stream;
 use crate::transport::{Direction, Interest, Lane, Transport};
 use crate::trust::Trust;
-use gradus_error::{Error, Result};
+use gradus_error::{Error, Kind, Result};
 use gradus_host::{Clock, RealClock};
 use gradus_memory::{PeerHeap, Segment, SharedHeap};
 use rustix::event::{PollFd, PollFlags};
@@ -418,6 +418,13 @@ impl Transport for SharedMemory {
 
     fn fence(&mut self, lost: &[usize]) -> Result<()> {
         self.lines.fence(lost, &self.clock)
+    }
+
+    fn explain_loss(&mut self, error: Error) -> Error {
+        match *error.kind() {
+            Kind::PeerLost { rank } => self.lines.last_word(rank).unwrap_or(error),
+            _ => error,
+        }
     }
 
     fn abort(&mut self, reason: &Error) {

@@ -7,7 +7,6 @@ use crate::membership::Timeouts;
 use crate::rendezvous::{Occasion, Terms, meet};
 use crate::secret::Secret;
 use crate::settings::TransportKind;
-use gradus_error::Kind;
 use gradus_host::simulation::SimulatedClock;
 use std::net::TcpListener;
 use std::os::fd::AsRawFd;
@@ -55,26 +54,28 @@ fn connected(rank: usize, door: &TcpListener) -> SharedMemory {
     .unwrap()
 }
 
-/// Looks at rank 1 from rank 0, with which it stays connected meanwhile.
-fn beside_a_peer(look: impl FnOnce(&mut SharedMemory)) {
+/// Looks at rank 1 from rank 0, with which it stays connected meanwhile; in the end it gives up, if that is asked of it.
+fn beside_a_peer(look: impl FnOnce(&mut SharedMemory, &dyn Fn())) {
     let door = TcpListener::bind("127.0.0.1:0").unwrap();
-    let (done, is_done) = channel();
+    let (order, is_ordered) = channel();
     std::thread::scope(|scope| {
         let door = &door;
         scope.spawn(move || {
-            let there = connected(1, door);
-            // It says nothing. Should nobody be done with it, its end is an answer, too.
-            let _ = is_done.recv_timeout(LIMIT);
-            drop(there);
+            let mut there = connected(1, door);
+            // It says nothing else. Should nobody order anything, its end is an answer, too.
+            if is_ordered.recv_timeout(LIMIT).is_ok() {
+                there.abort(&Error::corrupt("it has enough"));
+                let _ = is_ordered.recv_timeout(LIMIT);
+            }
         });
-        look(&mut connected(0, door));
-        done.send(()).unwrap();
+        look(&mut connected(0, door), &|| order.send(()).unwrap());
+        drop(order);
     });
 }
 
 #[test]
 fn waiting_for_a_signal_ends_by_the_clock_that_is_given() {
-    beside_a_peer(|here| {
+    beside_a_peer(|here, _| {
         let (clock, until) = (SimulatedClock::new(), here.clock.now() + LIMIT * 10);
         clock.advance_to(until);
         let error = here.hear(1, &clock, until).unwrap_err();
@@ -83,14 +84,22 @@ fn waiting_for_a_signal_ends_by_the_clock_that_is_given() {
 }
 
 #[test]
-fn memory_that_a_peer_no_longer_has_names_it_and_its_host() {
-    beside_a_peer(|here| {
-        let host = here.lines.name(1);
-        assert!(host.starts_with("rank 1 on ") && host.len() > "rank 1 on ".len(), "{host}");
-        let (neighbours, mut byte) = (here.neighbours(0).unwrap(), 0u8);
-        // SAFETY: there is room for one byte. Nobody has memory at the address 0.
-        let error = unsafe { neighbours.read_private(1, 0, &raw mut byte, 1) }.unwrap_err();
-        assert_eq!(*error.kind(), Kind::PeerLost { rank: 1 });
-        assert!(error.to_string().contains(&format!("{host} is gone, or has let go of memory")), "{error}");
+fn memory_that_a_peer_no_longer_has_names_it_unless_it_says_why() {
+    beside_a_peer(|here, gives_up| {
+        let name = here.lines.name(1);
+        assert!(name.starts_with("rank 1 on ") && name.len() > "rank 1 on ".len(), "{name}");
+        let read = |here: &mut SharedMemory| {
+            let (neighbours, mut byte) = (here.neighbours(0).unwrap(), 0u8);
+            // SAFETY: there is room for one byte. Nobody has memory at the address 0.
+            let error = unsafe { neighbours.read_private(1, 0, &raw mut byte, 1) }.unwrap_err();
+            assert_eq!(*error.kind(), Kind::PeerLost { rank: 1 });
+            here.explain_loss(error)
+        };
+        let error = read(here);
+        assert!(error.to_string().contains(&format!("{name} is gone, or has let go of memory")), "{error}");
+        gives_up();
+        let error = read(here);
+        assert_eq!((error.kind(), error.is_told()), (&Kind::Corrupt, true), "{error}");
+        assert!(error.to_string().contains(&format!("{name} gave up")), "{error}");
     });
 }

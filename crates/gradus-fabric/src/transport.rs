@@ -166,6 +166,12 @@ pub trait Transport: Send {
         None
     }
 
+    /// Why memory of a peer cannot be read any more, after [`Neighbours::read_private`] has found that: who has died, or what
+    /// a peer gave up with, in whose course the memory was let go of. Waits a while for such a word; without one it is `error`.
+    fn explain_loss(&mut self, error: Error) -> Error {
+        error
+    }
+
     /// Tells every peer that this rank gives up, and why. Never blocks and cannot fail: whom it does not reach finds
     /// this rank gone.
     fn abort(&mut self, reason: &Error);

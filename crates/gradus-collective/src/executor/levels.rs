@@ -51,7 +51,8 @@ impl Executor {
     fn advance_level(&mut self, level: usize, most: usize) -> Result<bool> {
         let before = self.moved;
         let local = self.flights.advance_local(level, TURN_BYTES.min(most));
-        let met = self.meetings.open > 0 && self.advance_meetings(level, most)?;
+        let met = self.meetings.open > 0
+            && self.advance_meetings(level, most).map_err(|error| self.transport.explain_loss(error))?;
         for peer in 0..self.world_size {
             let lane = Lane { peer, level };
             let index = lane.index(self.world_size);

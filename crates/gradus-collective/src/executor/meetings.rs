@@ -61,6 +61,7 @@ impl Executor {
         let regions = Regions::new(memory, scratch);
         let mut meeting = Meeting::new(call.identity, regions, agenda, (companions, call.rank), ready);
         let looked = if eager && self.is_idle() { self.look(&mut meeting) } else { Ok(()) };
+        let looked = looked.map_err(|error| self.transport.explain_loss(error));
         let (sent, received) = meeting.exchanged();
         self.moved.sent += sent;
         self.moved.received += received;

@@ -15,6 +15,7 @@ use rustix::process::{Pid, Signal, getpid, kill_process};
 use std::collections::BTreeSet;
 use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
+use std::thread::yield_now;
 use std::time::Duration;
 
 /// The rank that fails.
@@ -254,9 +255,23 @@ impl World {
             Fault::Killed => assert_eq!(victim.end().signal(), Some(Signal::KILL.as_raw()), "{}", self.title),
             Fault::Cut => {}
             Fault::AllKilled => {
+                // Whoever saw another die before its own turn would end by itself.
+                stand_still(&self.ranks);
                 self.ranks.iter_mut().for_each(|rank| rank.child.kill().unwrap());
-                self.ranks.iter_mut().for_each(|rank| assert!(!rank.end().success()));
+                let killed = Some(Signal::KILL.as_raw());
+                self.ranks.iter_mut().for_each(|rank| assert_eq!(rank.end().signal(), killed));
             }
+        }
+    }
+}
+
+/// Stops ranks, and waits until none of them does anything more.
+fn stand_still(ranks: &[Rank]) {
+    ranks.iter().for_each(|rank| kill_process(Pid::from_child(&rank.child), Signal::STOP).unwrap());
+    for rank in ranks {
+        while state(&rank.child) != 'T' {
+            assert_ne!(state(&rank.child), 'Z', "it ended before");
+            yield_now();
         }
     }
 }
