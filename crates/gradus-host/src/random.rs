@@ -12,16 +12,31 @@ const KEY_STEPS: [u32; 2] = [0x9E37_79B9, 0xBB67_AE85];
 const ROUNDS: usize = 10;
 
 /// Philox4x32-10: four uniform words for a 64-bit key and a 128-bit counter.
+#[inline]
 pub fn philox(key: u64, counter: u128) -> [u32; 4] {
-    let mut c = [counter as u32, (counter >> 32) as u32, (counter >> 64) as u32, (counter >> 96) as u32];
-    let mut k = [key as u32, (key >> 32) as u32];
+    let [words] = philox_each(key, [counter]);
+    words
+}
+
+/// [`philox`] of several counters: a counter's rounds wait for each other, and those of another do not.
+#[inline]
+pub fn philox_each<const COUNTERS: usize>(key: u64, counters: [u128; COUNTERS]) -> [[u32; 4]; COUNTERS] {
+    let words = |counter: u128| [0, 32, 64, 96].map(|shift| (counter >> shift) as u32);
+    let (mut all, mut k) = (counters.map(words), [key as u32, (key >> 32) as u32]);
     for _ in 0..ROUNDS {
-        let low = u64::from(MULTIPLIERS[0]) * u64::from(c[0]);
-        let high = u64::from(MULTIPLIERS[1]) * u64::from(c[2]);
-        c = [(high >> 32) as u32 ^ c[1] ^ k[0], high as u32, (low >> 32) as u32 ^ c[3] ^ k[1], low as u32];
+        for c in &mut all {
+            let low = u64::from(MULTIPLIERS[0]) * u64::from(c[0]);
+            let high = u64::from(MULTIPLIERS[1]) * u64::from(c[2]);
+            *c = [
+                (high >> 32) as u32 ^ c[1] ^ k[0],
+                high as u32,
+                (low >> 32) as u32 ^ c[3] ^ k[1],
+                low as u32,
+            ];
+        }
         k = [k[0].wrapping_add(KEY_STEPS[0]), k[1].wrapping_add(KEY_STEPS[1])];
     }
-    c
+    all
 }
 
 /// A stream of numbers for one purpose: seed and purpose make the key, the position is the counter.

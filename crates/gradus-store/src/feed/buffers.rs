@@ -1,14 +1,25 @@
 //! Memory for samples that are read from files: taken again while it is still in the processor's caches.
 
 use std::ops::Deref;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-/// Buffers that are kept for the next reader; more are given back to the system.
-const KEPT: usize = 64;
+/// Shelves, of which each thread has one, by itself as long as there are no more threads.
+const SHELVES: usize = 8;
 
-/// Buffers that nobody uses.
+/// Buffers that a shelf keeps for its next reader; more are given back to the system.
+const KEPT: usize = 32;
+
+/// Buffers that nobody uses. A thread takes again what it has given back: in another's caches it would cost as much as none.
 #[derive(Default)]
 pub(crate) struct Buffers {
+    shelves: [Arc<Shelf>; SHELVES],
+}
+
+/// On cache lines of its own: threads that share nothing else are not to wait for these either.
+#[derive(Default)]
+#[repr(align(128))]
+struct Shelf {
     free: Mutex<Vec<Vec<u8>>>,
 }
 
@@ -17,17 +28,28 @@ pub(crate) struct Buffer {
     /// At least `len` long: what is behind is from an earlier use.
     bytes: Vec<u8>,
     len: usize,
-    home: Arc<Buffers>,
+    home: Arc<Shelf>,
 }
 
 impl Buffers {
-    /// A buffer of `len` bytes, of whatever value: the last that was given back.
-    pub fn take(self: &Arc<Self>, len: usize) -> Buffer {
-        let mut bytes = self.free.lock().unwrap_or_else(PoisonError::into_inner).pop().unwrap_or_default();
+    /// A buffer of `len` bytes, of whatever value: the last that this thread's shelf was given back.
+    pub fn take(&self, len: usize) -> Buffer {
+        thread_local!(static NUMBER: usize = {
+            static THREADS: AtomicUsize = AtomicUsize::new(0);
+            THREADS.fetch_add(1, Ordering::Relaxed)
+        });
+        let home = &self.shelves[NUMBER.with(|number| number % SHELVES)];
+        let mut bytes = home.free().pop().unwrap_or_default();
         if bytes.len() < len {
             bytes.resize(len, 0);
         }
-        Buffer { bytes, len, home: self.clone() }
+        Buffer { bytes, len, home: home.clone() }
+    }
+}
+
+impl Shelf {
+    fn free(&self) -> MutexGuard<'_, Vec<Vec<u8>>> {
+        self.free.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -48,7 +70,7 @@ impl Deref for Buffer {
 
 impl Drop for Buffer {
     fn drop(&mut self) {
-        let mut free = self.home.free.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut free = self.home.free();
         if free.len() < KEPT {
             free.push(std::mem::take(&mut self.bytes));
         }
@@ -61,7 +83,7 @@ mod tests {
 
     #[test]
     fn the_last_buffer_is_taken_again_whatever_the_length() {
-        let buffers = Arc::new(Buffers::default());
+        let buffers = Buffers::default();
         let (mut first, second) = (buffers.take(100), buffers.take(50));
         first.space().fill(7);
         let place = first.as_ptr();
@@ -70,5 +92,16 @@ mod tests {
         let again = buffers.take(30);
         assert_eq!((again.as_ptr(), again.len()), (place, 30));
         assert_eq!(buffers.take(200).len(), 200);
+    }
+    #[test]
+    fn threads_take_their_own_again_whoever_gave_them_back() {
+        let buffers = Buffers::default();
+        let own = buffers.take(10);
+        let taken = || std::thread::scope(|scope| scope.spawn(|| buffers.take(10)).join().unwrap());
+        let other = std::iter::repeat_with(taken).find(|other| !Arc::ptr_eq(&other.home, &own.home)).unwrap();
+        let place = other.as_ptr();
+        drop(own);
+        drop(other);
+        assert_ne!(buffers.take(10).as_ptr(), place);
     }
 }

@@ -10,6 +10,7 @@
 //!
 //! Invariant: a position is taken as often as there are readers of it here, and is in the window until then.
 
+mod ahead;
 mod known;
 mod neighbours;
 mod others;
@@ -28,6 +29,7 @@ use crate::blocks::{Block, BlockMap};
 use crate::cache::Tier0;
 use crate::index::{Index, SamplePlace};
 use crate::order::{Order, Uses};
+use ahead::Ahead;
 use known::Known;
 use neighbours::Neighbours;
 use std::collections::{BTreeMap, VecDeque};
@@ -102,6 +104,7 @@ pub(super) struct Walk {
     /// Of the next position: what was accessed before pages ran out.
     begun: Begun,
     neighbours: Neighbours,
+    ahead: Ahead,
     /// Whom this node is among, if it is among others.
     company: Option<Arc<Company>>,
     /// Positions that the walk will come to, and how many readers have them already.
@@ -152,6 +155,7 @@ impl Walk {
             uses,
             begun: Begun::default(),
             neighbours: Neighbours::default(),
+            ahead: Ahead::default(),
             company: None,
             taken: BTreeMap::new(),
             awaited: Awaited::default(),
@@ -238,7 +242,8 @@ impl Walk {
         let readers = plan.readers.here(self.next).saturating_sub(taken);
         let mut entry = None;
         if readers > 0 || self.company.is_some() {
-            let place = plan.index.sample(plan.order.sample_at(self.next));
+            let sample = self.ahead.sample(plan, self.next, self.company.is_some());
+            let place = plan.index.sample(sample);
             let Some(unit) = self.unit(plan, tier, origin, &place, readers > 0) else { return false };
             entry = unit.map(|unit| Entry { unit, place, left: readers });
             self.waiting_bytes += entry.as_ref().map_or(0, |entry| entry.place.len);

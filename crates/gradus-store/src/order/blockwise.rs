@@ -91,6 +91,17 @@ impl Epochs for Blockwise {
         self.runs.sample_at(epoch, run) * self.run_samples + within
     }
 
+    fn samples_in(&self, epoch: u64, places: &mut [u64]) {
+        let (laid, mut rest) = (self.laid(epoch), places);
+        while let Some(first) = rest.first() {
+            let (window, start) = laid.window_at(*first);
+            let count = rest.partition_point(|place| *place < start + window.samples());
+            let (within, later) = rest.split_at_mut(count);
+            laid.samples_of(&window, start, within);
+            rest = later;
+        }
+    }
+
     fn place_in(&self, epoch: u64, sample: u64) -> u64 {
         let laid = self.laid(epoch);
         let run = self.runs.position_of(epoch, sample / self.run_samples);
@@ -121,6 +132,18 @@ impl Laid<'_> {
         let (first, past) =
             if place < behind_short { (0, place) } else { (self.short + 1, place - behind_short) };
         (first + past / self.order.run_samples, past % self.order.run_samples)
+    }
+
+    /// The samples at some places of a window, in their stead.
+    fn samples_of(&self, window: &SampleOrder, start: u64, places: &mut [u64]) {
+        places.iter_mut().for_each(|place| *place -= start);
+        window.samples_at(self.epoch, places);
+        let (mut runs, within): (Vec<u64>, Vec<u64>) =
+            places.iter().map(|place| self.run_at(start + place)).unzip();
+        self.order.runs.samples_at(self.epoch, &mut runs);
+        for (place, (run, within)) in places.iter_mut().zip(runs.into_iter().zip(within)) {
+            *place = run * self.order.run_samples + within;
+        }
     }
 
     /// The order of the samples of the window in which `place` is, and where the window begins.

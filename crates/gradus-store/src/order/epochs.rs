@@ -13,6 +13,11 @@ pub(super) trait Epochs: Send + Sync + Debug {
     /// The sample at a place below [`Epochs::epoch_samples`] of an epoch.
     fn sample_in(&self, epoch: u64, place: u64) -> u64;
 
+    /// The samples at some places of an epoch, one behind another, in their stead.
+    fn samples_in(&self, epoch: u64, places: &mut [u64]) {
+        places.iter_mut().for_each(|place| *place = self.sample_in(epoch, *place));
+    }
+
     /// The place of a sample in an epoch: the inverse of [`Epochs::sample_in`].
     fn place_in(&self, epoch: u64, sample: u64) -> u64;
 }
@@ -25,6 +30,18 @@ impl<E: Epochs> Order for E {
     fn sample_at(&self, position: u64) -> u64 {
         let samples = self.epoch_samples();
         self.sample_in(position / samples, position % samples)
+    }
+
+    fn samples_from(&self, from: u64, samples: &mut [u64]) {
+        let all = self.epoch_samples();
+        let (mut epoch, mut place, mut rest) = (from / all, from % all, samples);
+        while !rest.is_empty() {
+            let count = rest.len().min(usize::try_from(all - place).unwrap_or(usize::MAX));
+            let (places, later) = rest.split_at_mut(count);
+            places.iter_mut().zip(place..).for_each(|(slot, place)| *slot = place);
+            self.samples_in(epoch, places);
+            (epoch, place, rest) = (epoch.saturating_add(1), 0, later);
+        }
     }
 
     fn next_position(&self, sample: u64, from: u64) -> Option<u64> {
@@ -60,6 +77,10 @@ impl Epochs for Shuffled {
 
     fn sample_in(&self, epoch: u64, place: u64) -> u64 {
         self.0.sample_at(epoch, place)
+    }
+
+    fn samples_in(&self, epoch: u64, places: &mut [u64]) {
+        self.0.samples_at(epoch, places);
     }
 
     fn place_in(&self, epoch: u64, sample: u64) -> u64 {

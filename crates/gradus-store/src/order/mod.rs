@@ -40,6 +40,12 @@ pub trait Order: Send + Sync + Debug {
     /// The sample at a position that counts on through all epochs.
     fn sample_at(&self, position: u64) -> u64;
 
+    /// The samples at `from` and the positions behind it, as many as there is room for. They are the same as one by one, and
+    /// come faster where each is a chain of computations: several go on side by side.
+    fn samples_from(&self, from: u64, samples: &mut [u64]) {
+        samples.iter_mut().zip(from..).for_each(|(sample, position)| *sample = self.sample_at(position));
+    }
+
     /// The first position at or after `from` at which `sample` stands; none if it never comes: it is no sample of this
     /// order, has no weight in it, or would stand beyond the last position that can be counted.
     fn next_position(&self, sample: u64, from: u64) -> Option<u64>;

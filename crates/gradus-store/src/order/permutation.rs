@@ -10,7 +10,8 @@
 //!
 //! Invariant: for each epoch, `position_of(epoch, sample_at(epoch, p)) == p` for every `p` below `samples`.
 
-use gradus_host::random::{Stream, philox};
+use gradus_host::random::{Stream, philox_each};
+use std::array;
 
 /// Names the stream from which an order's key is drawn, apart from every other use of the same seed.
 const PURPOSE: u64 = 0x006f_7264_6572;
@@ -18,6 +19,12 @@ const PURPOSE: u64 = 0x006f_7264_6572;
 /// Four rounds make a strong pseudorandom permutation of a large domain (Luby and Rackoff); small domains, whose
 /// halves are a few bits, want more to look shuffled.
 const ROUNDS: u64 = 8;
+
+/// Positions whose samples are computed side by side.
+const LANES: usize = 4;
+
+/// Positions of which those that want another pass are gathered.
+const BATCH: usize = 32;
 
 /// The order of `samples` samples under one seed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -54,7 +61,40 @@ impl SampleOrder {
     /// If `position` is not below the number of samples.
     pub fn sample_at(&self, epoch: u64, position: u64) -> u64 {
         assert!(position < self.samples, "position {position} of {} samples", self.samples);
-        self.walk(position, |value| self.encipher(epoch, value))
+        self.walk(position, |value| {
+            let [value] = self.encipher(epoch, [value]);
+            value
+        })
+    }
+
+    /// The samples at some positions of `epoch`, in their stead.
+    ///
+    /// # Panics
+    /// If a position is not below the number of samples.
+    pub(super) fn samples_at(&self, epoch: u64, positions: &mut [u64]) {
+        assert!(positions.iter().all(|position| *position < self.samples), "positions behind the last");
+        positions.chunks_mut(BATCH).for_each(|batch| self.walk_each(epoch, batch));
+    }
+
+    /// As [`SampleOrder::walk`], for at most [`BATCH`] values.
+    fn walk_each(&self, epoch: u64, values: &mut [u64]) {
+        let mut outside: [usize; BATCH] = array::from_fn(|at| at);
+        let mut count = values.len();
+        while count > 0 {
+            for group in outside[..count].chunks(LANES) {
+                // Where a group is not full, the last lanes do what the first does.
+                let lanes = array::from_fn(|lane| values[*group.get(lane).unwrap_or(&group[0])]);
+                let permuted: [u64; LANES] = self.encipher(epoch, lanes);
+                group.iter().zip(permuted).for_each(|(at, value)| values[*at] = value);
+            }
+            let mut left = 0;
+            for number in 0..count {
+                let at = outside[number];
+                outside[left] = at;
+                left += usize::from(values[at] >= self.samples);
+            }
+            count = left;
+        }
     }
 
     /// The position of `sample` in `epoch`: the inverse of [`SampleOrder::sample_at`].
@@ -77,18 +117,21 @@ impl SampleOrder {
         }
     }
 
-    fn encipher(&self, epoch: u64, value: u64) -> u64 {
-        let (mut left, mut right) = self.halves(value);
+    fn encipher<const LANES: usize>(&self, epoch: u64, values: [u64; LANES]) -> [u64; LANES] {
+        let (mut left, mut right) =
+            (values.map(|value| self.halves(value).0), values.map(|value| self.halves(value).1));
         for round in 0..ROUNDS {
-            (left, right) = (right, left ^ self.round(epoch, round, right));
+            let words = self.round(epoch, round, right);
+            (left, right) = (right, array::from_fn(|lane| left[lane] ^ words[lane]));
         }
-        left << self.half_bits | right
+        array::from_fn(|lane| left[lane] << self.half_bits | right[lane])
     }
 
     fn decipher(&self, epoch: u64, value: u64) -> u64 {
         let (mut left, mut right) = self.halves(value);
         for round in (0..ROUNDS).rev() {
-            (left, right) = (right ^ self.round(epoch, round, left), left);
+            let [word] = self.round(epoch, round, [left]);
+            (left, right) = (right ^ word, left);
         }
         left << self.half_bits | right
     }
@@ -101,10 +144,10 @@ impl SampleOrder {
         (1 << self.half_bits) - 1
     }
 
-    fn round(&self, epoch: u64, round: u64, half: u64) -> u64 {
+    fn round<const LANES: usize>(&self, epoch: u64, round: u64, halves: [u64; LANES]) -> [u64; LANES] {
         // A half has at most 32 bits, so that epoch, round and half never share a bit of the counter.
-        let counter = u128::from(epoch) << 64 | u128::from(round) << 32 | u128::from(half);
-        u64::from(philox(self.key, counter)[0]) & self.half_mask()
+        let counter = |half: u64| u128::from(epoch) << 64 | u128::from(round) << 32 | u128::from(half);
+        philox_each(self.key, halves.map(counter)).map(|words| u64::from(words[0]) & self.half_mask())
     }
 }
 

@@ -109,6 +109,16 @@ proptest! {
     }
 
     #[test]
+    fn samples_together_are_those_one_by_one(case in any_case(), from in 0u64..1000, back in 200u64..1000, count in 0usize..200) {
+        let order = case.order();
+        for from in [from, u64::MAX - back] {
+            let mut together = vec![u64::MAX; count];
+            order.samples_from(from, &mut together);
+            prop_assert_eq!(together, samples_of(order.as_ref(), from..from + count as u64));
+        }
+    }
+
+    #[test]
     fn the_end_of_all_positions_is_no_surprise(case in any_case(), back in 0u64..1000, sample in 0u64..300) {
         let (order, from) = (case.order(), u64::MAX - back);
         if let Some(position) = order.next_position(sample, from) {
