@@ -1,5 +1,6 @@
 //! Who reads, what, and from where: plain data, and the command of each.
 
+use super::described;
 use super::server::Server;
 use super::sets::Set;
 use crate::environment::Environment;
@@ -202,6 +203,8 @@ pub struct Programs {
     pub gradus: PathBuf,
     /// Which form of the set ours reads.
     pub form: String,
+    /// Whether it has a description where it lies in a bucket.
+    pub is_described: bool,
 }
 
 impl Programs {
@@ -218,7 +221,8 @@ impl Programs {
         let limit = scenario.cache_bytes(set);
         let mut command = match arm.engine {
             Engine::Gradus(order) => {
-                self.gradus(order, server.is_some().then_some((cache, limit)), &workers, set)
+                let cache = server.is_some().then_some((cache, limit));
+                self.gradus(order, cache, &workers, (set, &self.folder(scenario)))
             }
             Engine::Peer(peer) => self.peer(peer, server.is_some().then_some(limit), &workers, set, cache),
             Engine::PageCache => {
@@ -235,12 +239,24 @@ impl Programs {
         command
     }
 
+    /// The folder of the set that ours reads.
+    pub fn folder(&self, scenario: Scenario) -> String {
+        let is_described = self.is_described && scenario.is_remote();
+        if is_described { described::name(&self.form) } else { self.form.clone() }
+    }
+
     /// Ours: local files have no disk cache, they are on a disk.
-    fn gradus(&self, order: &str, cache: Option<(&Path, Option<u64>)>, threads: &str, set: &Set) -> Command {
+    fn gradus(
+        &self,
+        order: &str,
+        cache: Option<(&Path, Option<u64>)>,
+        threads: &str,
+        (set, folder): (&Set, &str),
+    ) -> Command {
         let mut command = Command::new(&self.gradus);
         let source = match cache {
-            None => format!("file://{}/{}", set.folder.display(), self.form),
-            Some(_) => format!("s3://{}/{}", set.bucket(), self.form),
+            None => format!("file://{}/{folder}", set.folder.display()),
+            Some(_) => format!("s3://{}/{folder}", set.bucket()),
         };
         command.args(["bench", "dataset", "--stay", "--source", &source, "--threads", threads]);
         command.args(["--order.shuffle", order, "--order.block_samples", "64", "--order.window_blocks", "8"]);
@@ -273,9 +289,8 @@ impl Programs {
     }
 
     /// What of the set `arm` reads, so that it can be made warm.
-    pub fn reads(&self, arm: &Arm, set: &Set) -> PathBuf {
-        let form = if arm.is_ours() { self.form.as_str() } else { arm.form };
-        set.folder.join(form)
+    pub fn reads(&self, arm: &Arm, scenario: Scenario, set: &Set) -> PathBuf {
+        set.folder.join(if arm.is_ours() { self.folder(scenario) } else { arm.form.to_owned() })
     }
 }
 

@@ -1,7 +1,7 @@
 //! Whether a reader that uses samples up at a steady rate ever waits: the S3 server on a core of its own, each request 50 ms
 //! later, next to nothing kept between epochs; the reader on the other core takes batches at a set rate and says what it waited for.
 
-use super::arms::Programs;
+use super::arms::{Programs, Scenario};
 use super::memory;
 use super::server::Server;
 use super::sets::{self, Set};
@@ -67,7 +67,7 @@ pub fn measure(
     for round in 0..rounds {
         eprintln!("demand, round {} of {rounds}", round + 1);
         for order in ["whole", "blocks"] {
-            sets::warm(&set.folder.join(&programs.form))?;
+            sets::warm(&set.folder.join(programs.folder(Scenario::Demand)))?;
             memory::make_present(&programs.make_present, PRESENT_TIMES * MEMORY_BYTES)?;
             let server = Server::start(server, &sets::root()?, LATENCY_MS, Some(CORES.1), log)?;
             readings.push(read(programs, &server, set, order)?);
@@ -80,7 +80,7 @@ fn read(programs: &Programs, server: &Server, set: &Set, order: &'static str) ->
     let mut command = Command::new("taskset");
     command.args(["-c", CORES.0]).arg(&programs.gradus);
     command.args(["bench", "dataset", "--epochs", EPOCHS, "--batch", super::arms::BATCH]);
-    command.args(["--source", &format!("s3://{}/{}", set.bucket(), programs.form)]);
+    command.args(["--source", &format!("s3://{}/{}", set.bucket(), programs.folder(Scenario::Demand))]);
     command.args(["--demand", &DEMAND_BYTES_PER_S.to_string(), "--order.shuffle", order]);
     command.args(["--order.block_samples", "64", "--order.window_blocks", "8"]);
     command.args(["--cache.memory_bytes", &MEMORY_BYTES.to_string()]);

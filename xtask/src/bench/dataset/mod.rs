@@ -15,6 +15,7 @@
 
 mod arms;
 mod demand;
+mod described;
 mod memory;
 mod process;
 mod server;
@@ -58,6 +59,9 @@ pub struct Options {
     /// Which form of the set Gradus reads: `mds`, `tars`.
     #[arg(long, default_value = "mds")]
     form: String,
+    /// Gradus reads it out of S3 without its description, and describes it itself each time.
+    #[arg(long)]
+    undescribed: bool,
     /// An arm that takes longer for an epoch is given up.
     #[arg(long, default_value_t = 60)]
     patience_s: u64,
@@ -105,6 +109,7 @@ impl Options {
             "samples": self.samples,
             "batch": arms::BATCH,
             "form": self.form,
+            "undescribed": self.undescribed,
             "workers": self.workers,
             "arms": self.arms,
             "patience_s": self.patience_s,
@@ -140,7 +145,8 @@ impl<'a> Bench<'a> {
         let peers = Environment::ensure("dataset")?;
         let page_cache = compiled(&folder, "page_cache")?;
         let make_present = compiled(&folder, "make_present")?;
-        let programs = Programs { peers, page_cache, make_present, gradus, form: options.form.clone() };
+        let (form, is_described) = (options.form.clone(), !options.undescribed);
+        let programs = Programs { peers, page_cache, make_present, gradus, form, is_described };
         Ok(Self { options, programs, server, folder })
     }
 
@@ -151,6 +157,7 @@ impl<'a> Bench<'a> {
         samples.dedup();
         let ensure = |samples: u64| Set::ensure(samples, &self.programs.peers);
         let sets = samples.into_iter().map(ensure).collect::<Result<Vec<_>>>()?;
+        self.describe(&sets)?;
         sets.iter().try_for_each(|set| sets::cool(&set.folder))?;
         let sets_of = |scenario: Scenario| match scenario {
             Scenario::Local | Scenario::S3 => &sets[..],
@@ -159,6 +166,16 @@ impl<'a> Bench<'a> {
         };
         let of = |scenario: Scenario| sets_of(scenario).iter().map(move |set| (scenario, set.clone()));
         Ok(scenarios(self.options).into_iter().flat_map(of).collect())
+    }
+
+    /// Writes the descriptions that ours find in the bucket.
+    fn describe(&self, sets: &[Set]) -> Result<()> {
+        let Programs { gradus, form, is_described, .. } = &self.programs;
+        let Some(server) = self.server.as_deref().filter(|_| *is_described && gradus.exists()) else {
+            return Ok(());
+        };
+        let server = Server::start(server, &sets::root()?, 0, None, &self.folder.join("server.log"))?;
+        sets.iter().try_for_each(|set| described::make(set, form, gradus, &server))
     }
 
     fn measure(&self, scenario: Scenario, set: Set, suited: &mut Suited) -> Result<Case> {
@@ -253,7 +270,7 @@ impl Place<'_> {
     fn read(&mut self, arm: &Arm, workers: usize, memory: bool) -> Result<Result<Turn, Failure>> {
         let cache = Cache::empty(self.bench.folder.join("cache"))?;
         let programs = &self.bench.programs;
-        let source = programs.reads(arm, self.set);
+        let source = programs.reads(arm, self.scenario, self.set);
         if !source.exists() {
             return Ok(Err(Failure::Broken(format!("there is no {}", shell::relative(&source)))));
         }
