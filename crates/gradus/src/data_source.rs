@@ -40,9 +40,18 @@ impl DataSource {
     /// The dataset's description: as it was written down beside it, if that still holds, or made now.
     ///
     /// # Errors
+    /// What [`Index::find`] says.
+    pub fn index(&self) -> Result<Index> {
+        Index::find(&self.bucket, &IndexSettings::default())
+    }
+
+    /// The description of prepared tokens, of which their manifest says all.
+    ///
+    /// # Errors
     /// What [`Index::build`] says.
-    pub fn index(&self, split: Split) -> Result<Index> {
-        Index::find(&self.bucket, &IndexSettings { split, ..IndexSettings::default() })
+    pub fn index_of_tokens(&self, split: Split) -> Result<Index> {
+        let settings = IndexSettings { split, ..IndexSettings::default() };
+        Index::build(&self.bucket, &self.address(), &settings, &|_| ())
     }
 
     /// Where a feed gets its bytes.

@@ -118,7 +118,7 @@ impl FoundData {
 
 /// Where the samples of a part of `dataset` are, which was found at `source` before.
 fn index_of_tokens(source: &DataSource, dataset: &Dataset, split: Split) -> Result<Index> {
-    let index = source.index(split)?;
+    let index = source.index_of_tokens(split)?;
     if let Format::Tokens { sequence_length, .. } = index.format() {
         let samples = dataset.split(split).samples();
         if index.samples() == samples && *sequence_length == dataset.sequence_length() as u64 {

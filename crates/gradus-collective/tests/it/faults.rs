@@ -269,11 +269,20 @@ impl World {
 fn stand_still(ranks: &[Rank]) {
     ranks.iter().for_each(|rank| kill_process(Pid::from_child(&rank.child), Signal::STOP).unwrap());
     for rank in ranks {
-        while state(&rank.child) != 'T' {
+        while !stands_still(&rank.child) {
             assert_ne!(state(&rank.child), 'Z', "it ended before");
             yield_now();
         }
     }
+}
+
+/// Whether all threads of a process have been stopped. One that has ended meanwhile ended running.
+fn stands_still(child: &std::process::Child) -> bool {
+    let threads = std::fs::read_dir(format!("/proc/{}/task", Pid::from_child(child))).unwrap();
+    threads.map(|thread| thread.unwrap().path()).all(|thread| {
+        let line = std::fs::read_to_string(thread.join("stat"));
+        line.is_ok_and(|line| line.rsplit_once(')').unwrap().1.starts_with(" T"))
+    })
 }
 
 /// The letter by which the kernel tells what a process does.

@@ -1,7 +1,7 @@
 //! The end of an object that may not be there, asked for while something else is waited for.
 //!
-//! One request (RFC 9110, 14.1.2: a suffix range), which is not sent again: what comes of it saves a bucket's latency, and
-//! whoever needs the bytes asks for them in the ordinary way where nothing did.
+//! One request (RFC 9110, 14.1.2: a suffix range), which is not sent again and has little time: what comes of it saves a
+//! bucket's latency, and whoever needs the bytes asks for them in the ordinary way where nothing did.
 
 use super::attempts::Attempts;
 use super::failure::{Failure, Then};
@@ -13,12 +13,17 @@ use futures_util::TryStreamExt;
 use gradus_error::{Error, Result};
 use object_store::path::Path;
 use object_store::{GetOptions, GetRange, ObjectStore};
+use std::time::Duration;
 use tokio::task::JoinHandle;
+use tokio::time::timeout;
 
 /// An object as it was, and its last bytes: all of it, if they are as many.
 type End = (ObjectInfo, Vec<u8>);
 
-/// The end of an object, on its way; it is not waited for when this is dropped.
+/// In what time it has to come.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// The end of an object, on its way. Nobody waits for it when this is dropped; its connection is used again.
 pub(crate) struct Tail(Option<JoinHandle<Option<End>>>);
 
 impl Bucket {
@@ -29,28 +34,17 @@ impl Bucket {
         let runtime = runtime::get().ok().filter(|_| matches!(inner.place, Place::Remote(_)));
         Tail(runtime.map(|runtime| {
             runtime.spawn(async move {
-                match &inner.place {
-                    Place::Remote(remote) => remote.tail(&key, most).await.ok(),
-                    Place::Files(_) => None,
-                }
+                let Place::Remote(remote) = &inner.place else { return None };
+                timeout(PATIENCE, remote.tail(&key, most)).await.ok()?.ok()
             })
         }))
     }
 }
 
 impl Tail {
-    /// What came. `None` where there is no such object, or the
-    /// request failed. Blocks; not to be called from a completion.
-    pub(crate) fn take(mut self) -> Option<End> {
-        runtime::get().ok()?.block_on(self.0.take()?).ok()?
-    }
-}
-
-impl Drop for Tail {
-    fn drop(&mut self) {
-        if let Some(coming) = &self.0 {
-            coming.abort();
-        }
+    /// What came. `None` where there is no such object, or the request failed. Blocks; not to be called from a completion.
+    pub(crate) fn take(self) -> Option<End> {
+        runtime::get().ok()?.block_on(self.0?).ok()?
     }
 }
 
@@ -62,7 +56,10 @@ impl Remote {
         let read = self.tail_once(&attempts, &path, most).await;
         permit.end(match &read {
             Ok(_) => Ended::Good,
-            Err(failure) if failure.then == Then::Fewer => Ended::Throttled,
+            Err(failure) if failure.then == Then::Fewer => {
+                self.tally.was_throttled();
+                Ended::Throttled
+            }
             Err(_) => Ended::Neither,
         });
         read.map_err(Failure::into_error)
@@ -76,10 +73,12 @@ impl Remote {
         let (mut bytes, mut body) = (Vec::with_capacity(wanted), answer.into_stream());
         while let Some(chunk) = body.try_next().await.map_err(|error| attempts.failed(error))? {
             self.tally.read(chunk.len() as u64);
-            bytes.extend_from_slice(&chunk[..chunk.len().min(wanted + 1 - bytes.len())]);
+            if chunk.len() > wanted - bytes.len() {
+                break;
+            }
+            bytes.extend_from_slice(&chunk);
         }
-        let is_whole = bytes.len() == wanted;
         let other = || Failure::end(Error::unavailable(format!("another end of {} came", object.address)));
-        if is_whole { Ok((object, bytes)) } else { Err(other()) }
+        if bytes.len() == wanted { Ok((object, bytes)) } else { Err(other()) }
     }
 }

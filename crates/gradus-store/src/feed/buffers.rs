@@ -4,13 +4,15 @@ use std::ops::Deref;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-/// Shelves, of which each thread has one, by itself as long as there are no more threads.
+/// Shelves, which threads have in turn: as many threads in a row as there are shelves have one by themselves.
 const SHELVES: usize = 8;
 
-/// Buffers that a shelf keeps for its next reader; more are given back to the system.
+/// Buffers that a shelf keeps for its next reader, and bytes of all of them; more are given back to the system.
 const KEPT: usize = 32;
+const KEPT_BYTES: usize = 64 << 20;
 
-/// Buffers that nobody uses. A thread takes again what it has given back: in another's caches it would cost as much as none.
+/// Buffers that nobody uses. A thread takes again what it has taken before: from another's caches it would come as slowly as
+/// from memory.
 #[derive(Default)]
 pub(crate) struct Buffers {
     shelves: [Arc<Shelf>; SHELVES],
@@ -20,7 +22,13 @@ pub(crate) struct Buffers {
 #[derive(Default)]
 #[repr(align(128))]
 struct Shelf {
-    free: Mutex<Vec<Vec<u8>>>,
+    free: Mutex<Free>,
+}
+
+#[derive(Default)]
+struct Free {
+    buffers: Vec<Vec<u8>>,
+    bytes: usize,
 }
 
 /// Bytes in a buffer that goes back to where it came from.
@@ -39,7 +47,7 @@ impl Buffers {
             THREADS.fetch_add(1, Ordering::Relaxed)
         });
         let home = &self.shelves[NUMBER.with(|number| number % SHELVES)];
-        let mut bytes = home.free().pop().unwrap_or_default();
+        let mut bytes = home.free().pop();
         if bytes.len() < len {
             bytes.resize(len, 0);
         }
@@ -48,8 +56,27 @@ impl Buffers {
 }
 
 impl Shelf {
-    fn free(&self) -> MutexGuard<'_, Vec<Vec<u8>>> {
+    fn free(&self) -> MutexGuard<'_, Free> {
         self.free.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Free {
+    /// The last that was given back, or an empty one.
+    fn pop(&mut self) -> Vec<u8> {
+        let buffer = self.buffers.pop().unwrap_or_default();
+        self.bytes -= buffer.len();
+        buffer
+    }
+
+    /// Keeps a buffer, or hands it back.
+    fn push(&mut self, buffer: Vec<u8>) -> Option<Vec<u8>> {
+        if self.buffers.len() == KEPT || self.bytes + buffer.len() > KEPT_BYTES {
+            return Some(buffer);
+        }
+        self.bytes += buffer.len();
+        self.buffers.push(buffer);
+        None
     }
 }
 
@@ -70,10 +97,9 @@ impl Deref for Buffer {
 
 impl Drop for Buffer {
     fn drop(&mut self) {
-        let mut free = self.home.free();
-        if free.len() < KEPT {
-            free.push(std::mem::take(&mut self.bytes));
-        }
+        let bytes = std::mem::take(&mut self.bytes);
+        // What is too much is given back to the system once others may have theirs.
+        let _too_much = self.home.free().push(bytes);
     }
 }
 
@@ -93,6 +119,18 @@ mod tests {
         assert_eq!((again.as_ptr(), again.len()), (place, 30));
         assert_eq!(buffers.take(200).len(), 200);
     }
+
+    #[test]
+    fn no_more_is_kept_than_a_shelf_holds() {
+        let buffers = Buffers::default();
+        let held = [KEPT_BYTES / 2, KEPT_BYTES / 2, 1, 1].map(|len| buffers.take(len));
+        let home = held[0].home.clone();
+        drop(held);
+        assert_eq!((home.free().buffers.len(), home.free().bytes), (2, KEPT_BYTES));
+        drop((0..2 * KEPT).map(|_| buffers.take(1)).collect::<Vec<_>>());
+        assert_eq!(home.free().buffers.len(), KEPT);
+    }
+
     #[test]
     fn threads_take_their_own_again_whoever_gave_them_back() {
         let buffers = Buffers::default();

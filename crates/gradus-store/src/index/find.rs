@@ -39,7 +39,7 @@ impl Index {
 fn beside(bucket: &Bucket, listed: &[ObjectInfo], tail: Tail) -> Result<Option<Index>> {
     let address = bucket.address().join(INDEX_FILE).to_string();
     let Some(file) = listed.iter().find(|object| object.address == address) else { return Ok(None) };
-    // One that was written between the two answers is asked for again.
+    // Where another was written between the two answers, what was listed counts.
     let tail = tail.take().filter(|(object, _)| object == file);
     let index = Index::read_ended(bucket, file, tail.map(|(_, bytes)| bytes))?;
     index.check_objects(listed)?;

@@ -8,7 +8,7 @@ use anyhow::{Context, Result};
 use gradus_error::Error;
 use gradus_host::units::parse_bytes;
 use gradus_host::{Clock, RealClock};
-use gradus_store::{Feed, FeedCounters, Order, Readers, Reading, Sample, Split, cache_for};
+use gradus_store::{Feed, FeedCounters, Order, Readers, Reading, Sample, cache_for};
 use multiversion::multiversion;
 use serde_json::json;
 use std::sync::Arc;
@@ -51,7 +51,7 @@ pub fn run(arguments: &BenchDatasetArguments, settings: &Settings) -> Result<()>
     let clock: Arc<dyn Clock> = Arc::new(RealClock::new());
     let began = clock.now();
     let source = DataSource::open(&arguments.source, settings)?;
-    let index = Arc::new(source.index(Split::Train)?);
+    let index = Arc::new(source.index()?);
     let samples = index.samples();
     let order: Arc<dyn Order> = Arc::from(settings.order.order(settings.run.seed, samples)?);
     let end = Some(samples * arguments.epochs);

@@ -89,7 +89,7 @@ fn fill_parts(found: &FoundData, settings: &mut Settings) -> Result<()> {
 
 /// All of a dataset that is not prepared tokens.
 fn fill_other(source: &DataSource, settings: &Settings) -> Result<()> {
-    let index = source.index(Split::Train)?;
+    let index = source.index()?;
     let order = settings.order.order(settings.run.seed, index.samples())?;
     let cache = cache_for(&index, settings.cache.clone(), settings.order.shuffle);
     fill("data", (&index, order.as_ref(), order.samples()), &source.source(), &cache)

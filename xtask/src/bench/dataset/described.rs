@@ -29,8 +29,12 @@ pub fn make(set: &Set, form: &str, gradus: &Path, server: &Server) -> Result<()>
         let link = to.join(path.file_name().context("an entry has a name")?);
         fs::hard_link(&path, &link).with_context(|| format!("cannot link {}", link.display()))?;
     }
-    let mut index = Command::new(gradus);
-    index.args(["dataset", "index", &format!("s3://{}/{}", set.bucket(), name(form))]);
-    server.introduce(&mut index);
-    shell::run(index)
+    // What is shown holds, or it is refused.
+    for verb in ["index", "show"] {
+        let mut command = Command::new(gradus);
+        command.args(["dataset", verb, &format!("s3://{}/{}", set.bucket(), name(form))]);
+        server.introduce(&mut command);
+        shell::run(command)?;
+    }
+    Ok(())
 }

@@ -13,6 +13,9 @@ use std::io::{self, Read};
 /// Bytes of the end that come first.
 pub(crate) const TAIL_BYTES: usize = 1 << 20;
 
+/// Bytes that are passed over rather than asked behind: a part of a stream.
+const MOST_PASSED: u64 = 8 << 20;
+
 /// An object, read from its ends.
 pub(super) struct Ends<'a> {
     objects: &'a dyn Objects,
@@ -50,7 +53,8 @@ impl<'a> Ends<'a> {
         self.in_tail(offset, len).map_or_else(|| self.ask(offset, len), Ok)
     }
 
-    /// Bytes that are read in their order, most of them; those that lie before others that were read are asked for.
+    /// Bytes that are read in their order, most of them; those that lie before others that were read, or far behind them, are
+    /// asked for.
     pub(super) fn read_next(&self, offset: u64, len: usize) -> Result<Vec<u8>> {
         if let Some(bytes) = self.in_tail(offset, len) {
             return Ok(bytes);
@@ -60,7 +64,7 @@ impl<'a> Ends<'a> {
             Some(stream) => stream,
             none => none.insert(Stream { reader: self.objects.open(self.object)?, offset: 0 }),
         };
-        if offset < stream.offset {
+        if !(stream.offset..=stream.offset + MOST_PASSED).contains(&offset) {
             return self.ask(offset, len);
         }
         stream.read(offset, len).context(|| format!("cannot read {} at byte {offset}", self.object.address))
