@@ -126,8 +126,15 @@ mod tests {
         let held = [KEPT_BYTES / 2, KEPT_BYTES / 2, 1, 1].map(|len| buffers.take(len));
         let home = held[0].home.clone();
         drop(held);
-        assert_eq!((home.free().buffers.len(), home.free().bytes), (2, KEPT_BYTES));
-        drop((0..2 * KEPT).map(|_| buffers.take(1)).collect::<Vec<_>>());
+        let (count, bytes) = {
+            let free = home.free();
+            (free.buffers.len(), free.bytes)
+        };
+        assert_eq!((count, bytes), (2, KEPT_BYTES));
+        let others = Buffers::default();
+        let held: Vec<Buffer> = (0..2 * KEPT).map(|_| others.take(1)).collect();
+        let home = held[0].home.clone();
+        drop(held);
         assert_eq!(home.free().buffers.len(), KEPT);
     }
 
