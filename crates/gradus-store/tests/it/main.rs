@@ -11,6 +11,7 @@ mod feed;
 mod index;
 mod mixtures;
 mod mosaic;
+mod neighbours;
 mod nodes;
 mod packed;
 mod peers;

@@ -47,6 +47,13 @@ pub struct Turn {
     pub memory: Option<Memory>,
 }
 
+impl Turn {
+    /// How long all epochs took.
+    pub fn seconds(&self) -> f64 {
+        self.epochs.iter().map(|epoch| epoch.seconds).sum()
+    }
+}
+
 /// How a turn is run.
 pub struct Watch<'a> {
     /// Where stderr goes.
