@@ -44,13 +44,16 @@ pub fn name() -> String {
     format!("{}-{}-cores", slug(&processor), cores())
 }
 
-/// The commit measured, and whether the tree held changes beside it.
+/// What git leaves aside where changes are looked for.
+const RESULTS_ASIDE: &str = ":(exclude)benches/results";
+
+/// The commit measured, and whether the tree held changes beside it: others than results, which come as things are measured.
 ///
 /// # Errors
 /// When git fails.
 pub fn commit() -> Result<String> {
     let commit = shell::output(shell::command("git", &["rev-parse", "HEAD"]))?;
-    let changes = shell::output(shell::command("git", &["status", "--porcelain"]))?;
+    let changes = shell::output(shell::command("git", &["status", "--porcelain", "--", ".", RESULTS_ASIDE]))?;
     Ok(if changes.is_empty() { commit } else { format!("{commit} with changes") })
 }
 

@@ -156,3 +156,37 @@ fn order_of_part(dataset: &Dataset, settings: &Settings, split: Split) -> Result
 fn most_evaluated(settings: &Settings) -> Result<u64> {
     Ok(evaluated_samples(u64::MAX, settings.train.evaluate_tokens, settings.sequence_length()?))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use gradus_error::Kind;
+    use std::fs;
+
+    #[test]
+    fn data_that_are_prepared_anew_while_a_run_begins_are_refused() {
+        let home = tempfile::tempdir().unwrap();
+        let (corpus, prepared) = (home.path().join("corpus.txt"), home.path().join("prepared"));
+        let mut settings = Settings::default();
+        settings.data.prepare.input = vec![corpus.display().to_string()];
+        settings.data.prepare.prepared = format!("file://{}", prepared.display());
+        settings.data.prepare.vocabulary = 300;
+        settings.data.prepare.sequence_length = 32;
+        let prepare = |words: usize| {
+            fs::write(&corpus, "a word and another, ".repeat(words)).unwrap();
+            prepare::run(&settings).unwrap();
+        };
+        prepare(1000);
+        let source = DataSource::open(&settings.data.prepare.prepared, &settings).unwrap();
+        let dataset = Box::new(Dataset::find(source.bucket(), &source.address()).unwrap());
+        let found = FoundData::One { dataset, source: Some(source) };
+        assert_eq!(
+            found.index(Split::Train).unwrap().0.samples(),
+            found.dataset().split(Split::Train).samples()
+        );
+        prepare(2000);
+        let error = found.index(Split::Train).err().unwrap();
+        assert_eq!(*error.kind(), Kind::Corrupt, "{error}");
+        assert!(error.to_string().contains("prepared anew"), "{error}");
+    }
+}

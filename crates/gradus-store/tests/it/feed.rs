@@ -473,3 +473,28 @@ fn ranks_of_a_node_share_one_feed() {
     assert_eq!(late.read(0, &mut Vec::new()).unwrap_err().kind(), &Kind::Unavailable);
     assert_eq!(Asker::connect(&name, PATIENCE).err().unwrap().kind(), &Kind::Unavailable);
 }
+
+#[test]
+fn a_rank_that_missed_an_answer_does_not_take_it_for_another() {
+    let home = home(30);
+    let feed = Arc::new(home.feed(&small(64 << 20)));
+    home.server.faults().hold();
+    feed.begin(0);
+    let keeper = Keeper::start(feed.clone()).unwrap();
+    let mut asker = Asker::connect(keeper.name(), Duration::from_millis(20)).unwrap();
+    let mut bytes = Vec::new();
+    let error = asker.read(0, &mut bytes).unwrap_err();
+    assert_eq!(
+        (error.kind(), error.to_string().contains("not answered")),
+        (&Kind::Unavailable, true),
+        "{error}"
+    );
+    home.server.faults().release();
+    // Its answer comes now, late, and whoever listened again would hear it as the answer to this.
+    feed.sample(1).unwrap();
+    for position in [2, 3] {
+        let error = asker.read(position, &mut bytes).unwrap_err();
+        assert!(error.to_string().contains("before"), "{position}: {error}");
+    }
+    assert_eq!(asker.ask(std::iter::once(4)).unwrap_err().kind(), &Kind::Unavailable);
+}

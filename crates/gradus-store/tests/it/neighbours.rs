@@ -1,10 +1,36 @@
 //! What comes along with a sample, and what is held for its turn, by scripted orders out of a real S3 server.
 
 use super::feed::{Home, PATIENCE, home_of, small};
+use super::index::gzip;
 use gradus_host::{Clock, RealClock};
 use gradus_store::{Feed, FeedCounters, Order, Readers, Reading, Source};
+use gradus_testbed::S3Server;
 use std::sync::Arc;
 use std::thread::yield_now;
+
+/// Lines of many lengths, of which so many lie in a member of gzip's each.
+fn packed_home(samples: usize, together: usize) -> Home {
+    let server = S3Server::with_bucket("data").unwrap();
+    // Digits that gzip does not make much shorter: splitmix64's.
+    let digit = |at: u64| {
+        let mixed = (at ^ at >> 30).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+        (mixed ^ mixed >> 27).wrapping_mul(0x94D0_49BB_1331_11EB) >> 60
+    };
+    let line = |number: usize| {
+        let first = (number as u64) << 20;
+        let digits = (first..first + 400 + number as u64 * 7919 % 2000).map(|at| format!("{:x}", digit(at)));
+        format!("[\"{number:06}{}\"]", digits.collect::<String>()).into_bytes()
+    };
+    let lines: Vec<Vec<u8>> = (0..samples).map(line).collect();
+    let mut bytes = 0;
+    for (number, part) in lines.chunks(samples.div_ceil(3)).enumerate() {
+        let member = |lines: &[Vec<u8>]| gzip(&[&lines.join(&b'\n')[..], b"\n"].concat());
+        let packed: Vec<u8> = part.chunks(together).flat_map(member).collect();
+        bytes += packed.len() as u64;
+        server.put("data", &format!("set/{number}.jsonl.gz"), &packed).unwrap();
+    }
+    Home { server, lines, bytes }
+}
 
 /// What a feed counted, once no page is on its way any more: whoever fetched a block lets go of it after its reader has it.
 fn settled(feed: &Feed) -> FeedCounters {
@@ -149,4 +175,29 @@ fn what_is_used_again_while_it_is_held_does_not_stay_for_that() {
     }
     let cache = feed.counters().cache;
     assert_eq!(cache.fetched_blocks, 60, "{cache:?}");
+}
+
+#[test]
+fn what_is_packed_together_comes_along_and_is_right() {
+    let home = packed_home(300, 4);
+    // What lies near is used soon, and often while what it is packed with is still held.
+    let position = |step: u64| (step / 2 * 37 % 60 * 5 + step % 2 * (1 + step % 3) + step / 7 % 4) % 300;
+    let script: Vec<u64> = (0..900).map(position).collect();
+    let mut most = 0;
+    for pages in [12, 40, 100, 400] {
+        let feed = home.scripted(&script, pages * 4096);
+        home.server.faults().reset_counts();
+        feed.begin(0);
+        for (position, sample) in (0..).zip(&script) {
+            let found = feed.sample(position).unwrap().to_vec();
+            assert_eq!(found, home.lines[*sample as usize], "{pages} pages, {position}");
+        }
+        let (counters, requests) = (settled(&feed), home.server.faults().counts().requests);
+        let cache = counters.cache;
+        // A block of two units is asked for by the second while it is on its way for the first.
+        assert_eq!(cache.fetched_blocks + cache.shared, cache.misses, "{pages} pages: {cache:?}");
+        assert_eq!(cache.transit_pages, 0, "{pages} pages: {cache:?}");
+        most = most.max(cache.fetched_blocks.saturating_sub(requests));
+    }
+    assert!(most > 50, "at most {most} came along");
 }
