@@ -6,6 +6,7 @@
 
 use rustix::io::Errno;
 use rustix::rand::{GetRandomFlags, getrandom};
+use std::array;
 
 const MULTIPLIERS: [u32; 2] = [0xD251_1F53, 0xCD9E_8D57];
 const KEY_STEPS: [u32; 2] = [0x9E37_79B9, 0xBB67_AE85];
@@ -18,25 +19,25 @@ pub fn philox(key: u64, counter: u128) -> [u32; 4] {
     words
 }
 
-/// [`philox`] of several counters: a counter's rounds wait for each other, and those of another do not.
-#[inline]
+/// [`philox`] of several counters: a counter's rounds wait for each other, and those of another do not. Where it is inlined
+/// into a function of wide registers, it uses them.
+#[inline(always)]
 pub fn philox_each<const COUNTERS: usize>(key: u64, counters: [u128; COUNTERS]) -> [[u32; 4]; COUNTERS] {
-    let words = |counter: u128| [0, 32, 64, 96].map(|shift| (counter >> shift) as u32);
-    let (mut all, mut k) = (counters.map(words), [key as u32, (key >> 32) as u32]);
+    // Words of the same place side by side, as registers hold them.
+    let mut c = [0, 32, 64, 96].map(|shift| counters.map(|counter| (counter >> shift) as u32));
+    let mut k = [key as u32, (key >> 32) as u32];
     for _ in 0..ROUNDS {
-        for c in &mut all {
-            let low = u64::from(MULTIPLIERS[0]) * u64::from(c[0]);
-            let high = u64::from(MULTIPLIERS[1]) * u64::from(c[2]);
-            *c = [
-                (high >> 32) as u32 ^ c[1] ^ k[0],
-                high as u32,
-                (low >> 32) as u32 ^ c[3] ^ k[1],
-                low as u32,
-            ];
+        for at in 0..COUNTERS {
+            let low = u64::from(MULTIPLIERS[0]) * u64::from(c[0][at]);
+            let high = u64::from(MULTIPLIERS[1]) * u64::from(c[2][at]);
+            c[0][at] = (high >> 32) as u32 ^ c[1][at] ^ k[0];
+            c[1][at] = high as u32;
+            c[2][at] = (low >> 32) as u32 ^ c[3][at] ^ k[1];
+            c[3][at] = low as u32;
         }
         k = [k[0].wrapping_add(KEY_STEPS[0]), k[1].wrapping_add(KEY_STEPS[1])];
     }
-    all
+    array::from_fn(|at| c.map(|words| words[at]))
 }
 
 /// A stream of numbers for one purpose: seed and purpose make the key, the position is the counter.

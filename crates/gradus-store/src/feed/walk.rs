@@ -242,8 +242,7 @@ impl Walk {
         let readers = plan.readers.here(self.next).saturating_sub(taken);
         let mut entry = None;
         if readers > 0 || self.company.is_some() {
-            let sample = self.ahead.sample(plan, self.next, self.company.is_some());
-            let place = plan.index.sample(sample);
+            let place = self.ahead.place(plan, self.next, self.company.is_some());
             let Some(unit) = self.unit(plan, tier, origin, &place, readers > 0) else { return false };
             entry = unit.map(|unit| Entry { unit, place, left: readers });
             self.waiting_bytes += entry.as_ref().map_or(0, |entry| entry.place.len);

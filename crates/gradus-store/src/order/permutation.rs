@@ -11,6 +11,7 @@
 //! Invariant: for each epoch, `position_of(epoch, sample_at(epoch, p)) == p` for every `p` below `samples`.
 
 use gradus_host::random::{Stream, philox_each};
+use multiversion::multiversion;
 use std::array;
 
 /// Names the stream from which an order's key is drawn, apart from every other use of the same seed.
@@ -21,7 +22,7 @@ const PURPOSE: u64 = 0x006f_7264_6572;
 const ROUNDS: u64 = 8;
 
 /// Positions whose samples are computed side by side.
-const LANES: usize = 4;
+const LANES: usize = 16;
 
 /// Positions of which those that want another pass are gathered.
 const BATCH: usize = 32;
@@ -73,28 +74,7 @@ impl SampleOrder {
     /// If a position is not below the number of samples.
     pub(super) fn samples_at(&self, epoch: u64, positions: &mut [u64]) {
         assert!(positions.iter().all(|position| *position < self.samples), "positions behind the last");
-        positions.chunks_mut(BATCH).for_each(|batch| self.walk_each(epoch, batch));
-    }
-
-    /// As [`SampleOrder::walk`], for at most [`BATCH`] values.
-    fn walk_each(&self, epoch: u64, values: &mut [u64]) {
-        let mut outside: [usize; BATCH] = array::from_fn(|at| at);
-        let mut count = values.len();
-        while count > 0 {
-            for group in outside[..count].chunks(LANES) {
-                // Where a group is not full, the last lanes do what the first does.
-                let lanes = array::from_fn(|lane| values[*group.get(lane).unwrap_or(&group[0])]);
-                let permuted: [u64; LANES] = self.encipher(epoch, lanes);
-                group.iter().zip(permuted).for_each(|(at, value)| values[*at] = value);
-            }
-            let mut left = 0;
-            for number in 0..count {
-                let at = outside[number];
-                outside[left] = at;
-                left += usize::from(values[at] >= self.samples);
-            }
-            count = left;
-        }
+        positions.chunks_mut(BATCH).for_each(|batch| walk_each(self, epoch, batch));
     }
 
     /// The position of `sample` in `epoch`: the inverse of [`SampleOrder::sample_at`].
@@ -117,6 +97,8 @@ impl SampleOrder {
         }
     }
 
+    // Inlined into a function of wide registers, it uses them; so do rounds.
+    #[inline(always)]
     fn encipher<const LANES: usize>(&self, epoch: u64, values: [u64; LANES]) -> [u64; LANES] {
         let (mut left, mut right) =
             (values.map(|value| self.halves(value).0), values.map(|value| self.halves(value).1));
@@ -144,10 +126,33 @@ impl SampleOrder {
         (1 << self.half_bits) - 1
     }
 
+    #[inline(always)]
     fn round<const LANES: usize>(&self, epoch: u64, round: u64, halves: [u64; LANES]) -> [u64; LANES] {
         // A half has at most 32 bits, so that epoch, round and half never share a bit of the counter.
         let counter = |half: u64| u128::from(epoch) << 64 | u128::from(round) << 32 | u128::from(half);
         philox_each(self.key, halves.map(counter)).map(|words| u64::from(words[0]) & self.half_mask())
+    }
+}
+
+/// As [`SampleOrder::walk`], for at most [`BATCH`] values, in the widest registers that there are.
+#[multiversion(targets = "simd")]
+fn walk_each(order: &SampleOrder, epoch: u64, values: &mut [u64]) {
+    let mut outside: [usize; BATCH] = array::from_fn(|at| at);
+    let mut count = values.len();
+    while count > 0 {
+        for group in outside[..count].chunks(LANES) {
+            // Where a group is not full, the last lanes do what the first does.
+            let lanes = array::from_fn(|lane| values[*group.get(lane).unwrap_or(&group[0])]);
+            let permuted: [u64; LANES] = order.encipher(epoch, lanes);
+            group.iter().zip(permuted).for_each(|(at, value)| values[*at] = value);
+        }
+        let mut left = 0;
+        for number in 0..count {
+            let at = outside[number];
+            outside[left] = at;
+            left += usize::from(values[at] >= order.samples);
+        }
+        count = left;
     }
 }
 
