@@ -27,6 +27,7 @@ pub fn philox_each<const COUNTERS: usize>(key: u64, counters: [u128; COUNTERS]) 
     let mut c = [0, 32, 64, 96].map(|shift| counters.map(|counter| (counter >> shift) as u32));
     let mut k = [key as u32, (key >> 32) as u32];
     for _ in 0..ROUNDS {
+        #[expect(clippy::needless_range_loop, reason = "four rows are walked over, of which none leads")]
         for at in 0..COUNTERS {
             let low = u64::from(MULTIPLIERS[0]) * u64::from(c[0][at]);
             let high = u64::from(MULTIPLIERS[1]) * u64::from(c[2][at]);
