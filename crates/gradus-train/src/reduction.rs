@@ -27,6 +27,10 @@ use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::sync::Arc;
 
+/// Ranges that are being scattered at once where their sums over replicas begin next: the backward passes of two units hide
+/// each.
+const MOST_SCATTERS: usize = 2;
+
 /// A range of the layout whose gradients travel together.
 struct Range {
     span: Span,
@@ -38,8 +42,8 @@ struct Range {
 
 /// Something under way.
 enum Flight {
-    /// A range is being scattered, from a slot or where it is kept; for the last time in this step or not.
-    Scatter { handle: Handle, range: usize, slot: Option<Slot>, room: Option<usize>, last: bool },
+    /// A range is being scattered, from a slot or where it is kept; `leads_on` where its sum over replicas begins next.
+    Scatter { handle: Handle, range: usize, slot: Option<Slot>, room: Option<usize>, leads_on: bool },
     /// This rank's part of a range is being summed over replicas.
     Sum { handle: Handle, range: usize, room: Option<usize> },
 }
@@ -138,18 +142,23 @@ impl Reduction {
         self.memory.gradients()
     }
 
-    /// Where a pass adds the gradients of a unit, where they are not kept whole.
+    /// Where a pass adds the gradients of a unit, where they are not kept whole. A pass that has failed runs out in the same
+    /// memory as another: nothing is under way from it any more.
     pub fn slot(&self, unit: Unit) -> Span {
         let index = self.index(unit);
+        let take = || self.memory.take_slot(self.device.as_ref(), index, self.units[index].1.len);
         loop {
-            if let Some(place) = self.memory.take_slot(self.device.as_ref(), index, self.units[index].1.len) {
+            if let Some(place) = take() {
                 return place;
             }
             // The oldest under way makes room.
             if self.failure.guard(|| self.complete_oldest()).is_none() {
-                return self.memory.any_slot(self.units[index].1.len);
+                break;
             }
         }
+        self.flights.borrow_mut().clear();
+        self.memory.let_go();
+        take().expect("there is room for all that a pass adds to at once")
     }
 
     fn index(&self, unit: Unit) -> usize {
@@ -166,12 +175,17 @@ impl Reduction {
 
     /// A pass has finished the gradients of a unit, whose range this is.
     pub fn finished(&self, unit: Unit, range: Span) {
+        let (index, slot) = (self.index(unit), self.memory.slot_of(self.index(unit)));
+        if let Some(slot) = &slot {
+            self.memory.close_slot(slot.number);
+        }
         self.failure.guard(|| {
-            match self.memory.slot_of(self.index(unit)) {
-                Some(slot) => self.scatter_slot(self.index(unit), slot)?,
+            match slot {
+                Some(slot) => self.scatter_slot(index, slot)?,
                 None if self.last.get() => self.start_up_to(range.end())?,
                 None => {}
             }
+            self.keep_up()?;
             self.advance()
         });
     }
@@ -230,7 +244,6 @@ impl Reduction {
 
     fn scatter_slot(&self, index: usize, slot: Slot) -> Result<()> {
         self.started.set(self.started.get() + 1);
-        self.memory.close_slot(slot.number);
         self.scatter(index, slot.place.part(0, self.ranges[index].span.len), Some(slot))
     }
 
@@ -275,7 +288,8 @@ impl Reduction {
         // SAFETY: the range is final, so nobody touches it until the scatter has been waited for, nor its room; the learner
         // drops its communicators before the device's memory.
         let handle = unsafe { self.fsdp.start(how, memory) }?;
-        let flight = Flight::Scatter { handle, range, slot, room, last: self.last.get() };
+        let leads_on = self.last.get() && self.dp.size() > 1;
+        let flight = Flight::Scatter { handle, range, slot, room, leads_on };
         self.flights.borrow_mut().push_back(flight);
         Ok(())
     }
@@ -294,10 +308,20 @@ impl Reduction {
         Ok(())
     }
 
-    /// Takes in what has arrived, in the order in which it was started.
+    /// Begins the sums over replicas of what was scattered, but for the latest. When that has arrived differs from rank to rank, and there
+    /// has to be one order in which all of them start what they take part in: so a sum begins where its pass is, not when.
+    fn keep_up(&self) -> Result<()> {
+        let leads_on = |flight: &&Flight| matches!(flight, Flight::Scatter { leads_on: true, .. });
+        while self.flights.borrow().iter().filter(leads_on).count() > MOST_SCATTERS {
+            self.complete_oldest()?;
+        }
+        Ok(())
+    }
+
+    /// Takes in what has arrived, in the order in which it was started, up to what leads on.
     fn advance(&self) -> Result<()> {
         let is_done = |flight: &Flight| match flight {
-            Flight::Scatter { handle, .. } => self.fsdp.is_done(handle),
+            Flight::Scatter { handle, leads_on, .. } => !leads_on && self.fsdp.is_done(handle),
             Flight::Sum { handle, .. } => self.dp.is_done(handle),
         };
         while self.flights.borrow().front().is_some_and(is_done) {
@@ -317,10 +341,10 @@ impl Reduction {
                 self.leave_room(room);
                 Ok(())
             }
-            Flight::Scatter { handle, range, slot, room, last } => {
+            Flight::Scatter { handle, range, slot, room, leads_on } => {
                 self.fsdp.wait(handle)?;
                 self.take_in(range, slot, room);
-                if last && self.dp.size() > 1 {
+                if leads_on {
                     return self.sum(range, room);
                 }
                 self.leave_room(room);

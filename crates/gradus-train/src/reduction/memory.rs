@@ -141,11 +141,6 @@ impl GradientMemory {
         Some(place)
     }
 
-    /// Some room, for a pass that has failed and runs out.
-    pub fn any_slot(&self, len: usize) -> Span {
-        self.rooms()[0].place.part(0, len)
-    }
-
     /// The room that a pass adds a unit's gradients in.
     pub(super) fn slot_of(&self, unit: usize) -> Option<Slot> {
         let number = self.rooms().iter().position(|room| room.unit.get() == Some(unit))?;
@@ -157,6 +152,11 @@ impl GradientMemory {
         let room = &self.rooms()[number];
         room.unit.set(None);
         room.scattering.set(true);
+    }
+
+    /// Nothing is being scattered any more: what was is lost.
+    pub fn let_go(&self) {
+        self.rooms().iter().for_each(|room| room.scattering.set(false));
     }
 
     /// Adds what has come into this part of a slot to the sums of an owned range; the slot is free then.

@@ -4,8 +4,10 @@
 #![allow(clippy::unwrap_used, reason = "a failing helper fails its test")]
 
 mod allocations;
+mod failing;
 mod golden_muon;
 mod halves;
 mod muon;
+mod one_order;
 mod resumed;
 mod splits;
