@@ -100,7 +100,8 @@ fn what_is_too_large_for_the_cache_does_not_come_along() {
 
 #[test]
 fn what_comes_along_is_fetched_no_oftener_than_it_would_be() {
-    // Each line is a block, so that no two positions of an epoch need the same: what is fetched is what was missed.
+    // Each line is a block, so that no two positions of an epoch need the same: what is fetched is what was missed, but for a
+    // block that comes round again while its page is still held by whoever fetched it.
     let home = home_of(300, &|_| 4085);
     for pages in [24, 60, 150, 299] {
         let feed = home.feed(&small(pages * 4096));
@@ -108,7 +109,8 @@ fn what_comes_along_is_fetched_no_oftener_than_it_would_be() {
         let counts = home.server.faults().counts();
         let counters = settled(&feed);
         let (cache, brought) = (counters.cache, counters.brought);
-        assert_eq!((cache.fetched_blocks, brought.bucket), (cache.misses, cache.misses * 4095), "{cache:?}");
+        assert!(cache.fetched_blocks <= cache.misses, "{cache:?}");
+        assert_eq!(brought.bucket, cache.fetched_blocks * 4095, "{cache:?}");
         assert!(counts.requests < cache.misses, "{} requests, {cache:?}", counts.requests);
         assert_eq!(cache.transit_pages, 0, "{cache:?}");
     }
