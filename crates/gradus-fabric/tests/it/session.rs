@@ -8,6 +8,7 @@ use gradus_fabric::{
     Direction, Interest, Lane, NetworkSettings, Order, Secret, Session, SessionSettings, TlsSettings,
     Transport, TransportKind, World,
 };
+use std::sync::Barrier;
 use std::time::Duration;
 
 /// Long enough that no busy machine makes the living look dead.
@@ -82,12 +83,16 @@ fn wait(transport: &mut dyn Transport) -> Error {
 
 #[test]
 fn ranks_follow_names_where_members_are_numbered() {
+    // Who has returned has left, and the epoch is over: so both have been asked before either returns, or fails.
+    let asked = Barrier::new(2);
     let places = two(
         |_, _| {},
         |number, mut session| {
-            let world = session.next_world(LIMIT).unwrap();
+            let (world, may_act) = (session.next_world(LIMIT), session.may_act());
+            asked.wait();
+            let world = world.unwrap();
             assert_eq!((world.rank, world.transport.rank(), world.members.len()), (number, number, 2));
-            assert_eq!(session.may_act(), Some(world.epoch));
+            assert_eq!(may_act, Some(world.epoch));
             world.members.iter().map(|member| member.name.clone()).collect::<Vec<_>>()
         },
     );
