@@ -15,12 +15,14 @@ const ROUND_TRIPS: usize = 64;
 /// Looks at the other's clock; the one with the shortest round trip counts (Cristian, "Probabilistic clock synchronization",
 /// Distributed Computing 1989).
 const CLOCK_LOOKS: usize = 16;
-/// Messages grow fourfold until one takes so long that what begins and ends it is of no account.
+/// Messages grow fourfold until even the fastest takes so long that what begins and ends it is of no account.
 const SMALLEST: usize = 16 << 10;
 const LARGEST: usize = 16 << 20;
 const LONG_ENOUGH: Duration = Duration::from_millis(20);
-/// More of the last size; the fastest counts.
-const MORE: usize = 3;
+/// The same in round trips: over a long way, or where ranks wait for processors, one begins and ends by taking that long itself.
+const LONG_ENOUGH_TRIPS: u32 = 8;
+/// Messages of the last size; the fastest counts.
+const TRIES: usize = 4;
 /// Bytes of a record that ranks exchange, for each rank of the world: a seat, or what was measured with all others.
 const MOST_PER_RANK: usize = 1024;
 
@@ -30,7 +32,7 @@ const BACK: u64 = 1 << 63;
 const END: u64 = 0;
 
 /// Measures all pairs. All ranks call it, on a transport that carries nothing else; rank 0 gets what was found. Blocks until all is
-/// measured, some 0.2 s for each pair that has to take its turn, and leaves the transport as it was.
+/// measured, some 0.2 s for each pair that has to take its turn, or some 200 of its round trips over a long way, and leaves the transport as it was.
 ///
 /// # Errors
 /// Those of the transport; `Unavailable`, naming a rank, when nothing moves for `patience`; `Corrupt` when a rank says what it should
@@ -195,7 +197,7 @@ fn look_at_clock(pipe: &mut Pipe<'_>, other: usize) -> Result<(f64, f64)> {
     Ok(best)
 }
 
-/// Bytes per second one way, by the fastest of the messages that take long enough.
+/// Bytes per second one way, by the fastest of the messages that all take long enough: one alone may have been held up.
 fn bandwidth(
     pipe: &mut Pipe<'_>,
     other: usize,
@@ -203,14 +205,14 @@ fn bandwidth(
     round_trip: Duration,
     buffer: &mut [u8],
 ) -> Result<f64> {
-    let mut bytes = SMALLEST;
-    let mut fastest = transfer(pipe, other, way, &mut buffer[..bytes])?;
-    while bytes < LARGEST && fastest < LONG_ENOUGH {
-        bytes *= 4;
-        fastest = transfer(pipe, other, way, &mut buffer[..bytes])?;
-    }
-    for _ in 0..MORE {
+    let long_enough = LONG_ENOUGH.max(round_trip * LONG_ENOUGH_TRIPS);
+    let (mut bytes, mut fastest, mut tries) = (SMALLEST, Duration::MAX, 0);
+    while tries < TRIES {
         fastest = fastest.min(transfer(pipe, other, way, &mut buffer[..bytes])?);
+        tries += 1;
+        if fastest < long_enough && bytes < LARGEST {
+            (bytes, fastest, tries) = (bytes * 4, Duration::MAX, 0);
+        }
     }
     // Half a round trip to begin and half to end; a clock may be too coarse for what is left.
     let moving = fastest.saturating_sub(round_trip).max(fastest / 2).max(Duration::from_nanos(1));

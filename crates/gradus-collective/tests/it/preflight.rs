@@ -4,6 +4,8 @@ use crate::world::connected;
 use gradus_collective::preflight::{Seated, Survey, survey};
 use gradus_error::Kind;
 use gradus_fabric::TransportKind;
+use gradus_fabric::simulated::{self, Conditions};
+use gradus_host::simulation::{Faults, Weather};
 use gradus_host::{Clock, RealClock};
 use std::sync::Barrier;
 use std::time::Duration;
@@ -69,6 +71,36 @@ fn clocks_are_found_as_far_apart_as_they_are() {
         // The calendar itself may be set right meanwhile, by NTP.
         let off_ms = (pair.clock_ahead_ms - apart_ms).abs();
         assert!(off_ms <= pair.clock_error_ms + 1.0, "{pair:?}");
+    }
+}
+
+/// What is measured in virtual time of a link of so much bandwidth and so long a way.
+fn of_link(bandwidth_bytes_per_s: u64, delay: Duration) -> f64 {
+    let weather = Weather { shortest_delay: delay, longest_delay: delay, ..Faults::none().weather };
+    let conditions = Conditions {
+        faults: Faults { weather, heal: Duration::MAX, ..Faults::none() },
+        bandwidth_bytes_per_s,
+        stream_bytes: 64 << 20,
+        ..Conditions::default()
+    };
+    let finish = simulated::run(2, &conditions, |mut transport, clock| {
+        let host_mark = transport.rank() as u64;
+        let own = Seated { host_mark, host: String::new(), address: String::new() };
+        survey(&mut *transport, &own, &*clock, PATIENCE).unwrap()
+    });
+    let pair = finish.results.into_iter().flatten().next().unwrap().pairs[0];
+    assert!(pair.round_trip_us >= 2e6 * delay.as_secs_f64(), "{pair:?}");
+    assert!((pair.there_bytes_per_s / pair.back_bytes_per_s - 1.0).abs() < 0.05, "{pair:?}");
+    pair.there_bytes_per_s
+}
+
+#[test]
+fn bandwidth_is_found_whatever_the_way() {
+    for bandwidth in [1_000_000, 10_000_000, 100_000_000] {
+        for delay_us in [10, 1000, 25_000, 100_000] {
+            let found = of_link(bandwidth, Duration::from_micros(delay_us)) / bandwidth as f64;
+            assert!((0.9..1.1).contains(&found), "{found} of {bandwidth} B/s over {delay_us} us");
+        }
     }
 }
 
