@@ -175,7 +175,8 @@ impl Reduction {
 
     /// A pass has finished the gradients of a unit, whose range this is.
     pub fn finished(&self, unit: Unit, range: Span) {
-        let (index, slot) = (self.index(unit), self.memory.slot_of(self.index(unit)));
+        let index = self.index(unit);
+        let slot = self.memory.slot_of(index);
         if let Some(slot) = &slot {
             self.memory.close_slot(slot.number);
         }

@@ -32,7 +32,8 @@ const BACK: u64 = 1 << 63;
 const END: u64 = 0;
 
 /// Measures all pairs. All ranks call it, on a transport that carries nothing else; rank 0 gets what was found. Blocks until all is
-/// measured, some 0.2 s for each pair that has to take its turn, or some 200 of its round trips over a long way, and leaves the transport as it was.
+/// measured, 0.2 to 0.6 s for each pair that has to take its turn, or 100 to 300 of its round trips over a long way, and leaves the
+/// transport as it was.
 ///
 /// # Errors
 /// Those of the transport; `Unavailable`, naming a rank, when nothing moves for `patience`; `Corrupt` when a rank says what it should
@@ -118,8 +119,8 @@ fn lead(pipe: &mut Pipe<'_>, other: usize) -> Result<Pair> {
     let round_trip = fastest_round_trip(pipe, other)?;
     let (ahead_s, error_s) = look_at_clock(pipe, other)?;
     let mut buffer = vec![0; LARGEST];
-    let there_bytes_per_s = bandwidth(pipe, other, 0, round_trip, &mut buffer)?;
-    let back_bytes_per_s = bandwidth(pipe, other, BACK, round_trip, &mut buffer)?;
+    let mut one_way = |way| bandwidth(round_trip, |bytes| transfer(pipe, other, way, &mut buffer[..bytes]));
+    let (there_bytes_per_s, back_bytes_per_s) = (one_way(0)?, one_way(BACK)?);
     pipe.send(other, &END.to_le_bytes())?;
     Ok(Pair {
         one,
@@ -197,18 +198,13 @@ fn look_at_clock(pipe: &mut Pipe<'_>, other: usize) -> Result<(f64, f64)> {
     Ok(best)
 }
 
-/// Bytes per second one way, by the fastest of the messages that all take long enough: one alone may have been held up.
-fn bandwidth(
-    pipe: &mut Pipe<'_>,
-    other: usize,
-    way: u64,
-    round_trip: Duration,
-    buffer: &mut [u8],
-) -> Result<f64> {
+/// Bytes per second one way, by the fastest of the messages that all take long enough: one alone may have been held up. `transfer`
+/// takes so many bytes over and says how long that took.
+fn bandwidth(round_trip: Duration, mut transfer: impl FnMut(usize) -> Result<Duration>) -> Result<f64> {
     let long_enough = LONG_ENOUGH.max(round_trip * LONG_ENOUGH_TRIPS);
     let (mut bytes, mut fastest, mut tries) = (SMALLEST, Duration::MAX, 0);
     while tries < TRIES {
-        fastest = fastest.min(transfer(pipe, other, way, &mut buffer[..bytes])?);
+        fastest = fastest.min(transfer(bytes)?);
         tries += 1;
         if fastest < long_enough && bytes < LARGEST {
             (bytes, fastest, tries) = (bytes * 4, Duration::MAX, 0);
@@ -288,6 +284,31 @@ pub(crate) fn as_leader() -> Vec<u8> {
 mod tests {
     use super::*;
     use gradus_error::Kind;
+    use std::cell::Cell;
+
+    /// What is found of a shaped link, which lets a burst through at once, while the messages of one size are held up but for the
+    /// last `let_by` of four.
+    fn of_shaped(bytes_per_s: f64, held_up: usize, let_by: usize) -> f64 {
+        const BURST: usize = 64 << 10;
+        let tries = Cell::new(0);
+        let found = bandwidth(Duration::from_micros(100), |bytes| {
+            let shaped = bytes.saturating_sub(BURST) as f64 / bytes_per_s;
+            let is_held = bytes == held_up && tries.replace(tries.get() + 1) < TRIES - let_by;
+            let held_s = if is_held { 0.1 } else { 0.0 };
+            Ok(Duration::from_secs_f64(100e-6 + shaped + held_s))
+        });
+        found.unwrap()
+    }
+
+    #[test]
+    fn a_burst_is_not_taken_for_the_link_because_a_message_was_held_up() {
+        for bytes_per_s in [1e6, 5e6, 125e6] {
+            for (held_up, let_by) in [16 << 10, 64 << 10, 256 << 10].into_iter().zip([3, 1, 2]) {
+                let found = of_shaped(bytes_per_s, held_up, let_by) / bytes_per_s;
+                assert!((0.9..1.4).contains(&found), "{found} of {bytes_per_s} B/s, held up at {held_up}");
+            }
+        }
+    }
 
     #[test]
     fn figures_of_others_pairs_are_refused() {
